@@ -1,0 +1,56 @@
+# `make` lists the targets. Everything runs in .venv, made from the lock file that fits this machine.
+# A smaller torch, without CUDA: PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make repro
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help repro setup test lint format lock
+
+PYTHON ?= python3
+BIN := .venv/bin
+# Where nvidia-smi finds a GPU, spconv comes with its CUDA kernels.
+ifndef DEVICE
+DEVICE := $(shell nvidia-smi >/dev/null 2>&1 && echo cuda || echo cpu)
+endif
+LOCK := requirements-$(DEVICE).lock
+SETUP := .venv/.installed-$(DEVICE)
+
+help: ## this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
+
+repro: $(SETUP) ## set up, then bring every result up to date (dvc repro)
+	$(BIN)/dvc repro
+
+setup: $(SETUP) ## make .venv with what the lock file says
+
+test: lint ## lint, then all tests
+	$(BIN)/pytest
+
+lint: $(SETUP) ## ruff, mypy and the import contracts
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(SETUP) ## let ruff put right what it can
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+# The wheel of torch differs from index to index, hence no hashes and no local version such as +cpu.
+lock: $(SETUP) ## resolve pyproject.toml into both lock files (UPGRADE=1: to the newest versions)
+	for device in cpu cuda; do \
+		$(BIN)/pip-compile --quiet --extra $$device --extra dev --strip-extras --no-header --annotation-style line \
+			--allow-unsafe --unsafe-package pip \
+			--no-emit-index-url --no-emit-find-links --no-emit-trusted-host --no-emit-options \
+			$(if $(UPGRADE),--upgrade) --output-file requirements-$$device.lock pyproject.toml; \
+		sed -i -E -e '1i # Made by `make lock` from pyproject.toml.' -e '/^# Made by/d' \
+			-e 's/^(torch==[^ +]+)\+[a-z0-9]+/\1/' requirements-$$device.lock; \
+	done
+
+# Done once, and again when the lock file changes. The two builds of spconv overwrite each other, so a change of device starts
+# from nothing.
+$(SETUP): $(LOCK)
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed and %s is %s; run make PYTHON=python3.11" % (sys.executable, sys.version.split()[0]))'
+	$(PYTHON) -m venv $(if $(filter-out $(SETUP),$(wildcard .venv/.installed-*)),--clear) .venv
+	$(BIN)/python -m pip install --disable-pip-version-check --requirement $(LOCK)
+	touch $@

@@ -1,0 +1,266 @@
+"""Weights in every layout give the same network; every fault of a file is named."""
+
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from model.checkpoint import CheckpointError, import_checkpoint, load_vae, save_vae
+from model.sparse import SparseTensor
+from model.vae import SparseSDFVAE, VAEConfig
+from tests.shapes import random_tensor, relative_error
+
+State = dict[str, torch.Tensor]
+CONFIG = VAEConfig(model_channels=64, num_blocks=2, latent_channels=4)
+FIRST_KERNEL = "encoder.downsample.0.out_layers.0.conv.kernel"
+SKIP_KERNEL = "encoder.downsample.0.skip_connection.conv.kernel"
+
+
+@pytest.fixture(scope="module")
+def vae() -> SparseSDFVAE:
+    """Random everywhere, biases and norms included, so that nothing can be left out unnoticed."""
+    torch.manual_seed(0)
+    vae = SparseSDFVAE(CONFIG)
+    for parameter in vae.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    return vae.eval()
+
+
+def published(vae: SparseSDFVAE) -> State:
+    """The published names, and kernels [27, in, out] whose first axis runs over offsets with x fastest."""
+    state: State = {}
+    for key, value in vae.state_dict().items():
+        stem, leaf = key.rsplit(".", 1)
+        is_skip = ".skip_connection" in key
+        if value.ndim == 5:
+            offsets = [value[:, x, y, z].T for z in range(3) for y in range(3) for x in range(3)]
+            state[f"{stem}.conv.kernel"] = torch.stack(offsets)
+        elif is_skip and leaf == "weight":
+            state[f"{stem}.conv.kernel"] = value.T.contiguous()
+        elif is_skip or (leaf == "bias" and vae.state_dict()[f"{stem}.weight"].ndim == 5):
+            state[f"{stem}.conv.bias"] = value
+        else:
+            state[key] = value
+    return state
+
+
+def spconv_layout(vae: SparseSDFVAE) -> State:
+    state: State = {}
+    for key, value in published(vae).items():
+        if key.endswith(".conv.kernel"):
+            weight = vae.state_dict()[key.replace(".conv.kernel", ".weight")]
+            state[key.replace("kernel", "weight")] = weight if weight.ndim == 5 else weight[:, None, None, None]
+        else:
+            state[key] = value
+    return state
+
+
+def outputs(vae: SparseSDFVAE) -> tuple[torch.Tensor, torch.Tensor]:
+    x = random_tensor(1, num_shapes=2, extent=16, share=0.1, seed=3)
+    with torch.no_grad():
+        posterior = vae.encode(x)
+        return torch.cat([posterior.mean.feats, posterior.logvar.feats]), vae.decode(posterior.mean).feats
+
+
+def assert_same_function(imported: SparseSDFVAE, vae: SparseSDFVAE) -> None:
+    assert imported.config == vae.config
+    for got, expected in zip(outputs(imported), outputs(vae), strict=True):
+        assert torch.equal(got, expected)
+
+
+# --- layouts ---------------------------------------------------------------------------------------------------------
+
+
+def write_published(vae: SparseSDFVAE, folder: Path) -> Path:
+    torch.save({"vae": published(vae), "dit": {"blocks.0.weight": torch.zeros(2)}}, folder / "published.ckpt")
+    return folder / "published.ckpt"
+
+
+def write_published_bare(vae: SparseSDFVAE, folder: Path) -> Path:
+    torch.save(published(vae), folder / "bare.pt")
+    return folder / "bare.pt"
+
+
+def write_published_safetensors(vae: SparseSDFVAE, folder: Path) -> Path:
+    save_file(published(vae), folder / "published.safetensors")
+    return folder / "published.safetensors"
+
+
+def write_spconv(vae: SparseSDFVAE, folder: Path) -> Path:
+    torch.save({"vae": spconv_layout(vae)}, folder / "spconv.ckpt")
+    return folder / "spconv.ckpt"
+
+
+def write_ours(vae: SparseSDFVAE, folder: Path) -> Path:
+    save_vae(vae, folder / "ours")
+    return folder / "ours"
+
+
+def write_our_file(vae: SparseSDFVAE, folder: Path) -> Path:
+    return write_ours(vae, folder) / "model.safetensors"
+
+
+@pytest.mark.parametrize(
+    "write",
+    [write_published, write_published_bare, write_published_safetensors, write_spconv, write_ours, write_our_file],
+)
+def test_every_layout_gives_the_same_network(vae: SparseSDFVAE, tmp_path: Path, write: Callable):
+    assert_same_function(load_vae(write(vae, tmp_path)), vae)
+
+
+def test_a_loaded_network_is_ready_for_inference(vae: SparseSDFVAE, tmp_path: Path):
+    loaded = load_vae(write_ours(vae, tmp_path), dtype=torch.float64)
+    assert not loaded.training
+    assert {p.dtype for p in loaded.parameters()} == {torch.float64}
+
+
+def test_half_precision_on_disk_is_near(vae: SparseSDFVAE, tmp_path: Path):
+    save_vae(vae, tmp_path / "half", dtype=torch.float16)
+    for got, expected in zip(load_vae(tmp_path / "half").parameters(), vae.parameters(), strict=True):
+        assert got.dtype == torch.float32
+        assert relative_error(got, expected) < 1e-3
+
+
+def test_another_order_of_the_offsets_is_another_network(vae: SparseSDFVAE, tmp_path: Path):
+    """What the order x, y, z of the flat kernel index means can be seen in the output: z fastest would be wrong."""
+    state = published(vae)
+    for key, value in state.items():
+        if key.endswith("kernel") and value.ndim == 3:
+            state[key] = value.view(3, 3, 3, *value.shape[1:]).permute(2, 1, 0, 3, 4).reshape(value.shape)
+    torch.save({"vae": state}, tmp_path / "z_fastest.ckpt")
+    for got, expected in zip(outputs(load_vae(tmp_path / "z_fastest.ckpt")), outputs(vae), strict=True):
+        assert relative_error(got, expected) > 1e-2
+
+
+def test_offset_one_of_the_published_kernel_is_one_step_along_x(vae: SparseSDFVAE, tmp_path: Path):
+    """Index 13 is the voxel itself, 14 the neighbour at +x, 16 at +y, 22 at +z."""
+    state = published(vae)
+    layer = load_vae(write_published(vae, tmp_path)).encoder.downsample[0].out_layers[0]
+    kernel, bias = state[FIRST_KERNEL], state[FIRST_KERNEL.replace("kernel", "bias")]
+    for axis, index in ((0, 14), (1, 16), (2, 22)):
+        coords = torch.full((2, 4), 5, dtype=torch.int32)
+        coords[:, 0] = 0
+        coords[1, 1 + axis] += 1
+        feats = torch.randn(2, kernel.shape[1])
+        expected = feats[0] @ kernel[13] + feats[1] @ kernel[index] + bias
+        torch.testing.assert_close(layer(SparseTensor(coords, feats)).feats[0], expected)
+
+
+def test_architecture_is_read_off_the_shapes(tmp_path: Path):
+    config = VAEConfig(model_channels=128, num_blocks=3, latent_channels=6)
+    save_vae(SparseSDFVAE(config), tmp_path / "vae")
+    assert import_checkpoint(tmp_path / "vae" / "model.safetensors").vae.config == config
+
+
+def test_every_key_is_accounted_for(vae: SparseSDFVAE, tmp_path: Path):
+    imported = import_checkpoint(write_published(vae, tmp_path))
+    assert {key.source for key in imported.keys} == published(vae).keys()
+    assert {key.target for key in imported.keys} == vae.state_dict().keys()
+    assert imported.ignored == {"dit": "not part of the VAE"}
+    norms = {key.target: key.norm for key in imported.keys}
+    for target, value in vae.state_dict().items():
+        assert norms[target] == pytest.approx(value.norm().item(), rel=1e-5)
+
+
+# --- faults ----------------------------------------------------------------------------------------------------------
+
+
+def drop(key: str) -> Callable[[State], object]:
+    return lambda state: state.pop(key)
+
+
+def put(key: str, value: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[State], object]:
+    return lambda state: state.update({key: value(state[FIRST_KERNEL if key not in state else key])})
+
+
+def with_one(value: float) -> Callable[[torch.Tensor], torch.Tensor]:
+    def spoil(tensor: torch.Tensor) -> torch.Tensor:
+        tensor = tensor.clone()
+        tensor.view(-1)[-1] = value
+        return tensor
+
+    return spoil
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (drop(FIRST_KERNEL), r"encoder\.downsample\.0\.out_layers\.0\.weight is missing"),
+        (drop("decoder.blocks.1.mlp.mlp.2.bias"), r"decoder\.blocks\.1\.mlp\.mlp\.2\.bias is missing"),
+        (drop("decoder.input_layer.weight"), r"decoder\.input_layer\.weight; this is not a sparse-SDF VAE"),
+        (put("encoder.surplus.weight", lambda t: t), r"encoder\.surplus\.weight is unknown"),
+        (put(FIRST_KERNEL, lambda t: t[:, :1]), r"0\.weight has shape \[8, 3, 3, 3, 1\], expected \[8, 3, 3, 3, 4\]"),
+        (put(FIRST_KERNEL, lambda t: t[:26]), r"0\.conv\.kernel has shape \[26, 4, 8\]; expected \[27, in, out\]"),
+        (put(SKIP_KERNEL, lambda t: t.T.clone()), r"skip_connection\.weight has shape \[4, 8\], expected \[8, 4\]"),
+        (put(FIRST_KERNEL, with_one(float("nan"))), r"out_layers\.0\.conv\.kernel holds NaN or infinity"),
+        (put("decoder.out_layer.weight", with_one(float("inf"))), r"decoder\.out_layer\.weight holds NaN or infinity"),
+        (put("decoder.input_layer.weight", lambda t: t[:63]), r"has 63 channels; expected a multiple of 64"),
+    ],
+)
+def test_a_faulty_key_is_named_with_its_file(vae: SparseSDFVAE, tmp_path: Path, change: Callable, message: str):
+    state = published(vae)
+    change(state)
+    file = tmp_path / "faulty.ckpt"
+    torch.save({"vae": state}, file)
+    with pytest.raises(CheckpointError, match=rf"faulty\.ckpt: .*{message}"):
+        load_vae(file)
+
+
+def test_two_keys_for_one_weight_are_refused(vae: SparseSDFVAE, tmp_path: Path):
+    state = published(vae)
+    state["encoder.downsample.0.out_layers.0.weight"] = vae.state_dict()["encoder.downsample.0.out_layers.0.weight"]
+    torch.save(state, tmp_path / "twice.ckpt")
+    with pytest.raises(CheckpointError, match=r"twice\.ckpt: .*encoder\.downsample\.0\.out_layers\.0\.weight"):
+        load_vae(tmp_path / "twice.ckpt")
+
+
+class Payload:
+    def __reduce__(self):
+        return Path.touch, (Path("executed"),)
+
+
+def test_code_in_a_pickle_is_refused_and_not_executed(vae: SparseSDFVAE, tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"vae": published(vae), "extra": Payload()}, "evil.ckpt")
+    with pytest.raises(CheckpointError, match=r"evil\.ckpt: not a readable checkpoint"):
+        load_vae("evil.ckpt")
+    assert not Path("executed").exists()
+
+
+def test_a_plain_pickle_is_refused_and_not_executed(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("plain.pt").write_bytes(pickle.dumps(Payload()))
+    with pytest.raises(CheckpointError, match=r"plain\.pt: not a readable checkpoint"):
+        load_vae("plain.pt")
+    assert not Path("executed").exists()
+
+
+@pytest.mark.parametrize("write", [write_published, write_published_safetensors])
+@pytest.mark.parametrize("share", [0, 0.001, 0.5, 0.999])
+def test_a_truncated_file_is_refused(vae: SparseSDFVAE, tmp_path: Path, write: Callable, share: float):
+    file = write(vae, tmp_path)
+    content = file.read_bytes()
+    file.write_bytes(content[: int(len(content) * share)])
+    with pytest.raises(CheckpointError, match=rf"{file.name}: not a readable checkpoint"):
+        load_vae(file)
+
+
+def test_a_file_that_is_not_there(tmp_path: Path):
+    with pytest.raises(CheckpointError, match=r"nowhere\.ckpt: no such checkpoint; set import_vae\.checkpoint"):
+        load_vae(tmp_path / "nowhere.ckpt")
+
+
+def test_a_file_of_something_else(tmp_path: Path):
+    torch.save([1, 2, 3], tmp_path / "list.pt")
+    with pytest.raises(CheckpointError, match=r"list\.pt: expected a state_dict"):
+        load_vae(tmp_path / "list.pt")
+
+
+def test_messages_are_one_line(tmp_path: Path):
+    (tmp_path / "noise.pt").write_bytes(b"noise\n" * 100)
+    with pytest.raises(CheckpointError) as raised:
+        load_vae(tmp_path / "noise.pt")
+    assert "\n" not in str(raised.value)

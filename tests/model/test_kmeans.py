@@ -1,0 +1,125 @@
+import pytest
+import torch
+
+from model.errors import InputError
+from model.kmeans import _refill_empty, kmeans, lloyd_pass
+from tests.model import numpy_reference
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def clusters(num: int, *, members: int = 40, dim: int = 4, spread: float = 0.01) -> tuple[torch.Tensor, torch.Tensor]:
+    """Centres far apart from one another beside the spread, and their members."""
+    centres = torch.randn(num, dim, generator=generator(1))
+    noise = torch.randn(num, members, dim, generator=generator(2)) * spread
+    return centres, (centres[:, None] + noise).flatten(0, 1)
+
+
+def mean_error(vectors: torch.Tensor, codes: torch.Tensor) -> float:
+    return float(lloyd_pass(vectors, codes).squared_errors.mean())
+
+
+def test_well_separated_clusters_are_found():
+    _, vectors = clusters(20)
+    codes = kmeans(vectors, 20, iterations=10, generator=generator())
+    means = vectors.view(20, 40, 4).mean(1)
+    distance = torch.cdist(means, codes)
+    assert distance.min(1).values.max() < 1e-5
+    assert sorted(distance.argmin(1).tolist()) == list(range(20))
+
+
+def test_with_the_codes_it_asks_for_every_distinct_vector_is_a_code():
+    vectors = torch.randn(30, 3, generator=generator())
+    codes = kmeans(vectors, 30, iterations=3, generator=generator())
+    assert torch.equal(codes.unique(dim=0), vectors.unique(dim=0))
+
+
+def test_fewer_distinct_vectors_than_codes_are_refused():
+    vectors = torch.randn(9, 3, generator=generator()).repeat(100, 1)
+    with pytest.raises(InputError, match=r"9 distinct latent vectors for 10 codes; set codebook\.size lower"):
+        kmeans(vectors, 10, iterations=3, generator=generator())
+    kmeans(vectors, 9, iterations=3, generator=generator())
+
+
+@pytest.mark.parametrize(("iterations", "seed"), [(1, 0), (2, 1), (10, 2)])
+def test_no_code_is_empty(iterations, seed):
+    """Also where most vectors crowd in one place and the rest lies far out."""
+    crowd = torch.randn(2000, 4, generator=generator(seed)) * 0.02
+    far = torch.randn(60, 4, generator=generator(seed + 100)) * 5
+    vectors = torch.cat([crowd, far])
+    codes = kmeans(vectors, 300, iterations=iterations, generator=generator(seed))
+    assert lloyd_pass(vectors, codes).counts.min() > 0
+
+
+def test_repeats_of_a_vector_count_once():
+    """A pattern that every shape has must not draw codes, nor means, to itself."""
+    vectors = torch.randn(400, 3, generator=generator())
+    often = torch.cat([vectors, vectors[:1].repeat(10_000, 1)])
+    once = kmeans(vectors, 20, iterations=10, generator=generator())
+    torch.testing.assert_close(kmeans(often, 20, iterations=10, generator=generator()), once)
+
+
+def test_the_order_of_vectors_means_nothing():
+    vectors = torch.randn(400, 3, generator=generator())
+    shuffled = vectors[torch.randperm(400, generator=generator(1))]
+    first, second = (kmeans(v, 20, iterations=5, generator=generator()) for v in (vectors, shuffled))
+    torch.testing.assert_close(second, first)
+
+
+def test_the_seed_decides():
+    vectors = torch.randn(400, 3, generator=generator())
+    first, again, other = (kmeans(vectors, 20, iterations=2, generator=generator(seed)) for seed in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_more_iterations_and_more_codes_lower_the_error():
+    vectors = torch.randn(1000, 4, generator=generator())
+
+    def error(size: int, iterations: int) -> float:
+        return mean_error(vectors, kmeans(vectors, size, iterations=iterations, generator=generator()))
+
+    assert error(50, 10) < error(50, 3) < error(50, 1)
+    assert error(100, 3) < error(50, 3) < error(10, 3)
+
+
+def test_a_uniform_line_is_cut_into_equal_parts():
+    """The optimum for K codes on [0, 1] has error 1 / (12 K^2)."""
+    line = torch.linspace(0, 1, 2001)[:, None]
+    codes = kmeans(line, 4, iterations=60, generator=generator())
+    assert mean_error(line, codes) == pytest.approx(1 / (12 * 4**2), rel=0.05)
+
+
+def test_offset_data_is_clustered_as_well():
+    _, vectors = clusters(20, spread=0.05)
+    here = mean_error(vectors, kmeans(vectors, 20, iterations=10, generator=generator()))
+    far = mean_error(vectors + 1000, kmeans(vectors + 1000, 20, iterations=10, generator=generator()))
+    assert far == pytest.approx(here, rel=0.02)
+
+
+def test_a_pass_counts_sums_and_errors():
+    vectors, codes = torch.randn(200, 3, generator=generator()), torch.randn(7, 3, generator=generator(1))
+    result = lloyd_pass(vectors, codes)
+    indices = torch.from_numpy(numpy_reference.nearest_codes(vectors.numpy(), codes.numpy()))
+    assert torch.equal(result.indices, indices)
+    for code in range(7):
+        own = vectors[indices == code]
+        assert result.counts[code] == len(own)
+        torch.testing.assert_close(result.sums[code], own.sum(0))
+    torch.testing.assert_close(result.squared_errors, (vectors - codes[indices]).square().sum(1))
+
+
+def test_empty_codes_move_to_where_the_error_is():
+    """Two codes for the crowd, two far from everything: the far ones end on members of the worst codes."""
+    vectors = torch.cat([torch.randn(50, 2, generator=generator()), 8 + torch.randn(50, 2, generator=generator(1))])
+    codes = torch.tensor([[0.0, 0.0], [8.0, 8.0], [500.0, 0.0], [0.0, 500.0]])
+    before = lloyd_pass(vectors, codes)
+    assert before.counts.tolist() == [50, 50, 0, 0]
+    moved = _refill_empty(codes, vectors, generator())
+    after = lloyd_pass(vectors, moved)
+    assert torch.equal(moved[:2], codes[:2])
+    assert after.counts.min() > 0
+    assert {int(before.indices[(vectors == code).all(1)]) for code in moved[2:]} == {0, 1}
+    assert after.squared_errors.sum() < before.squared_errors.sum()

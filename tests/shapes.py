@@ -1,0 +1,66 @@
+"""Voxels that tests share: random ones with the awkward cases in, and a real shape with a hole and sharp edges."""
+
+import numpy as np
+import torch
+import trimesh
+
+from model.losses import SDFTarget
+from model.sdf import SparseSDF, voxelize
+from model.sparse import Grid, SparseTensor
+
+
+def random_coords(*, num_shapes: int, extent: int, seed: int, share: float = 0.3) -> torch.Tensor:
+    """int32 [N, 4], shuffled: a random share of a corner block of each shape, and the opposite corner, alone."""
+    rng = np.random.default_rng(seed)
+    coords = []
+    for shape in range(num_shapes):
+        block = np.argwhere(rng.random((extent - 3, extent - 3, extent - 3)) < share)
+        isolated = np.full((1, 3), extent - 1)
+        coords.append(np.pad(np.concatenate([block, isolated]), ((0, 0), (1, 0)), constant_values=shape))
+    return torch.from_numpy(rng.permutation(np.concatenate(coords)).astype(np.int32))
+
+
+def random_tensor(
+    channels: int, *, num_shapes: int = 2, extent: int = 9, seed: int = 0, share: float = 0.3
+) -> SparseTensor:
+    coords = random_coords(num_shapes=num_shapes, extent=extent, seed=seed, share=share)
+    return SparseTensor(coords, torch.randn(len(coords), channels, generator=torch.Generator().manual_seed(seed)))
+
+
+def ring_and_box() -> trimesh.Trimesh:
+    """A torus with a box through its hole: genus, sharp edges and a gap. Longest side 2, centred at 0."""
+    ring = trimesh.creation.torus(0.75, 0.25, major_sections=32, minor_sections=16)
+    return trimesh.util.concatenate([ring, trimesh.creation.box((0.4, 0.3, 1.4))])
+
+
+def voxelized(mesh: trimesh.Trimesh, *, resolution: int = 32) -> SparseSDF:
+    return voxelize(mesh.vertices, mesh.faces, resolution=resolution, truncation_voxels=2.0)
+
+
+def as_target(sdf: SparseSDF) -> SDFTarget:
+    """What a data loader makes of it, without the loader."""
+    return SDFTarget(
+        as_tensor(sdf.coords, sdf.sdf, extent=sdf.resolution), as_tensor(*sdf.beyond(), extent=sdf.resolution)
+    )
+
+
+def as_tensor(coords: np.ndarray, values: np.ndarray, *, extent: int) -> SparseTensor:
+    with_batch = torch.from_numpy(np.pad(coords, ((0, 0), (1, 0))).astype(np.int32))
+    return SparseTensor.on(Grid(with_batch, num_shapes=1, extent=extent), torch.from_numpy(values)[:, None])
+
+
+def by_coords(x: SparseTensor) -> dict[tuple[int, ...], np.ndarray]:
+    """Features of each voxel, whatever the order of rows."""
+    feats = x.feats.detach().numpy()
+    return {tuple(coords): feats[row] for row, coords in enumerate(x.coords.tolist())}
+
+
+def rows_in_order(x: SparseTensor) -> torch.Tensor:
+    """Features in the order of batch, x, y, z."""
+    return x.feats.detach()[x.grid.keys.argsort()]
+
+
+def relative_error(got: torch.Tensor, expected: torch.Tensor) -> float:
+    """In L2, in float64."""
+    got, expected = got.detach().double(), expected.detach().double()
+    return float((got - expected).norm() / expected.norm())

@@ -1,0 +1,109 @@
+"""A small project on disk: real shapes, a network of random weights, and what the first stages make of them."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import chdir, contextmanager
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+import trimesh
+
+from model.checkpoint import save_vae
+from model.vae import SparseSDFVAE, VAEConfig
+from tasks import paths
+from tasks.encode import encode
+from tasks.settings import Settings, load_settings
+from tasks.shards import INDEX, shape_row, write_index, write_shards
+from tasks.stage1 import stage1
+from tests.shapes import ring_and_box, voxelized
+
+ROOT = Path(__file__).parents[2]
+RESOLUTION, LATENT_CHANNELS, CODEBOOK_SIZE = 32, 8, 16
+
+
+def shapes() -> dict[str, trimesh.Trimesh]:
+    """Names begin with the split."""
+    creation = trimesh.creation
+    return {
+        "train/ball": creation.icosphere(subdivisions=2),
+        "train/can": creation.cylinder(radius=0.4, height=1.5),
+        "train/cone": creation.cone(radius=0.6, height=1.2),
+        "train/plate": creation.box((1.8, 1.2, 0.3)),
+        "train/pill": creation.capsule(height=1.0, radius=0.4),
+        "val/beam": creation.box((1.8, 0.4, 0.6)),
+        "val/ring": creation.torus(0.7, 0.25),
+        "test/ring_and_box": ring_and_box(),
+    }
+
+
+@pytest.fixture(scope="session")
+def small_settings() -> Settings:
+    shipped = load_settings(ROOT / "params.yaml")
+    training = {"warmup_steps": 2, "log_every": 5, "save_every": 5}
+    return shipped.model_copy(
+        update={
+            "encode": shipped.encode.model_copy(update={"train_symmetries": 2, "heldout_symmetries": 2}),
+            "codebook": shipped.codebook.model_copy(update={"size": CODEBOOK_SIZE, "dim": LATENT_CHANNELS}),
+            "stage1": shipped.stage1.model_copy(
+                update=training
+                | {"steps": 20, "batch_size": 64, "kmeans_iterations": 2, "recon_shapes": 1, "recon_every": 10}
+            ),
+            "stage2": shipped.stage2.model_copy(
+                update=training | {"steps": 20, "lr": 0.001, "batch_size": 2, "validate_every": 10}
+            ),
+        }
+    )
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Small networks gain nothing from more, and lose much where other programs want the cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory: pytest.TempPathFactory, small_settings: Settings) -> Path:
+    """What voxelize, import_vae, encode and stage1 leave behind."""
+    root = tmp_path_factory.mktemp("project")
+    with chdir(root), one_thread():
+        write_shapes()
+        write_vae()
+        encode(small_settings)
+        stage1(small_settings)
+    return root
+
+
+@pytest.fixture
+def small_project(made_once: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A copy to work in."""
+    shutil.copytree(made_once, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    with one_thread():
+        yield tmp_path
+
+
+def write_shapes() -> None:
+    paths.SDF.mkdir(parents=True)
+    rows = [shape_row(name, voxelized(mesh, resolution=RESOLUTION)) for name, mesh in shapes().items()]
+    places = write_shards(paths.SDF, rows, shapes_per_shard=4)
+    index = pd.DataFrame(
+        [
+            {"name": name, "split": name.split("/")[0], **place._asdict()}
+            for name, place in zip(shapes(), places, strict=True)
+        ]
+    )
+    write_index(paths.SDF / INDEX, index, resolution=RESOLUTION, truncation_voxels=2.0)
+
+
+def write_vae() -> None:
+    torch.manual_seed(0)
+    vae = SparseSDFVAE(VAEConfig(model_channels=64, num_blocks=1, latent_channels=LATENT_CHANNELS))
+    torch.nn.init.normal_(vae.encoder.out_layer.weight, std=0.1)
+    save_vae(vae, paths.VAE)

@@ -1,0 +1,223 @@
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import trimesh
+from PIL import Image
+from safetensors.torch import save_file
+
+from model.checkpoint import save_vae
+from model.errors import InputError
+from model.metrics import CUBE_DIAGONAL
+from model.quantizer import VectorQuantizer
+from model.sdf import Surface, voxelize
+from model.sparse import SparseTensor
+from model.tokenizer import ShapeTokenizer
+from model.vae import SparseSDFVAE, VAEConfig
+from model.vqvae import VQVAE
+from tasks import paths
+from tasks.evaluate import ROWS, evaluate, pictures_of, save_meshes, summarise_rows
+from tasks.plots import draw_history, read_history, usage_table
+from tasks.reconstructions import CodeUse
+from tasks.settings import Evaluate, Settings
+from tasks.shards import INDEX, SURFACES, shape_row, write_index, write_shards, write_surfaces
+
+RESOLUTION = 32
+CODEBOOK_SIZE = 16
+DIM = 4
+
+
+def shapes() -> dict[str, trimesh.Trimesh]:
+    return {
+        "ball": trimesh.creation.icosphere(subdivisions=3, radius=0.95),
+        "kit/box": trimesh.creation.box((1.9, 1.2, 0.8)),
+        "kit/ring": trimesh.creation.torus(0.7, 0.25),
+    }
+
+
+def write_shapes() -> None:
+    paths.SDF.mkdir(parents=True)
+    grids = {
+        name: voxelize(mesh.vertices, mesh.faces, resolution=RESOLUTION, truncation_voxels=2.0)
+        for name, mesh in shapes().items()
+    }
+    places = write_shards(paths.SDF, [shape_row(name, grid) for name, grid in grids.items()], shapes_per_shard=2)
+    index = pd.DataFrame([{"name": n, "split": "test", **p._asdict()} for n, p in zip(grids, places, strict=True)])
+    write_index(paths.SDF / INDEX, index, resolution=RESOLUTION, truncation_voxels=2.0)
+    surfaces = []
+    for name, mesh in shapes().items():
+        vertices = (mesh.vertices - grids[name].center) / grids[name].scale
+        surfaces.append((name, Surface(vertices.astype(np.float32), mesh.faces.astype(np.int32))))
+    write_surfaces(paths.SDF / SURFACES, surfaces)
+
+
+def write_networks() -> None:
+    torch.manual_seed(0)
+    vae = SparseSDFVAE(VAEConfig(model_channels=64, num_blocks=1, latent_channels=DIM))
+    torch.nn.init.normal_(vae.encoder.out_layer.weight, std=0.1)
+    save_vae(vae, paths.VAE)
+    quantizer = VectorQuantizer(CODEBOOK_SIZE, DIM)
+    torch.nn.init.normal_(quantizer.codebook)
+    paths.CODEBOOK.mkdir(parents=True)
+    save_file({"codebook": quantizer.codebook.detach()}, paths.CODEBOOK / "codebook.safetensors")
+    for parameter in vae.decoder.out_layer.parameters():  # stage 2 decodes to 0 everywhere: no surface
+        torch.nn.init.zeros_(parameter)
+    ShapeTokenizer(VQVAE(vae, quantizer), resolution=RESOLUTION, truncation_voxels=2.0).save_pretrained(paths.TOKENIZER)
+
+
+def write_histories() -> None:
+    paths.METRICS.mkdir()
+    history = pd.DataFrame({"step": [10, 20], "loss": [2.0, 1.0], "perplexity": [3.0, 5.0], "val_l1": [np.nan, 0.3]})
+    for stage in ("stage1", "stage2"):
+        history.to_csv(paths.METRICS / f"{stage}_history.tsv", sep="\t", index=False)
+
+
+PARAMS = Evaluate(num_points=4000, fscore_thresholds=(0.01, 0.05), picture_shapes=2, seed=0)
+SETTINGS = Settings.model_construct(evaluate=PARAMS)
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    root = tmp_path_factory.mktemp("project")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        write_shapes()
+        write_networks()
+        write_histories()
+        evaluate(SETTINGS)
+        yield root
+
+
+@pytest.fixture
+def table(project: Path) -> pd.DataFrame:
+    return pd.read_parquet(paths.EVALUATION / "per_shape.parquet")
+
+
+@pytest.fixture
+def metrics(project: Path) -> dict:
+    return json.loads((paths.METRICS / "evaluate.json").read_text())
+
+
+def test_every_shape_has_every_row(table: pd.DataFrame):
+    assert sorted(zip(table["shape"], table["row"], strict=True)) == sorted((s, r) for s in shapes() for r in ROWS)
+
+
+def test_floor_is_the_grids_own_error_above_that_of_sampling(metrics: dict):
+    voxel_size = 2 / RESOLUTION
+    assert metrics["reference"]["cd_l1"] < metrics["floor"]["cd_l1"] < metrics["reference"]["cd_l1"] + 0.1 * voxel_size
+    assert metrics["floor"]["volume_iou"] > 0.97
+    assert metrics["floor"]["spurious_area"] == 0
+    assert metrics["floor"]["num_closed"] == 3
+
+
+def test_failed_shapes_are_counted_and_not_dropped(metrics: dict, table: pd.DataFrame):
+    assert (metrics["stage2"]["failures"], metrics["floor"]["failures"]) == (3, 0)
+    assert metrics["stage2"]["cd_l1"] == pytest.approx(CUBE_DIAGONAL, rel=1e-5)
+    assert metrics["stage2"]["fscore_0.05"] == 0
+    assert metrics["stage2"]["num_shapes"] == 3
+    assert metrics["stage2"]["sdf_l1"] > 0  # the field exists, only its surface does not
+    assert table[table.row == "stage2"].failed.all()
+
+
+def test_tokens_are_the_occupied_bricks_of_log2_k_bits_each(table: pd.DataFrame, metrics: dict):
+    rows = table.set_index(["shape", "row"])
+    for name, mesh in shapes().items():
+        grid = voxelize(mesh.vertices, mesh.faces, resolution=RESOLUTION, truncation_voxels=2.0)
+        assert rows.loc[(name, "stage1"), "num_tokens"] == len(grid.brick_coords)
+        assert rows.loc[(name, "stage2"), "bits"] == 4 * len(grid.brick_coords)
+    assert rows.xs("vae", level="row").num_tokens.isna().all()
+    total = int(rows.xs("stage1", level="row").num_tokens.sum())
+    assert metrics["codebook"]["stage1"]["num_tokens"] == metrics["codebook"]["stage2"]["num_tokens"] == total
+
+
+def test_times_are_in_the_table_but_not_in_the_metrics(table: pd.DataFrame, metrics: dict):
+    assert (table[table.row == "vae"][["encode_ms", "decode_ms"]] > 0).all(axis=None)
+    assert not any("ms" in key.split("_") for row in ROWS for key in metrics[row])
+
+
+def test_rerun_writes_the_same_metrics_and_plots(project: Path):
+    kept = [paths.METRICS / "evaluate.json", *sorted(paths.PLOTS.iterdir())]
+    before = [path.read_bytes() for path in kept]
+    evaluate(SETTINGS)
+    assert [path.read_bytes() for path in kept] == before
+
+
+def test_report_holds_its_pictures_and_asks_for_nothing_else(project: Path):
+    html = (paths.EVALUATION / "report.html").read_text()
+    assert html.count("data:image/png;base64,") == 3
+    assert "http" not in html
+    assert "src=" not in html.replace('src="data:', "")
+    assert "kit/ring" in html
+    assert "after stage 2" in html
+
+
+def test_plots_are_small_pictures(project: Path):
+    sizes = {path.name: path.stat().st_size for path in paths.PLOTS.iterdir()}
+    assert set(sizes) == {"loss_curves.png", "shapes.png", "usage_histogram.png", "usage_histogram.tsv"}
+    assert sum(sizes.values()) < 600_000
+    sheet = np.asarray(Image.open(paths.PLOTS / "shapes.png").convert("RGB"))
+    assert len(np.unique(sheet)) > 10
+
+
+def test_usage_table_lists_every_code_by_frequency(project: Path):
+    table = pd.read_csv(paths.PLOTS / "usage_histogram.tsv", sep="\t")
+    assert table["rank"].tolist() == list(range(1, CODEBOOK_SIZE + 1))
+    assert table.stage1.is_monotonic_decreasing
+    assert usage_table({"a": np.array([0, 5, 2])}) == "rank\ta\n1\t5\n2\t2\n3\t0\n"
+
+
+def test_pictures_run_from_the_best_to_the_worst(tmp_path: Path):
+    nothing = Surface(np.zeros((0, 3), np.float32), np.zeros((0, 3), np.int32))
+    lines = []
+    for number, error in enumerate([0.5, 0.1, 0.4, 0.2, 0.3]):
+        lines += [{"shape": f"s{number}", "row": row, "cd_l1": error} for row in ROWS]
+        save_meshes(tmp_path / f"{number}.npz", dict.fromkeys(("truth", "vae", "stage1", "stage2"), nothing))
+    labels = [picture.label.split()[3] for picture in pictures_of(pd.DataFrame(lines), 3, tmp_path)]
+    assert labels == ["s1", "s4", "s0"]
+    assert len(list(pictures_of(pd.DataFrame(lines), 99, tmp_path))) == 5
+
+
+def test_means_are_over_the_shapes_that_have_the_figure():
+    lines = [
+        {"shape": shape, "row": row, "failed": False, "cd_l1": value, "volume_iou": iou}
+        for row in ROWS
+        for shape, value, iou in (("a", 0.1, 0.8), ("b", 0.3, None))
+    ]
+    figures = summarise_rows(pd.DataFrame(lines), seed=0)["vae"]
+    assert figures["cd_l1"] == pytest.approx(0.2)
+    assert figures["cd_l1_median"] == pytest.approx(0.2)
+    assert (figures["volume_iou"], figures["num_closed"]) == (0.8, 1)
+
+
+def test_code_use_against_a_count_by_hand():
+    codebook = torch.tensor([[0.0], [1.0], [9.0]])
+    use = CodeUse(codebook)
+    coords = torch.tensor([[0, 0, 0, 0], [0, 0, 0, 1], [0, 0, 1, 0], [0, 1, 0, 0]], dtype=torch.int32)
+    z = torch.tensor([[0.1], [0.9], [1.2], [-0.1]])
+    quantized = use.quantize(SparseTensor(coords, z))
+    assert quantized.latents.feats.flatten().tolist() == [0, 1, 1, 0]
+    assert (quantized.num_tokens, quantized.bits) == (4, pytest.approx(4 * np.log2(3)))
+    assert use.counts.tolist() == [2, 2, 0]
+    assert use.normalised_error == pytest.approx(np.mean([0.01, 0.01, 0.04, 0.01]) / np.var(z.numpy()))
+
+
+def test_history_may_lack_columns_but_not_exist_without_steps(tmp_path: Path):
+    assert draw_history({"stage1": pd.DataFrame({"step": [1], "loss": [0.1]}), "stage2": pd.DataFrame({"step": [1]})})
+    with pytest.raises(InputError, match=r"gone\.tsv can't be read"):
+        read_history(tmp_path / "gone.tsv")
+    (tmp_path / "empty.tsv").write_text("step\tloss\n")
+    with pytest.raises(InputError, match="no logged step"):
+        read_history(tmp_path / "empty.tsv")
+
+
+def test_no_test_shapes_is_said_in_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    write_shapes()
+    index = pd.read_parquet(paths.SDF / INDEX).assign(split="train")
+    write_index(paths.SDF / INDEX, index, resolution=RESOLUTION, truncation_voxels=2.0)
+    with pytest.raises(InputError, match=r"has no test shape.*raise voxelize\.test_share"):
+        evaluate(SETTINGS)

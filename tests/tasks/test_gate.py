@@ -1,0 +1,190 @@
+"""The gate, on latents and codes whose figures can be counted by hand."""
+
+import json
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from model.errors import InputError
+from tasks.gate import gate, judge
+from tasks.latents import SCHEMA, ShapeLatents, latents_file, to_row
+from tasks.paths import CODEBOOK, LATENTS, METRICS, PASS_TOKEN
+from tasks.settings import Gate, Settings, load_settings
+from tasks.stage1 import CODEBOOK_FILE
+
+ROOT = Path(__file__).parents[2]
+NUM_CODES, PER_CODE = 8, 25
+THRESHOLDS = {
+    "min_usage": 0.9,
+    "min_perplexity_ratio": 0.5,
+    "max_top_share": 0.2,
+    "max_error_ratio": 1.5,
+    "min_tokens_per_code": 20.0,
+}
+
+
+@pytest.fixture(autouse=True)
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Codes at 0, 10, 20, ... and as many latents at distance 1 of each, 25 per code, in both splits."""
+    monkeypatch.chdir(tmp_path)
+    write_codes(codes())
+    write_latents("train", around(codes().repeat(PER_CODE, 1)))
+    write_latents("val", around(codes().repeat(PER_CODE, 1)))
+
+
+def codes() -> torch.Tensor:
+    return torch.stack([10.0 * torch.arange(NUM_CODES), torch.zeros(NUM_CODES)], 1)
+
+
+def around(points: torch.Tensor, *, distance: float = 1.0) -> torch.Tensor:
+    return points + torch.tensor([0.0, distance])
+
+
+def write_codes(values: torch.Tensor) -> None:
+    CODEBOOK.mkdir(parents=True, exist_ok=True)
+    save_file({"codebook": values}, CODEBOOK / CODEBOOK_FILE)
+
+
+def write_latents(split: str, vectors: torch.Tensor) -> None:
+    LATENTS.mkdir(parents=True, exist_ok=True)
+    with pq.ParquetWriter(latents_file(LATENTS, split), SCHEMA) as writer:
+        for number, part in enumerate(vectors.split(60)):  # several shapes
+            coords = torch.zeros(len(part), 3, dtype=torch.int32)
+            writer.write_batch(to_row(ShapeLatents(f"shape{number}", 0, coords, part)))
+
+
+def settings(**thresholds: float) -> Settings:
+    shipped = load_settings(ROOT / "params.yaml")
+    return shipped.model_copy(update={"gate": Gate(**(THRESHOLDS | thresholds))})
+
+
+def verdict() -> dict:
+    return json.loads((METRICS / "gate.json").read_text())
+
+
+# --- passing ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_codebook_in_uniform_use_passes_with_these_figures():
+    gate(settings())
+    assert PASS_TOKEN.is_file()
+    figures = verdict()
+    assert figures["passed"] is True
+    assert figures["tokens_per_code"] == PER_CODE
+    assert figures["usage"] == 1
+    assert figures["perplexity_ratio"] == pytest.approx(1)
+    assert figures["top_share"] == pytest.approx(1 / NUM_CODES)
+    assert figures["error_ratio"] == pytest.approx(1)
+    assert figures["duplicate_codes"] == 0
+
+
+def test_a_figure_that_equals_its_threshold_passes():
+    gate(settings(min_usage=1.0, max_top_share=1 / NUM_CODES, min_tokens_per_code=PER_CODE))
+
+
+def test_the_pass_token_says_nothing_of_the_thresholds():
+    """So that a threshold that still passes reruns nothing behind the gate."""
+    gate(settings())
+    before = PASS_TOKEN.read_bytes()
+    gate(settings(min_usage=0.1))
+    assert PASS_TOKEN.read_bytes() == before
+
+
+# --- failing ---------------------------------------------------------------------------------------------------------
+
+
+def test_too_few_tokens_to_judge_by():
+    fails(settings(min_tokens_per_code=26), "tokens_per_code", "25 (gate.min_tokens_per_code: >= 26)", "heldout_symm")
+
+
+def test_unused_codes():
+    write_latents("val", around(codes()[:4].repeat(60, 1)))
+    fails(settings(), "usage", "0.5 (gate.min_usage: >= 0.9)", "raise stage1.kmeans_iterations", ["top_share"])
+
+
+def test_uneven_use():
+    """Entropy of shares 0.79 and seven of 0.03 in nats: 0.923; its exponential over 8 is 0.31."""
+    counts = torch.tensor([184] + 7 * [7])
+    write_latents("val", around(codes().repeat_interleave(counts, 0)))
+    share = counts / counts.sum()
+    ratio = float((-(share * share.log()).sum()).exp()) / 8
+    message = f"{ratio:.4g} (gate.min_perplexity_ratio: >= 0.5)"
+    fails(settings(max_top_share=1.0), "perplexity_ratio", message, "raise stage1.kmeans_iterations")
+
+
+def test_a_code_that_takes_too_much():
+    counts = torch.tensor([75] + 7 * [25])
+    write_latents("val", around(codes().repeat_interleave(counts, 0)))
+    fails(settings(), "top_share", "0.3 (gate.max_top_share: <= 0.2)", "one code takes too much")
+
+
+def test_codes_that_do_not_carry_over():
+    write_latents("val", around(codes().repeat(PER_CODE, 1), distance=2.0))
+    fails(settings(), "error_ratio", "4 (gate.max_error_ratio: <= 1.5)", "do not carry over to unseen shapes")
+
+
+def test_duplicate_codes():
+    doubled = codes()
+    doubled[7] = doubled[6]
+    write_codes(doubled)
+    write_latents("train", around(doubled.repeat(PER_CODE, 1)))
+    write_latents("val", around(doubled.repeat(PER_CODE, 1)))
+    relaxed = settings(min_usage=0.5, max_top_share=0.5)
+    fails(relaxed, "duplicate_codes", "1 (no duplicate codes: <= 0)", "lower codebook.size")
+
+
+def fails(wanted: Settings, figure: str, comparison: str, remedy: str, also: list[str] | None = None) -> None:
+    """The figure fails, alone but for `also`; the message has figure, threshold and remedy; no token is left."""
+    failed = {check.figure for check in judge(wanted.gate) if not check.passed}
+    assert failed == {figure, *(also or [])}
+    with pytest.raises(InputError) as raised:
+        gate(wanted)
+    assert f"{figure} {comparison}" in str(raised.value)
+    assert remedy in str(raised.value)
+    assert "\n" not in str(raised.value)
+    assert not PASS_TOKEN.exists()
+    assert verdict()["passed"] is False
+
+
+def test_all_figures_that_fall_short_are_named():
+    write_latents("val", around(codes()[:1].repeat(30, 1), distance=3.0))
+    with pytest.raises(InputError) as raised:
+        gate(settings())
+    for figure in ("tokens_per_code", "usage", "perplexity_ratio", "top_share", "error_ratio"):
+        assert f"{figure} " in str(raised.value)
+
+
+def test_failing_takes_back_an_earlier_pass():
+    gate(settings())
+    with pytest.raises(InputError):
+        gate(settings(min_tokens_per_code=1000))
+    assert not PASS_TOKEN.exists()
+
+
+# --- what cannot be judged -------------------------------------------------------------------------------------------
+
+
+def test_codes_that_are_not_finite():
+    spoilt = codes()
+    spoilt[3, 1] = torch.nan
+    write_codes(spoilt)
+    with pytest.raises(InputError, match=r"codebook\.safetensors holds NaN or infinity; lower stage1\.lr"):
+        gate(settings())
+
+
+def test_no_held_out_shapes():
+    write_latents("val", torch.zeros(0, 2))
+    with pq.ParquetWriter(latents_file(LATENTS, "val"), SCHEMA):
+        pass
+    with pytest.raises(InputError, match=r"val\.parquet holds no shape; raise voxelize\.val_share"):
+        gate(settings())
+
+
+@pytest.mark.parametrize("damage", [lambda f: f.unlink(), lambda f: f.write_bytes(f.read_bytes()[:-20])])
+def test_damaged_latents(damage):
+    damage(latents_file(LATENTS, "val"))
+    with pytest.raises(InputError, match=r"val\.parquet: unreadable latents"):
+        gate(settings())

@@ -1,0 +1,259 @@
+"""Stage 1 on real shapes: the codebook learns, the network does not change by a bit."""
+
+import json
+from itertools import islice
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from model.checkpoint import load_vae, save_vae
+from model.errors import InputError
+from model.kmeans import lloyd_pass
+from model.quantizer import VectorQuantizer, codebook_statistics
+from model.vae import SparseSDFVAE, VAEConfig
+from tasks import stage1 as module
+from tasks.dataset import sdf_target
+from tasks.encode import choose_views, encode
+from tasks.latents import latents_file, read_vectors
+from tasks.paths import CODEBOOK, LATENTS, METRICS, RESUME, SDF, VAE
+from tasks.settings import Settings
+from tasks.shards import open_shards
+from tasks.stage1 import CODEBOOK_FILE, draw_vectors, normalised_error, spectrum, stage1, usage_of_batch
+
+
+class Watch:
+    """Looks on while stage 1 runs: the network it loads, the gradients that arrive, and what it hands to the loop."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch):
+        self.networks: list[SparseSDFVAE] = []
+        self.trained: list[torch.nn.Module] = []
+        self.num_gradients: dict[str, int] = {}
+        load, train = module.load_vae, module.train
+
+        def load_and_remember(*args, **kwargs):
+            self.networks.append(load(*args, **kwargs))
+            return self.networks[-1]
+
+        def watch_and_train(model, groups, *args, **kwargs):
+            self.trained.append(model)
+            for name, parameter in model.named_parameters():
+                parameter.register_post_accumulate_grad_hook(lambda _, name=name: self._count(name))
+            train(model, groups, *args, **kwargs)
+
+        monkeypatch.setattr(module, "load_vae", load_and_remember)
+        monkeypatch.setattr(module, "train", watch_and_train)
+
+    def _count(self, name: str) -> None:
+        self.num_gradients[name] = self.num_gradients.get(name, 0) + 1
+
+
+def codebook() -> torch.Tensor:
+    return load_file(CODEBOOK / CODEBOOK_FILE)["codebook"]
+
+
+def metrics() -> dict:
+    return json.loads((METRICS / "stage1.json").read_text())
+
+
+def history() -> pd.DataFrame:
+    return pd.read_csv(METRICS / "stage1_history.tsv", sep="\t")
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+# --- frozen means frozen ---------------------------------------------------------------------------------------------
+
+
+def test_the_network_is_bit_identical_and_only_the_codebook_has_gradients(
+    small_project: Path, small_settings: Settings, monkeypatch: pytest.MonkeyPatch
+):
+    before, files = load_vae(VAE).state_dict(), content(VAE)
+    watch = Watch(monkeypatch)
+    stage1(small_settings)
+    (vae,) = watch.networks
+    assert vae.state_dict().keys() == before.keys()
+    for key, value in vae.state_dict().items():
+        assert torch.equal(value, before[key]), key
+    assert content(VAE) == files
+    assert not vae.training
+    for name, parameter in vae.named_parameters():
+        assert not parameter.requires_grad, name
+        assert parameter.grad is None, name
+    assert watch.num_gradients == {"codebook": small_settings.stage1.steps}
+
+
+def test_a_network_that_changed_would_be_noticed(
+    small_project: Path, small_settings: Settings, monkeypatch: pytest.MonkeyPatch
+):
+    watch = Watch(monkeypatch)
+    validate = module.validate
+
+    def meddle(*args, **kwargs):
+        watch.networks[0].decoder.out_layer.bias.data += 1e-6
+        return validate(*args, **kwargs)
+
+    monkeypatch.setattr(module, "validate", meddle)
+    with pytest.raises(AssertionError, match=r"stage 1 changed the network.*decoder\.out_layer\.bias"):
+        stage1(small_settings)
+
+
+# --- what it leaves --------------------------------------------------------------------------------------------------
+
+
+def test_the_codebook_is_the_better_of_the_two_on_held_out_shapes(small_project: Path, small_settings: Settings):
+    figures = metrics()
+    train = read_vectors(latents_file(LATENTS, "train"), max_per_shape=None, seed=0)
+    heldout = read_vectors(latents_file(LATENTS, "val"), max_per_shape=None, seed=0)
+    assert codebook().shape == (small_settings.codebook.size, small_settings.codebook.dim)
+    assert figures["heldout_error"] == min(figures["heldout_error_kmeans"], figures["heldout_error_trained"])
+    assert figures["heldout_error"] == pytest.approx(normalised_error(heldout, codebook(), train), rel=1e-4)
+    use = codebook_statistics(lloyd_pass(heldout, codebook()).counts)
+    assert figures["heldout"]["usage"] == use.usage
+    assert figures["heldout"]["perplexity"] == pytest.approx(use.perplexity)
+    assert 0 < figures["train_error"] < 1
+
+
+def test_the_history_has_what_a_person_watches(small_project: Path, small_settings: Settings):
+    table = history()
+    assert table.step.tolist() == [5, 10, 15, 20]
+    assert {"loss", "vq_loss", "commitment_loss", "codebook_usage", "perplexity", "recon_loss"} < set(table.columns)
+    assert {"lr", "grad_norm", "seconds_per_step"} < set(table.columns)
+    assert table.step[table.recon_loss.notna()].tolist() == [10, 20]
+    assert table.codebook_usage.between(0, 1).all()
+    assert table.perplexity.between(1, small_settings.codebook.size).all()
+    assert table.vq_loss.tolist() == pytest.approx(table.commitment_loss.tolist())
+
+
+def test_nothing_unfinished_is_left(small_project: Path):
+    assert not (RESUME / "stage1").exists()
+
+
+def test_running_again_gives_the_same_codes(small_project: Path, small_settings: Settings):
+    before = codebook()
+    stage1(small_settings)
+    assert torch.equal(codebook(), before)
+
+
+def test_a_killed_run_gives_the_same_codes(
+    small_project: Path, small_settings: Settings, monkeypatch: pytest.MonkeyPatch
+):
+    """The figures hold the error of the trained codes, whichever are kept."""
+    expected, figures = codebook(), metrics()
+    (CODEBOOK / CODEBOOK_FILE).unlink()
+    calls = []
+
+    def die_at_step_13(indices: torch.Tensor, size: int):
+        calls.append(1)
+        if len(calls) == 13:
+            raise ConnectionAbortedError  # nothing in the stage knows it
+        return usage_of_batch(indices, size)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "usage_of_batch", die_at_step_13)
+        with pytest.raises(ConnectionAbortedError):
+            stage1(small_settings)
+    assert not (CODEBOOK / CODEBOOK_FILE).exists()
+    assert list(RESUME.glob("stage1/*/state.pt"))
+    stage1(small_settings)
+    assert torch.equal(codebook(), expected)
+    assert metrics() == figures
+
+
+# --- what is refused -------------------------------------------------------------------------------------------------
+
+
+def test_latents_of_an_encoder_without_weights_are_refused_before_any_training(
+    small_project: Path, small_settings: Settings
+):
+    before = content(LATENTS)
+    save_vae(SparseSDFVAE(VAEConfig(64, 1, 8)), VAE)  # its last encoder layer is initialised with zeros
+    with pytest.raises(InputError, match=r"every latent is exactly 0.*zero-initialised.*import_vae\.checkpoint"):
+        encode(small_settings)
+    assert content(LATENTS) == before  # and no half of new ones
+
+
+def test_a_codebook_of_another_dimension_is_refused(small_project: Path, small_settings: Settings):
+    section = small_settings.codebook.model_copy(update={"dim": 16})
+    with pytest.raises(InputError, match=r"latents have 8 channels but codebook\.dim is 16"):
+        stage1(small_settings.model_copy(update={"codebook": section}))
+
+
+def test_more_codes_than_distinct_latents_are_refused(small_project: Path, small_settings: Settings):
+    section = small_settings.codebook.model_copy(update={"size": 10_000})
+    with pytest.raises(InputError, match=r"distinct latent vectors for 10000 codes; set codebook\.size lower"):
+        stage1(small_settings.model_copy(update={"codebook": section}))
+
+
+# --- latents ---------------------------------------------------------------------------------------------------------
+
+
+def test_latents_are_the_posterior_means_of_every_view(small_project: Path, small_settings: Settings):
+    vectors = read_vectors(latents_file(LATENTS, "val"), max_per_shape=None, seed=0)
+    shards, vae = open_shards(SDF), load_vae(VAE)
+    views = choose_views(shards.names("val"), small_settings.encode.heldout_symmetries)
+    with torch.no_grad():
+        means = [
+            vae.encode(sdf_target(shards.read(view.name), symmetry=view.symmetry).band).mean.feats for view in views
+        ]
+    assert views[0].symmetry == 0
+    torch.testing.assert_close(vectors, torch.cat(means))
+
+
+def test_big_shapes_are_capped(small_project: Path):
+    file = latents_file(LATENTS, "train")
+    everything = read_vectors(file, max_per_shape=None, seed=0)
+    capped = read_vectors(file, max_per_shape=5, seed=0)
+    assert len(capped) == 5 * 5 * 2  # shapes, symmetries
+    known = {tuple(row) for row in everything.tolist()}
+    assert all(tuple(row) in known for row in capped.tolist())
+    assert torch.equal(read_vectors(file, max_per_shape=5, seed=0), capped)
+    assert not torch.equal(read_vectors(file, max_per_shape=5, seed=1), capped)
+
+
+# --- its figures -----------------------------------------------------------------------------------------------------
+
+
+def test_batches_follow_from_seed_and_step(small_settings: Settings):
+    vectors = torch.arange(1000.0)[:, None]
+    whole = [batch.vectors for batch in islice(draw_vectors(vectors, small_settings.stage1, 0), 6)]
+    later = [batch.vectors for batch in islice(draw_vectors(vectors, small_settings.stage1, 4), 2)]
+    assert all(torch.equal(a, b) for a, b in zip(whole[4:], later, strict=True))
+    assert not torch.equal(whole[0], whole[1])
+    other_seed = small_settings.stage1.model_copy(update={"seed": 1})
+    assert not torch.equal(next(draw_vectors(vectors, other_seed, 0)).vectors, whole[0])
+
+
+def test_one_code_at_the_mean_has_a_normalised_error_of_one():
+    vectors = torch.randn(500, 4) * torch.tensor([1.0, 2.0, 3.0, 4.0]) + 100
+    assert normalised_error(vectors, vectors.mean(0, keepdim=True), vectors) == pytest.approx(1, rel=1e-4)
+    assert normalised_error(vectors, vectors, vectors) == 0
+
+
+def test_spectrum_of_known_variances():
+    """Variances 8, 4, 2, 1, 1: the first, two and four directions hold 8, 12 and 15 sixteenths."""
+    basis = torch.linalg.qr(torch.randn(5, 5, generator=torch.Generator().manual_seed(0)))[0]
+    corners = torch.tensor([8.0, 4.0, 2.0, 1.0, 1.0]).sqrt().diag()
+    vectors = torch.cat([corners, -corners]) @ basis
+    assert spectrum(vectors) == pytest.approx({"1": 8 / 16, "2": 12 / 16, "4": 15 / 16}, rel=1e-5)
+
+
+def test_usage_within_a_batch_is_that_of_its_counts():
+    indices = torch.randint(50, (300,), generator=torch.Generator().manual_seed(0))
+    usage, perplexity = usage_of_batch(indices, 64)
+    expected = codebook_statistics(torch.bincount(indices, minlength=64))
+    assert usage.item() == pytest.approx(expected.usage)
+    assert perplexity.item() == pytest.approx(expected.perplexity, rel=1e-5)
+
+
+def test_only_the_vq_term_trains_the_codes():
+    """With a frozen encoder, commitment and reconstruction have no gradient for them."""
+    quantizer = VectorQuantizer(4, 2)
+    quantized = quantizer(torch.randn(10, 2))
+    assert quantized.vq_loss.requires_grad
+    assert not quantized.commitment_loss.requires_grad
+    assert not quantized.z_q.requires_grad

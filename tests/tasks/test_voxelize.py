@@ -1,0 +1,233 @@
+"""The stage itself, on small real files, in folders of its own."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import trimesh
+import yaml
+
+from model.errors import InputError
+from model.sdf import voxelize
+from tasks import voxelize as stage
+from tasks.meshes import find_meshes, load_mesh
+from tasks.paths import SDF, VOXELIZE_SCRATCH
+from tasks.settings import Settings, load_settings
+from tasks.shards import open_shards
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def settings_for(folder: str = "meshes", **changes: float) -> Settings:
+    """The shipped parameters at resolution 16, with changes, also written to params.yaml."""
+    values = yaml.safe_load((ROOT / "params.yaml").read_text())
+    values["voxelize"] |= {"meshes": folder, "resolution": 16, "shapes_per_shard": 3, "max_rejected_share": 0.0}
+    values["voxelize"] |= {"val_share": 0.3, "test_share": 0.3, **changes}
+    Path("params.yaml").write_text(yaml.safe_dump(values))
+    return load_settings()
+
+
+def write_balls(folder: Path, num: int = 9) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    suffixes = ["stl", "obj", "ply", "glb", "off", "STL"]
+    for i in range(num):
+        ball = trimesh.creation.icosphere(1).apply_scale((1, 1 + 0.1 * i, 1))
+        name = folder / ("deep" if i % 2 else ".") / f"ball_{i}.{suffixes[i % len(suffixes)]}"
+        name.parent.mkdir(exist_ok=True)
+        name.write_bytes(_exported(ball, name.suffix.lower()[1:]))
+
+
+def _exported(mesh: trimesh.Trimesh, kind: str) -> bytes:
+    content = mesh.export(file_type=kind)
+    return content.encode() if isinstance(content, str) else content
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_every_file_becomes_a_shape_and_a_rerun_the_same_bytes(here: Path) -> None:
+    write_balls(here / "meshes")
+    stage.voxelize_meshes(settings_for())
+    shards = open_shards(SDF)
+    files = find_meshes(Path("meshes"))
+    assert sorted(shards.index.index) == sorted(files)
+    assert "deep/ball_1" in files
+    assert sorted(shards.names("train") + shards.names("val") + shards.names("test")) == sorted(files)
+    for name, path in files.items():
+        mesh = load_mesh(path)
+        expected = voxelize(mesh.vertices, mesh.faces, resolution=16, truncation_voxels=2.0)
+        assert np.array_equal(shards.read(name).sdf, expected.sdf)
+        assert shards.index.loc[name, "watertight"]
+    for name in shards.names("test"):
+        assert np.abs(shards.read_surface(name).vertices).max() == pytest.approx(0.95)
+    figures = json.loads(Path("metrics/voxelize.json").read_text())
+    assert (figures["num_meshes"], figures["num_rejected"], figures["num_watertight"]) == (9, 0, 9)
+    assert figures["num_train"] + figures["num_val"] + figures["num_test"] == 9
+
+    first = contents(SDF)
+    for path in VOXELIZE_SCRATCH.iterdir():
+        path.unlink()
+    stage.voxelize_meshes(settings_for())
+    assert contents(SDF) == first
+
+
+def test_one_more_mesh_costs_one_mesh_and_moves_none(here: Path) -> None:
+    write_balls(here / "meshes")
+    stage.voxelize_meshes(settings_for())
+    before = open_shards(SDF).index.split
+    done = {path.name: path.stat().st_mtime_ns for path in VOXELIZE_SCRATCH.iterdir()}
+    trimesh.creation.box((1, 2, 3)).export("meshes/another.stl")
+    stage.voxelize_meshes(settings_for())
+    after = open_shards(SDF).index.split
+    assert set(after.index) - set(before.index) == {"another"}
+    assert after[before.index].equals(before)
+    now = {path.name: path.stat().st_mtime_ns for path in VOXELIZE_SCRATCH.iterdir()}
+    assert done.items() <= now.items()
+    assert len(now) == len(done) + 2  # the shape and its facts
+
+
+def test_scratch_of_other_parameters_is_cleared(here: Path) -> None:
+    write_balls(here / "meshes")
+    stage.voxelize_meshes(settings_for())
+    size = len(list(VOXELIZE_SCRATCH.iterdir()))
+    stage.voxelize_meshes(settings_for(truncation_voxels=3.0))
+    assert len(list(VOXELIZE_SCRATCH.iterdir())) == size
+    assert open_shards(SDF).truncation_voxels == 3.0
+
+
+def test_splits_have_their_shares_and_depend_on_content_alone() -> None:
+    hashes = [f"{i:064x}" for i in np.random.default_rng(0).integers(0, 2**62, 4000) * 4]
+    hashes = [h[-15:] + h[:-15] for h in hashes]
+    splits = pd.Series([stage.split_of(h, val_share=0.1, test_share=0.25) for h in hashes])
+    assert splits.value_counts(normalize=True).to_dict() == pytest.approx(
+        {"train": 0.65, "test": 0.25, "val": 0.1}, abs=0.03
+    )
+
+
+def test_unusable_files_are_listed_with_reasons(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_balls(here / "meshes")
+    bad = {
+        "empty.obj": b"",
+        "prose.obj": b"Dear reader,\nthis is no mesh.\n",
+        "cut.ply": _exported(trimesh.creation.icosphere(1), "ply")[:700],
+        "lying.stl": _exported(trimesh.creation.icosphere(1), "stl")[:-50],
+        "points.ply": _exported(trimesh.PointCloud(np.eye(3)), "ply"),
+        "nan.off": b"OFF\n3 1 0\n0 0 nan\n1 0 0\n0 1 0\n3 0 1 2\n",
+        "index.off": b"OFF\n3 1 0\n0 0 0\n1 0 0\n0 1 0\n3 0 1 7\n",
+        "flat.off": b"OFF\n3 1 0\n0 0 0\n1 0 0\n0 1 0\n3 0 1 2\n",
+    }
+    for name, content in bad.items():
+        Path("meshes", name).write_bytes(content)
+    with pytest.raises(InputError, match=r"8 of 17 meshes.*voxelize\.max_rejected_share is 0"):
+        stage.voxelize_meshes(settings_for())
+    assert not SDF.exists()
+
+    stage.voxelize_meshes(settings_for(max_rejected_share=0.5))
+    rejects = pd.read_parquet(SDF / "rejects.parquet")
+    assert sorted(Path(file).name for file in rejects.file) == sorted(bad)
+    assert rejects.reason.str.len().min() > 20
+    assert len(open_shards(SDF).index) == 9
+    assert json.loads(Path("metrics/voxelize.json").read_text())["num_rejected"] == 8
+    printed = capsys.readouterr().out
+    assert all(f"rejected meshes/{name}: " in printed for name in bad)
+
+
+def test_no_mesh_at_all_says_where_and_what_to_do(here: Path) -> None:
+    with pytest.raises(InputError, match=r"no mesh in nowhere.*voxelize\.meshes"):
+        stage.voxelize_meshes(settings_for("nowhere"))
+
+
+def test_an_empty_split_is_refused(here: Path) -> None:
+    write_balls(here / "meshes", num=1)
+    with pytest.raises(InputError, match="split"):
+        stage.voxelize_meshes(settings_for())
+
+
+def test_a_process_that_dies_names_its_mesh_and_spares_the_others(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_balls(here / "meshes")
+    Path("meshes/killer.stl").write_bytes(Path("meshes/ball_0.stl").read_bytes())
+    monkeypatch.setattr(stage, "_voxelize_file", _die_of_killer)
+    with pytest.raises(InputError, match=r"1 of 10 meshes.*killer\.stl: the process that voxelized it died"):
+        stage.voxelize_meshes(settings_for())
+
+
+def _die_of_killer(job: stage.Job) -> stage.Outcome:
+    if job.name == "killer":
+        job.marker.write_text("")
+        os.kill(os.getpid(), signal.SIGKILL)
+    return stage._voxelize_file(job)
+
+
+def test_ctrl_c_ends_the_stage_and_keeps_what_was_finished(here: Path) -> None:
+    write_balls(here / "meshes", num=40)
+    settings_for()
+    command = [sys.executable, "-m", "tasks.voxelize"]
+    process = subprocess.Popen(command, cwd=here, env=os.environ | {"PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE)
+    finished: list[Path] = []
+    deadline = time.monotonic() + 120
+    while not finished and process.poll() is None and time.monotonic() < deadline:
+        finished = list(VOXELIZE_SCRATCH.glob("*.json"))
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert b"interrupted" in errors
+    assert b"Traceback" not in errors
+    assert finished
+    assert all(path.exists() for path in finished)
+    assert not SDF.exists()
+
+
+def test_names_keep_the_suffix_only_where_they_collide(here: Path) -> None:
+    for name in ("a.stl", "a.obj", "b/a.stl", "b/c.PLY", "notes.txt"):
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).write_text("")
+    assert set(find_meshes(Path())) == {"a.stl", "a.obj", "b/a", "b/c"}
+
+
+def test_scenes_are_flattened_with_their_transforms(here: Path) -> None:
+    scene = trimesh.Scene()
+    scene.add_geometry(trimesh.creation.box())
+    scene.add_geometry(trimesh.creation.box(), transform=trimesh.transformations.translation_matrix((5, 0, 0)))
+    Path("scene.glb").write_bytes(scene.export(file_type="glb"))
+    mesh = load_mesh(Path("scene.glb"))
+    assert len(mesh.faces) == 24
+    assert np.ptp(mesh.vertices, axis=0) == pytest.approx([6, 1, 1])
+    assert mesh.watertight
+
+
+@pytest.mark.parametrize("size", [1e-9, 1.0, 1e12])
+def test_vertices_are_merged_whatever_the_size(here: Path, size: float) -> None:
+    trimesh.creation.icosphere(2).apply_scale(size).export("ball.ply")
+    ball = load_mesh(Path("ball.ply"))
+    assert ball.watertight
+    assert (len(ball.vertices), len(ball.faces)) == (162, 320)
+
+
+def test_seams_of_normals_are_no_holes(here: Path) -> None:
+    """An STL has three vertices per face, an OBJ with normals one per corner and normal; both are closed."""
+    box = trimesh.creation.box()
+    box.export("box.stl")
+    text = "".join(f"v {x} {y} {z}\n" for x, y, z in box.vertices) + "".join(
+        f"vn {x} {y} {z}\n" for x, y, z in box.face_normals
+    )
+    text += "".join(f"f {a + 1}//{i + 1} {b + 1}//{i + 1} {c + 1}//{i + 1}\n" for i, (a, b, c) in enumerate(box.faces))
+    Path("box.obj").write_text(text)
+    for name in ("box.stl", "box.obj"):
+        mesh = load_mesh(Path(name))
+        assert mesh.watertight
+        assert len(mesh.vertices) == 8
