@@ -24,7 +24,7 @@ repro: $(SETUP) ## set up, then bring every result up to date (dvc repro)
 setup: $(SETUP) ## make .venv with what the lock file says
 
 test: lint ## lint, then all tests
-	$(BIN)/pytest
+	OMP_WAIT_POLICY=passive $(BIN)/pytest
 
 lint: $(SETUP) ## ruff, mypy and the import contracts
 	$(BIN)/ruff check

@@ -11,7 +11,7 @@ import pickle
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -96,7 +96,7 @@ def _read_state(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         )
     try:
         if file.suffix == ".safetensors":
-            content = load_file(file)
+            content: Any = load_file(file)
         else:
             content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except (OSError, SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:

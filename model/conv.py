@@ -28,7 +28,7 @@ GEOMETRY = {
     "dilation": [1] * 3,
     "out_padding": [0] * 3,
 }
-COLUMN_ELEMENTS = {"cpu": 2**23, "cuda": 2**26}  # neighbourhoods gathered at a time: 32 MB of float32, 128 MB of float16
+COLUMN_ELEMENTS = {"cpu": 2**23, "cuda": 2**26}  # gathered at a time: 32 MB of float32, 128 MB of float16
 ROWS_PER_PRODUCT = 4096  # long thin products are summed from pieces, which fill a GPU and lose less to rounding
 
 
@@ -43,11 +43,12 @@ class SubMConv3d(nn.Module):
         nn.init.normal_(self.weight, std=1 / math.sqrt(NUM_OFFSETS * in_channels))
 
     def forward(self, x: SparseTensor) -> SparseTensor:
-        feats, weight = x.feats, self.weight
+        feats: Tensor = x.feats
+        weight: Tensor = self.weight
         if torch.is_autocast_enabled(feats.device.type):
             dtype = torch.get_autocast_dtype(feats.device.type)
             feats, weight = feats.to(dtype), weight.to(dtype)
-        product = _Convolution.apply(feats, weight, x.grid)  # type: ignore[no-untyped-call]
+        product = _Convolution.apply(feats, weight, x.grid)
         return x.with_feats(product + self.bias.to(product.dtype))
 
 
@@ -98,7 +99,7 @@ def _convolve(
 def _kernel_gradient(
     feats: Float[Tensor, "num_voxels in_channels"], grad_output: Float[Tensor, "num_voxels out_channels"], grid: Grid
 ) -> Float[Tensor, "out_channels 27*in_channels"]:
-    """Sum over voxels of the outer product of the output's gradient and the gathered neighbourhood, in float32 or more."""
+    """Sum over voxels of output gradient times gathered neighbourhood, in float32 or more."""
     dtype = torch.promote_types(feats.dtype, torch.float32)
     total = torch.zeros(grad_output.shape[1], NUM_OFFSETS * feats.shape[1], dtype=dtype, device=feats.device)
     for rows, columns in _columns(feats, grid):

@@ -24,10 +24,10 @@ class Lloyd(NamedTuple):
 def kmeans(
     vectors: Float[Tensor, "num_vectors dim"], size: int, *, iterations: int, generator: torch.Generator
 ) -> Float[Tensor, "size dim"]:
-    """Codes by k-means++ (Arthur and Vassilvitskii 2007) and Lloyd's iteration, every empty code moved to where the error is.
+    """Codes by k-means++ (Arthur and Vassilvitskii 2007) and Lloyd's iteration; empty codes move to the error.
 
-    Exact repeats of a vector count once: a pattern that every shape has, such as a flat face, must not draw the codes to
-    itself. Raises InputError where there are fewer distinct vectors than codes.
+    Exact repeats of a vector count once: a pattern that every shape has, such as a flat face, must not draw the codes
+    to itself. Raises InputError where there are fewer distinct vectors than codes.
     """
     distinct = vectors.unique(dim=0)
     if len(distinct) < size:
@@ -37,7 +37,7 @@ def kmeans(
         )
     codes = _seed(distinct, size, generator)
     for _ in range(iterations):
-        codes = _refill_empty(_means(codes, lloyd_pass(distinct, codes)), distinct, generator)
+        codes = _update(codes, distinct, lloyd_pass(distinct, codes), generator)
     return codes
 
 
@@ -48,11 +48,23 @@ def lloyd_pass(vectors: Float[Tensor, "num_vectors dim"], codes: Float[Tensor, "
     return Lloyd(torch.bincount(indices, minlength=len(codes)), sums, errors, indices)
 
 
-def _means(codes: Tensor, result: Lloyd) -> Tensor:
+def _update(codes: Tensor, vectors: Tensor, result: Lloyd, generator: torch.Generator) -> Tensor:
+    """Codes to the means of their members; each empty one into a code of largest total squared error instead.
+
+    There it takes the place of a member, drawn by the squared error.
+    """
     used = result.counts > 0
-    means = codes.clone()
-    means[used] = result.sums[used] / result.counts[used, None]
-    return means
+    codes = codes.clone()
+    codes[used] = result.sums[used] / result.counts[used, None]
+    totals = torch.zeros(len(codes), device=codes.device).index_add_(0, result.indices, result.squared_errors)
+    empty = (~used).nonzero().flatten().tolist()
+    for code, crowded in zip(empty, totals.argsort(descending=True).tolist(), strict=False):
+        members = (result.indices == crowded).nonzero().flatten()
+        errors = result.squared_errors[members].cpu()
+        if not errors.any():
+            break  # every vector sits on its code: nothing left to split
+        codes[code] = vectors[members[torch.multinomial(errors, 1, generator=generator).item()]]
+    return codes
 
 
 def _seed(distinct: Tensor, size: int, generator: torch.Generator) -> Tensor:
@@ -67,20 +79,3 @@ def _seed(distinct: Tensor, size: int, generator: torch.Generator) -> Tensor:
         nearest = torch.minimum(nearest, (candidates - candidates[chosen[k]]).square().sum(1))
         weights = nearest.cpu()
     return candidates[chosen.to(candidates.device)].clone()
-
-
-def _refill_empty(codes: Tensor, vectors: Tensor, generator: torch.Generator) -> Tensor:
-    """Move every empty code into the codes with the largest total squared error, at a member drawn by its error."""
-    result = lloyd_pass(vectors, codes)
-    empty = (result.counts == 0).nonzero().flatten()
-    if len(empty) == 0:
-        return codes
-    totals = torch.zeros(len(codes), device=codes.device).index_add_(0, result.indices, result.squared_errors)
-    codes = codes.clone()
-    for code, crowded in zip(empty.tolist(), totals.argsort(descending=True).tolist(), strict=False):
-        members = (result.indices == crowded).nonzero().flatten()
-        errors = result.squared_errors[members].cpu()
-        if not errors.any():
-            break  # every vector sits on its code: nothing left to split
-        codes[code] = vectors[members[torch.multinomial(errors, 1, generator=generator).item()]]
-    return codes

@@ -75,7 +75,9 @@ class WindowAttention(nn.Module):
 
 def _attend_varlen(qkv: Float[Tensor, "num_voxels 3 heads 64"], windows: Windows) -> Tensor:
     q, k, v = (part.contiguous() for part in qkv.unbind(1))
-    return varlen_attn(q, k, v, windows.offsets, windows.offsets, windows.longest, windows.longest)
+    attended = varlen_attn(q, k, v, windows.offsets, windows.offsets, windows.longest, windows.longest)
+    assert isinstance(attended, Tensor)  # a tuple only where it was asked for more
+    return attended
 
 
 def _attend_padded(qkv: Float[Tensor, "num_voxels 3 heads 64"], windows: Windows) -> Tensor:

@@ -1,4 +1,4 @@
-"""Nearest-code quantisation with a straight-through gradient (van den Oord et al. 2017), and what a codebook's use says."""
+"""Nearest-code quantisation with a straight-through gradient (van den Oord et al. 2017), and codebook statistics."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -32,7 +32,7 @@ class VectorQuantizer(nn.Module):
             codes = self.codebook[indices]
             vq_loss = (z_e.detach() - codes).square().mean()
             commitment_loss = (z_e - codes.detach()).square().mean()
-            z_q = _StraightThrough.apply(z_e, codes.detach())  # type: ignore[no-untyped-call]
+            z_q = _StraightThrough.apply(z_e, codes.detach())
         return Quantized(z_q, indices, vq_loss, commitment_loss)
 
 
@@ -95,3 +95,10 @@ def codebook_statistics(counts: Int[Tensor, " codebook_size"]) -> CodebookStatis
         entropy_bits=float(entropy / torch.log(torch.tensor(2.0))),
         top_share=float(frequency.max()),
     )
+
+
+def usage_of_batch(indices: Int[Tensor, " num_vectors"], codebook_size: int) -> tuple[Tensor, Tensor]:
+    """Usage and perplexity within one batch, as scalars on the device, so that training need not wait for them."""
+    frequency = torch.bincount(indices, minlength=codebook_size).float() / len(indices)
+    entropy = -torch.special.xlogy(frequency, frequency).sum()
+    return (frequency > 0).float().mean(), entropy.exp()

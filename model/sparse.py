@@ -35,7 +35,9 @@ class Windows(NamedTuple):
 class Grid:
     """A batch of voxel sets. Coordinates must be unique and not negative; rows come in any order."""
 
-    def __init__(self, coords: Int[Tensor, "num_voxels 4"], *, num_shapes: int | None = None, extent: int | None = None):
+    def __init__(
+        self, coords: Int[Tensor, "num_voxels 4"], *, num_shapes: int | None = None, extent: int | None = None
+    ):
         if coords.dtype != torch.int32 or coords.ndim != 2 or coords.shape[1] != 4:
             raise ValueError(f"coords are {coords.dtype} {tuple(coords.shape)}; expected int32 [N, 4]: batch, x, y, z")
         self.coords = coords.contiguous()
@@ -113,17 +115,20 @@ class Grid:
 
 @dataclass(frozen=True)
 class SparseTensor:
-    """Features on voxels. `coords` are int32 [N, 4] (batch, x, y, z), `feats` are [N, C]; row i of one belongs to row i of the other."""
+    """Features on voxels: row i of `feats` belongs to the voxel in row i of `coords`, int32 (batch, x, y, z)."""
 
     coords: Int[Tensor, "num_voxels 4"]
     feats: Float[Tensor, "num_voxels channels"]
-    grid: Grid = field(default=None, repr=False)  # type: ignore[assignment]  # made from coords where not given
+    known_grid: Grid | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        if self.grid is None:
-            object.__setattr__(self, "grid", Grid(self.coords))
-        if len(self.feats) != len(self.coords):
+        if len(self.feats) != len(self.grid):
             raise ValueError(f"feats have {len(self.feats)} rows but coords have {len(self.coords)}")
+
+    @cached_property
+    def grid(self) -> Grid:
+        """Made from the coordinates where the tensor was not put on a known one."""
+        return Grid(self.coords) if self.known_grid is None else self.known_grid
 
     @staticmethod
     def on(grid: Grid, feats: Float[Tensor, "num_voxels channels"]) -> "SparseTensor":
@@ -135,9 +140,7 @@ class SparseTensor:
     def to(self, device: torch.device | str) -> "SparseTensor":
         if self.coords.device == torch.device(device):
             return self
-        grid = Grid(
-            self.coords.to(device, non_blocking=True), num_shapes=self.grid.num_shapes, extent=self.grid.extent
-        )
+        grid = Grid(self.coords.to(device, non_blocking=True), num_shapes=self.grid.num_shapes, extent=self.grid.extent)
         return SparseTensor.on(grid, self.feats.to(device, non_blocking=True))
 
     def pin_memory(self) -> "SparseTensor":
@@ -166,7 +169,8 @@ def subdivide(x: SparseTensor) -> SparseTensor:
 def batch_tensors(tensors: list[SparseTensor]) -> SparseTensor:
     """Tensors of one shape each, made into one batch; shape i gets batch index i."""
     coords = torch.cat([t.coords for t in tensors])
-    index = torch.repeat_interleave(torch.arange(len(tensors), dtype=torch.int32), torch.tensor([len(t.coords) for t in tensors]))
+    num_voxels = torch.tensor([len(t.grid) for t in tensors])
+    index = torch.repeat_interleave(torch.arange(len(tensors), dtype=torch.int32), num_voxels)
     coords = torch.cat([index[:, None].to(coords.device), coords[:, 1:]], 1)
     grid = Grid(coords, num_shapes=len(tensors), extent=max(t.grid.extent for t in tensors))
     return SparseTensor.on(grid, torch.cat([t.feats for t in tensors]))

@@ -1,4 +1,4 @@
-"""Shapes from shards, in batches that depend on nothing but the seed and the step, so that a resumed run sees the same."""
+"""Shapes from shards, in batches that follow from seed and step alone, so that a resumed run sees the same."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

@@ -3,17 +3,14 @@
 import json
 from dataclasses import dataclass
 
-import torch
-from safetensors.torch import load_file
-
 from model.errors import InputError
 from model.kmeans import lloyd_pass
 from model.quantizer import codebook_statistics
+from tasks.codebook import load_codebook
 from tasks.latents import latents_file, read_vectors
-from tasks.paths import CODEBOOK, LATENTS, METRICS, PASS_TOKEN
+from tasks.paths import LATENTS, METRICS, PASS_TOKEN
 from tasks.settings import Gate, Settings
 from tasks.stage import run_stage, write_whole
-from tasks.stage1 import CODEBOOK_FILE
 
 
 @dataclass(frozen=True)
@@ -52,56 +49,33 @@ def gate(settings: Settings) -> None:
 
 
 def judge(params: Gate) -> list[Check]:
-    codes = load_file(CODEBOOK / CODEBOOK_FILE)["codebook"]
-    if not torch.isfinite(codes).all():
-        raise InputError(f"{CODEBOOK / CODEBOOK_FILE} holds NaN or infinity; lower stage1.lr and run dvc repro stage1")
+    codes = load_codebook()
     heldout = lloyd_pass(read_vectors(latents_file(LATENTS, "val"), max_per_shape=None, seed=0), codes)
     seen = lloyd_pass(read_vectors(latents_file(LATENTS, "train"), max_per_shape=None, seed=0), codes)
-    usage = codebook_statistics(heldout.counts)
-    more_codes_used = "raise stage1.kmeans_iterations, encode.train_symmetries or the number of meshes, or lower codebook.size"
+    use = codebook_statistics(heldout.counts)
+    size = len(codes)
+    error_ratio = float(heldout.squared_errors.mean() / seen.squared_errors.mean())
+    num_duplicates = size - len(codes.unique(dim=0))
+    more_tokens = "too few held-out tokens to judge by; raise encode.heldout_symmetries or voxelize.val_share"
+    more_used = "raise stage1.kmeans_iterations or encode.train_symmetries, add meshes, or lower codebook.size"
+    one_takes_all = "look for empty or constant latents, or raise stage1.kmeans_iterations"
+    no_carry_over = "the codes do not carry over to unseen shapes; add meshes or symmetries, or lower codebook.size"
     return [
-        Check(
-            "tokens_per_code",
-            usage.num_tokens / len(codes),
-            params.min_tokens_per_code,
-            "gate.min_tokens_per_code",
-            True,
-            "too few held-out tokens to judge by; raise encode.heldout_symmetries or voxelize.val_share",
-        ),
-        Check("usage", usage.usage, params.min_usage, "gate.min_usage", True, more_codes_used),
-        Check(
-            "perplexity_ratio",
-            usage.perplexity / len(codes),
-            params.min_perplexity_ratio,
-            "gate.min_perplexity_ratio",
-            True,
-            more_codes_used,
-        ),
-        Check(
-            "top_share",
-            usage.top_share,
-            params.max_top_share,
-            "gate.max_top_share",
-            False,
-            "one code takes too much; look for empty or constant latents, or raise stage1.kmeans_iterations",
-        ),
-        Check(
-            "error_ratio",
-            float(heldout.squared_errors.mean() / seen.squared_errors.mean()),
-            params.max_error_ratio,
-            "gate.max_error_ratio",
-            False,
-            "the codes do not carry over to unseen shapes; add meshes or symmetries, or lower codebook.size",
-        ),
-        Check(
-            "duplicate_codes",
-            len(codes) - len(codes.unique(dim=0)),
-            0,
-            "no duplicate codes",
-            False,
-            "lower codebook.size, or add meshes",
-        ),
+        at_least("tokens_per_code", use.num_tokens / size, "min_tokens_per_code", params, more_tokens),
+        at_least("usage", use.usage, "min_usage", params, more_used),
+        at_least("perplexity_ratio", use.perplexity / size, "min_perplexity_ratio", params, more_used),
+        at_most("top_share", use.top_share, "max_top_share", params, one_takes_all),
+        at_most("error_ratio", error_ratio, "max_error_ratio", params, no_carry_over),
+        Check("duplicate_codes", num_duplicates, 0, "never allowed", False, "lower codebook.size, or add meshes"),
     ]
+
+
+def at_least(figure: str, value: float, parameter: str, params: Gate, remedy: str) -> Check:
+    return Check(figure, value, getattr(params, parameter), f"gate.{parameter}", True, remedy)
+
+
+def at_most(figure: str, value: float, parameter: str, params: Gate, remedy: str) -> Check:
+    return Check(figure, value, getattr(params, parameter), f"gate.{parameter}", False, remedy)
 
 
 if __name__ == "__main__":

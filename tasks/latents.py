@@ -1,4 +1,4 @@
-"""The latents that encode writes and that stage 1 and the gate read: one row per shape and symmetry."""
+"""The file in which encode leaves latents for stage 1 and the gate: one row per shape and symmetry."""
 
 from pathlib import Path
 from typing import NamedTuple

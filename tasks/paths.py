@@ -1,4 +1,4 @@
-"""Where every stage's files are, relative to the repository root. dvc.yaml names the same paths (a test compares them)."""
+"""Where every stage's files are, relative to the repository root. dvc.yaml names the same paths; a test compares."""
 
 from pathlib import Path
 

@@ -68,7 +68,7 @@ def pretrain_vae(settings: Settings) -> None:
 
 
 def wake_posterior(vae: SparseSDFVAE) -> None:
-    """Replace the published zero initialisation of the encoder's last layer by one that training gets out of at once."""
+    """Replace the published zero initialisation of the encoder's last layer by one that passes on what it sees."""
     layer = vae.encoder.out_layer
     num_latent = vae.config.latent_channels
     nn.init.normal_(layer.weight[:num_latent], std=1 / math.sqrt(layer.in_features))

@@ -9,18 +9,16 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from model.checkpoint import load_vae
-from model.errors import InputError
 from model.quantizer import CodebookStatistics, codebook_statistics, nearest_codes
 from model.sdf import SparseSDF, Surface, extract_mesh
 from model.sparse import Grid, SparseTensor
 from model.tokenizer import ShapeTokenizer
 from model.vae import SparseSDFVAE
-from tasks.paths import CODEBOOK, TOKENIZER, VAE
+from tasks.codebook import load_codebook
+from tasks.paths import TOKENIZER, VAE
 
 T = TypeVar("T")
 
@@ -88,11 +86,7 @@ class Reconstructor:
     @staticmethod
     def load(device: torch.device) -> "Reconstructor":
         """From the stages' outputs. Raises InputError naming the file that is missing or damaged."""
-        file = CODEBOOK / "codebook.safetensors"
-        try:
-            codebook = load_file(file)["codebook"].to(device)
-        except (OSError, SafetensorError, KeyError) as error:
-            raise InputError(f"{file} can't be read as a codebook ({error}); run dvc repro -f stage1") from error
+        codebook = load_codebook().to(device)
         tokenizer = ShapeTokenizer.from_pretrained(TOKENIZER, device=device)
         return Reconstructor(load_vae(VAE, device=device), codebook, tokenizer)
 

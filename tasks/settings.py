@@ -1,13 +1,16 @@
 """The one reader of params.yaml: frozen, typed, with the full path of whatever is wrong.
 
-There are no defaults here; params.yaml is the only place that holds a value.
+There are no defaults here; params.yaml is the only place that holds a value. `python -m tasks.settings` does nothing
+but check them: each DVC stage begins with it, because the stages themselves first spend seconds on importing torch.
 """
 
+import sys
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
 from tasks.paths import PRETRAINED
 
@@ -37,7 +40,7 @@ class FetchMeshes(Section):
 
 class Voxelize(Section):
     meshes: Path
-    resolution: Annotated[int, Field(ge=16, le=2048, multiple_of=8)]
+    resolution: Annotated[int, Field(ge=24, le=2048, multiple_of=8)]
     truncation_voxels: Annotated[float, Field(ge=1, le=8)]
     val_share: Share
     test_share: Share
@@ -178,7 +181,7 @@ def load_settings(path: Path = PARAMS_FILE) -> Settings:
         raise ParameterError("; ".join(f"{path}: {p.key}: {p.text}" for p in problems)) from error
 
 
-def _describe(detail: dict) -> _Problem:
+def _describe(detail: ErrorDetails) -> _Problem:
     key = ".".join(str(part) for part in detail["loc"]) or "(top level)"
     match detail["type"]:
         case "extra_forbidden":
@@ -189,3 +192,10 @@ def _describe(detail: dict) -> _Problem:
             return _Problem(key, str(detail["ctx"]["error"]))
         case _:
             return _Problem(key, f"got {detail['input']!r}; {detail['msg'][:1].lower()}{detail['msg'][1:]}")
+
+
+if __name__ == "__main__":
+    try:
+        load_settings()
+    except ParameterError as error:
+        sys.exit(str(error))

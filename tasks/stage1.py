@@ -1,4 +1,4 @@
-"""Train the codebook on cached latents: k-means, then the recipe's steps on the vq loss. The network stays as it was."""
+"""Train the codebook on cached latents: k-means, then the recipe's steps on the vq loss. The network stays as is."""
 
 import json
 from collections.abc import Iterator
@@ -6,15 +6,15 @@ from dataclasses import asdict, dataclass
 
 import torch
 from jaxtyping import Float
-from safetensors.torch import save_file
 from torch import Tensor
 
 from model.checkpoint import load_vae
 from model.errors import InputError
 from model.kmeans import kmeans, lloyd_pass
-from model.quantizer import VectorQuantizer, codebook_statistics
+from model.quantizer import VectorQuantizer, codebook_statistics, usage_of_batch
 from model.sparse import SparseTensor
 from model.vqvae import VQVAE
+from tasks.codebook import save_codebook
 from tasks.latents import latents_file, read_vectors
 from tasks.paths import CODEBOOK, LATENTS, METRICS, SDF, VAE
 from tasks.resume import ResumePoint, fingerprint, only_one
@@ -23,8 +23,6 @@ from tasks.shards import open_shards
 from tasks.stage import run_stage, whole_directory, write_whole
 from tasks.training import History, Losses, pick_device, train
 from tasks.validation import validate
-
-CODEBOOK_FILE = "codebook.safetensors"
 
 
 @dataclass(frozen=True)
@@ -38,7 +36,8 @@ def stage1(settings: Settings) -> None:
     device = pick_device()
     torch.manual_seed(params.seed)
     files = {split: latents_file(LATENTS, split) for split in ("train", "val")}
-    vectors = read_vectors(files["train"], max_per_shape=params.max_vectors_per_shape, seed=params.seed).to(device)
+    cached = read_vectors(files["train"], max_per_shape=params.max_vectors_per_shape, seed=params.seed)
+    vectors = cached.unique(dim=0).to(device)  # a pattern that every shape has must not draw all codes to itself
     heldout = read_vectors(files["val"], max_per_shape=None, seed=params.seed).to(device)
     if vectors.shape[1] != dim:
         raise InputError(f"latents have {vectors.shape[1]} channels but codebook.dim is {dim}; make them equal")
@@ -80,7 +79,7 @@ def stage1(settings: Settings) -> None:
         errors = {name: normalised_error(heldout, codes, vectors) for name, codes in candidates.items()}
         kept = min(errors, key=lambda name: errors[name])
         with whole_directory(CODEBOOK) as directory:
-            save_file({"codebook": candidates[kept].cpu().contiguous()}, directory / CODEBOOK_FILE)
+            save_codebook(candidates[kept], directory)
         usage = codebook_statistics(lloyd_pass(heldout, candidates[kept]).counts)
         figures = {
             "num_vectors": len(vectors),
@@ -128,12 +127,6 @@ def draw_vectors(vectors: Float[Tensor, "num_vectors dim"], params: Stage1, step
         step += 1
 
 
-def usage_of_batch(indices: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Usage and perplexity within one batch, without waiting for the device."""
-    frequency = torch.bincount(indices, minlength=size).float() / len(indices)
-    return (frequency > 0).float().mean(), (-torch.special.xlogy(frequency, frequency).sum()).exp()
-
-
 def normalised_error(
     vectors: Float[Tensor, "num_vectors dim"],
     codes: Float[Tensor, "codebook_size dim"],
@@ -148,7 +141,7 @@ def spectrum(vectors: Float[Tensor, "num_vectors dim"]) -> dict[str, float]:
     """Share of the latents' variance in their first 1, 2, 4, ... principal directions."""
     eigenvalues = torch.linalg.eigvalsh(torch.cov(vectors.T)).flip(0).clamp(min=0)
     shares = (eigenvalues.cumsum(0) / eigenvalues.sum()).tolist()
-    return {str(2**k): shares[2**k - 1] for k in range(len(shares).bit_length())  if 2**k <= len(shares)}
+    return {str(2**k): shares[2**k - 1] for k in range(len(shares).bit_length()) if 2**k <= len(shares)}
 
 
 if __name__ == "__main__":

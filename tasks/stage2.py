@@ -6,23 +6,22 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import nn
 
 from model.checkpoint import load_vae
-from model.quantizer import CodebookStatistics, VectorQuantizer, codebook_statistics, nearest_codes
+from model.quantizer import CodebookStatistics, VectorQuantizer, codebook_statistics, nearest_codes, usage_of_batch
 from model.tokenizer import ShapeTokenizer
 from model.vqvae import VQVAE, vqvae_loss
+from tasks.codebook import CODEBOOK_FILE, load_codebook
 from tasks.dataset import ShapeBatch, load_batches
-from tasks.encode import choose_views, encode_views
-from tasks.paths import CODEBOOK, METRICS, SDF, TOKENIZER, VAE
+from tasks.paths import METRICS, SDF, TOKENIZER, VAE
 from tasks.resume import ResumePoint, fingerprint, only_one
 from tasks.settings import Settings, Stage2
 from tasks.shards import Shards, open_shards
 from tasks.stage import run_stage, whole_directory, write_whole
-from tasks.stage1 import CODEBOOK_FILE, usage_of_batch
 from tasks.training import History, Losses, cosine, pick_device, train
 from tasks.validation import validate
+from tasks.views import choose_views, encode_views
 
 CODES_FROZEN_SHARE = 0.1  # of the steps, the last ones: the decoder settles on codes that no longer move
 
@@ -61,7 +60,7 @@ def stage2(settings: Settings) -> None:
         return validate(lambda x: vqvae(x).decoded, shards, shards.names("val"), device=device)
 
     with only_one("stage2"):
-        inputs = [SDF / "index.parquet", *VAE.iterdir(), CODEBOOK / CODEBOOK_FILE]
+        inputs = [SDF / "index.parquet", *VAE.iterdir(), CODEBOOK_FILE]
         resume = ResumePoint("stage2", fingerprint([params, settings.codebook], inputs))
         before = check()
         train(
@@ -101,7 +100,7 @@ def stage2(settings: Settings) -> None:
 
 def load_vqvae() -> VQVAE:
     """What stage 1 left: the imported VAE with the trained codebook."""
-    codes = load_file(CODEBOOK / CODEBOOK_FILE)["codebook"]
+    codes = load_codebook()
     quantizer = VectorQuantizer(*codes.shape)
     quantizer.codebook.data.copy_(codes)
     return VQVAE(load_vae(VAE), quantizer)

@@ -198,7 +198,7 @@ def _stop_signals() -> Iterator[list[int]]:
     """A list that gets an entry when SIGINT or SIGTERM asks to stop; the loop looks at it after each step."""
     received: list[int] = []
 
-    def remember(number: int, frame: FrameType | None) -> None:
+    def remember(number: int, _: FrameType | None) -> None:
         received.append(number)
 
     before = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}

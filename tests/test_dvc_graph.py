@@ -255,13 +255,15 @@ def test_no_output_outlives_its_inputs(stage: str):
 
 
 @every_stage
-def test_stage_is_run_as_its_module(stage: str):
-    assert STAGES[stage]["cmd"] == f"${{python}} -m tasks.{stage}"
+def test_stage_checks_the_parameters_and_is_run_as_its_module(stage: str):
+    assert STAGES[stage]["cmd"] == f"${{check}} && ${{python}} -m tasks.{stage}"
 
 
 def test_both_files_run_the_same_python():
-    commands = [entry for file in DVC_FILES for entry in yaml.safe_load((ROOT / file).read_text())["vars"]]
-    assert len({entry["python"] for entry in commands if isinstance(entry, dict)}) == 1
+    entries = [yaml.safe_load((ROOT / file).read_text())["vars"] for file in DVC_FILES]
+    first, second = ([entry for entry in variables if isinstance(entry, dict)] for variables in entries)
+    assert first == second
+    assert {name for entry in first for name in entry} == {"python", "check"}
 
 
 # --- optional upstreams ------------------------------------------------------------------------------------------

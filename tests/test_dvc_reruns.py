@@ -46,6 +46,7 @@ def write_project(root: Path) -> None:
         if dependency.startswith(("model/", "tasks/")):
             (root / dependency).parent.mkdir(exist_ok=True)
             (root / dependency).touch()
+    (root / "tasks/settings.py").touch()  # what every stage begins with; there is nothing to check here
     for name, stage in stages.items():
         written = [path for kind in ("outs", "metrics", "plots") for path in names(stage.get(kind, []))]
         (root / f"tasks/{name}.py").write_text(STUB.format(written=written))

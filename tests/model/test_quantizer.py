@@ -7,7 +7,7 @@ from jaxtyping import TypeCheckError
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from model import quantizer
-from model.quantizer import VectorQuantizer, codebook_statistics, nearest_codes
+from model.quantizer import VectorQuantizer, codebook_statistics, nearest_codes, usage_of_batch
 from tests.model import numpy_reference
 
 
@@ -199,3 +199,11 @@ def test_statistics_of_a_half_a_quarter_a_quarter():
 def test_without_tokens_there_are_no_statistics():
     with pytest.raises(ValueError, match="no tokens"):
         codebook_statistics(torch.zeros(4, dtype=torch.int64))
+
+
+def test_usage_within_a_batch_is_that_of_its_counts():
+    indices = torch.randint(50, (300,), generator=torch.Generator().manual_seed(0))
+    usage, perplexity = usage_of_batch(indices, 64)
+    expected = codebook_statistics(torch.bincount(indices, minlength=64))
+    assert usage.item() == pytest.approx(expected.usage)
+    assert perplexity.item() == pytest.approx(expected.perplexity, rel=1e-5)

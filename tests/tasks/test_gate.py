@@ -9,11 +9,11 @@ import torch
 from safetensors.torch import save_file
 
 from model.errors import InputError
+from tasks.codebook import CODEBOOK_FILE
 from tasks.gate import gate, judge
 from tasks.latents import SCHEMA, ShapeLatents, latents_file, to_row
 from tasks.paths import CODEBOOK, LATENTS, METRICS, PASS_TOKEN
 from tasks.settings import Gate, Settings, load_settings
-from tasks.stage1 import CODEBOOK_FILE
 
 ROOT = Path(__file__).parents[2]
 NUM_CODES, PER_CODE = 8, 25
@@ -45,7 +45,7 @@ def around(points: torch.Tensor, *, distance: float = 1.0) -> torch.Tensor:
 
 def write_codes(values: torch.Tensor) -> None:
     CODEBOOK.mkdir(parents=True, exist_ok=True)
-    save_file({"codebook": values}, CODEBOOK / CODEBOOK_FILE)
+    save_file({"codebook": values}, CODEBOOK_FILE)
 
 
 def write_latents(split: str, vectors: torch.Tensor) -> None:
@@ -118,7 +118,7 @@ def test_uneven_use():
 def test_a_code_that_takes_too_much():
     counts = torch.tensor([75] + 7 * [25])
     write_latents("val", around(codes().repeat_interleave(counts, 0)))
-    fails(settings(), "top_share", "0.3 (gate.max_top_share: <= 0.2)", "one code takes too much")
+    fails(settings(), "top_share", "0.3 (gate.max_top_share: <= 0.2)", "look for empty or constant latents")
 
 
 def test_codes_that_do_not_carry_over():
@@ -133,7 +133,7 @@ def test_duplicate_codes():
     write_latents("train", around(doubled.repeat(PER_CODE, 1)))
     write_latents("val", around(doubled.repeat(PER_CODE, 1)))
     relaxed = settings(min_usage=0.5, max_top_share=0.5)
-    fails(relaxed, "duplicate_codes", "1 (no duplicate codes: <= 0)", "lower codebook.size")
+    fails(relaxed, "duplicate_codes", "1 (never allowed: <= 0)", "lower codebook.size")
 
 
 def fails(wanted: Settings, figure: str, comparison: str, remedy: str, also: list[str] | None = None) -> None:

@@ -12,16 +12,18 @@ from safetensors.torch import load_file
 from model.checkpoint import load_vae, save_vae
 from model.errors import InputError
 from model.kmeans import lloyd_pass
-from model.quantizer import VectorQuantizer, codebook_statistics
+from model.quantizer import VectorQuantizer, codebook_statistics, usage_of_batch
 from model.vae import SparseSDFVAE, VAEConfig
 from tasks import stage1 as module
+from tasks.codebook import CODEBOOK_FILE
 from tasks.dataset import sdf_target
-from tasks.encode import choose_views, encode
+from tasks.encode import encode
 from tasks.latents import latents_file, read_vectors
-from tasks.paths import CODEBOOK, LATENTS, METRICS, RESUME, SDF, VAE
+from tasks.paths import LATENTS, METRICS, RESUME, SDF, VAE
 from tasks.settings import Settings
 from tasks.shards import open_shards
-from tasks.stage1 import CODEBOOK_FILE, draw_vectors, normalised_error, spectrum, stage1, usage_of_batch
+from tasks.stage1 import draw_vectors, normalised_error, spectrum, stage1
+from tasks.views import choose_views
 
 
 class Watch:
@@ -51,7 +53,7 @@ class Watch:
 
 
 def codebook() -> torch.Tensor:
-    return load_file(CODEBOOK / CODEBOOK_FILE)["codebook"]
+    return load_file(CODEBOOK_FILE)["codebook"]
 
 
 def metrics() -> dict:
@@ -144,7 +146,7 @@ def test_a_killed_run_gives_the_same_codes(
 ):
     """The figures hold the error of the trained codes, whichever are kept."""
     expected, figures = codebook(), metrics()
-    (CODEBOOK / CODEBOOK_FILE).unlink()
+    CODEBOOK_FILE.unlink()
     calls = []
 
     def die_at_step_13(indices: torch.Tensor, size: int):
@@ -157,7 +159,7 @@ def test_a_killed_run_gives_the_same_codes(
         patched.setattr(module, "usage_of_batch", die_at_step_13)
         with pytest.raises(ConnectionAbortedError):
             stage1(small_settings)
-    assert not (CODEBOOK / CODEBOOK_FILE).exists()
+    assert not CODEBOOK_FILE.exists()
     assert list(RESUME.glob("stage1/*/state.pt"))
     stage1(small_settings)
     assert torch.equal(codebook(), expected)
@@ -240,14 +242,6 @@ def test_spectrum_of_known_variances():
     corners = torch.tensor([8.0, 4.0, 2.0, 1.0, 1.0]).sqrt().diag()
     vectors = torch.cat([corners, -corners]) @ basis
     assert spectrum(vectors) == pytest.approx({"1": 8 / 16, "2": 12 / 16, "4": 15 / 16}, rel=1e-5)
-
-
-def test_usage_within_a_batch_is_that_of_its_counts():
-    indices = torch.randint(50, (300,), generator=torch.Generator().manual_seed(0))
-    usage, perplexity = usage_of_batch(indices, 64)
-    expected = codebook_statistics(torch.bincount(indices, minlength=64))
-    assert usage.item() == pytest.approx(expected.usage)
-    assert perplexity.item() == pytest.approx(expected.perplexity, rel=1e-5)
 
 
 def test_only_the_vq_term_trains_the_codes():

@@ -14,9 +14,9 @@ from model.checkpoint import load_vae
 from model.tokenizer import ShapeTokenizer
 from model.vqvae import VQVAE
 from tasks import stage2 as module
-from tasks.paths import CODEBOOK, METRICS, RESUME, TOKENIZER, VAE
+from tasks.codebook import CODEBOOK_FILE
+from tasks.paths import METRICS, RESUME, TOKENIZER, VAE
 from tasks.settings import Settings
-from tasks.stage1 import CODEBOOK_FILE
 from tasks.stage2 import load_vqvae, param_groups, stage2
 from tests.shapes import ring_and_box
 
@@ -30,7 +30,7 @@ def with_stage2(settings: Settings, **changes) -> Settings:
 def start() -> dict[str, torch.Tensor]:
     """What stage 1 left, under the names of the trained tokenizer."""
     vae = {f"vae.{key}": value for key, value in load_vae(VAE).state_dict().items()}
-    return vae | {"quantizer.codebook": load_file(CODEBOOK / CODEBOOK_FILE)["codebook"]}
+    return vae | {"quantizer.codebook": load_file(CODEBOOK_FILE)["codebook"]}
 
 
 def changed_keys() -> set[str]:
