@@ -1,4 +1,4 @@
-"""What the sign beyond the band is worth: stage 2 with lambda_outside 0 and as params.yaml has it, same everything else.
+"""What the sign beyond the band is worth: stage 2 with lambda_outside 0, and with the value of params.yaml.
 
     .venv/bin/python benchmarks/lambda_outside.py        (after dvc repro; two runs of stage 2 and evaluate)
 

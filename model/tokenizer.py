@@ -3,6 +3,7 @@
 import hashlib
 import json
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -47,11 +48,14 @@ class ShapeTokenizer:
     def device(self) -> torch.device:
         return self.vqvae.quantizer.codebook.device
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
-        """Short hash of the codebook: tokens of one codebook mean nothing to another."""
-        codebook = self.vqvae.quantizer.codebook.detach().cpu().contiguous()
-        return hashlib.sha256(codebook.numpy().tobytes()).hexdigest()[:16]
+        """Short hash of all weights and of the grid: tokens of one tokenizer mean nothing to another."""
+        digest = hashlib.sha256(f"{self.resolution} {self.truncation_voxels}".encode())
+        for key, value in sorted(self.vqvae.state_dict().items()):
+            digest.update(key.encode())
+            digest.update(value.cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
 
     @staticmethod
     def from_pretrained(directory: str | Path, *, device: torch.device | str = "cpu") -> "ShapeTokenizer":

@@ -9,7 +9,6 @@ import json
 import multiprocessing
 import os
 import signal
-import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
@@ -23,7 +22,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-from tqdm import tqdm
 
 import model.sdf
 from model.errors import InputError
@@ -31,6 +29,7 @@ from model.sdf import SparseSDF, normalised_surface, voxelize
 from tasks import meshes, shards
 from tasks.meshes import SUFFIXES, find_meshes, load_mesh
 from tasks.paths import METRICS, SDF, VOXELIZE_SCRATCH
+from tasks.progress import track
 from tasks.settings import Settings, Voxelize
 from tasks.stage import run_stage, whole_directory, write_whole
 
@@ -117,7 +116,7 @@ def _voxelize_all(files: dict[str, Path], options: Voxelize) -> Iterator[Outcome
     ]
     _compile_kernels()
     num_workers = min(len(os.sched_getaffinity(0)), len(jobs))
-    yield from _show_progress(_run(jobs, num_workers), len(jobs))
+    yield from track(_run(jobs, num_workers), len(jobs), description="voxelize", unit="file")
 
 
 def _run(jobs: list[Job], num_workers: int) -> Iterator[Outcome]:
@@ -282,17 +281,6 @@ def _forget_all_but(outcomes: list[Outcome]) -> None:
     for file in VOXELIZE_SCRATCH.iterdir():
         if file.stem not in kept:
             file.unlink()
-
-
-def _show_progress(outcomes: Iterator[Outcome], total: int) -> Iterator[Outcome]:
-    """A bar on a terminal, a line every tenth in a log."""
-    if sys.stderr.isatty():
-        yield from tqdm(outcomes, total=total, desc="voxelize", unit="mesh")
-        return
-    for done, outcome in enumerate(outcomes, 1):
-        yield outcome
-        if done * 10 // total > (done - 1) * 10 // total:
-            print(f"voxelize: {done} of {total} meshes", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

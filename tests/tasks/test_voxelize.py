@@ -34,7 +34,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def settings_for(folder: str = "meshes", **changes: float) -> Settings:
     """The shipped parameters at resolution 16, with changes, also written to params.yaml."""
     values = yaml.safe_load((ROOT / "params.yaml").read_text())
-    values["voxelize"] |= {"meshes": folder, "resolution": 16, "shapes_per_shard": 3, "max_rejected_share": 0.0}
+    values["voxelize"] |= {"meshes": folder, "resolution": 24, "shapes_per_shard": 3, "max_rejected_share": 0.0}
     values["voxelize"] |= {"val_share": 0.3, "test_share": 0.3, **changes}
     Path("params.yaml").write_text(yaml.safe_dump(values))
     return load_settings()
@@ -69,7 +69,7 @@ def test_every_file_becomes_a_shape_and_a_rerun_the_same_bytes(here: Path) -> No
     assert sorted(shards.names("train") + shards.names("val") + shards.names("test")) == sorted(files)
     for name, path in files.items():
         mesh = load_mesh(path)
-        expected = voxelize(mesh.vertices, mesh.faces, resolution=16, truncation_voxels=2.0)
+        expected = voxelize(mesh.vertices, mesh.faces, resolution=24, truncation_voxels=2.0)
         assert np.array_equal(shards.read(name).sdf, expected.sdf)
         assert shards.index.loc[name, "watertight"]
     for name in shards.names("test"):
