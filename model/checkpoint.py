@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from model.errors import InputError
@@ -65,7 +65,8 @@ def save_vae(vae: SparseSDFVAE, directory: Path, *, dtype: torch.dtype = torch.f
 
 
 def save_weights(module: torch.nn.Module, path: Path, *, dtype: torch.dtype) -> None:
-    save_file({key: value.detach().to("cpu", dtype).contiguous() for key, value in module.state_dict().items()}, path)
+    state = {key: value.detach().to("cpu", dtype).contiguous() for key, value in module.state_dict().items()}
+    path.write_bytes(save(state))  # save_file reports a full disk as an error of its own kind
 
 
 def import_checkpoint(path: Path) -> Import:

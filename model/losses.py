@@ -65,4 +65,4 @@ def pointwise_loss(error: Tensor, kind: Recon) -> Tensor:
 
 def sign_error_share(matched: Float[Tensor, "num_band 1"], truth: Float[Tensor, "num_band 1"]) -> Tensor:
     """Share of band voxels that are on the wrong side of the decoded surface."""
-    return ((matched > 0) != (truth > 0)).float().mean()
+    return ((matched < 0) != (truth < 0)).float().mean()

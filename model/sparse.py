@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -164,6 +165,16 @@ def subdivide(x: SparseTensor) -> SparseTensor:
     """Every voxel becomes its 8 children, each with the features of the parent."""
     children = x.feats[:, None].expand(-1, 8, -1).reshape(-1, x.feats.shape[1])
     return SparseTensor.on(x.grid.subdivided, children)
+
+
+def from_arrays(
+    coords: Int[np.ndarray, "num_voxels 3"], values: Float[np.ndarray, " num_voxels"], *, extent: int
+) -> SparseTensor:
+    """One value per voxel of one shape. `extent` is the resolution of the grid that the voxels are on."""
+    with_batch = np.pad(coords.astype(np.int32), ((0, 0), (1, 0)))
+    return SparseTensor.on(
+        Grid(torch.from_numpy(with_batch), num_shapes=1, extent=extent), torch.from_numpy(values)[:, None]
+    )
 
 
 def batch_tensors(tensors: list[SparseTensor]) -> SparseTensor:

@@ -11,12 +11,13 @@ import torch
 import trimesh
 from jaxtyping import Float, Int
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
+from model.checkpoint import save_weights
 from model.errors import InputError
 from model.quantizer import VectorQuantizer, nearest_codes
 from model.sdf import SparseSDF, extract_mesh, voxelize
-from model.sparse import Grid, SparseTensor
+from model.sparse import Grid, from_arrays
 from model.vae import SparseSDFVAE, VAEConfig
 from model.vqvae import VQVAE
 
@@ -86,8 +87,7 @@ class ShapeTokenizer:
             "truncation_voxels": self.truncation_voxels,
         }
         (directory / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
-        state = {key: value.detach().cpu().contiguous() for key, value in self.vqvae.state_dict().items()}
-        save_file(state, directory / WEIGHTS_FILE)
+        save_weights(self.vqvae, directory / WEIGHTS_FILE, dtype=torch.float32)
 
     @torch.no_grad()
     def encode(self, shape: trimesh.Trimesh | SparseSDF) -> Tokens:
@@ -101,10 +101,7 @@ class ShapeTokenizer:
                 f"the grid has resolution {shape.resolution} and truncation {shape.truncation_voxels} voxels, but this "
                 f"tokenizer was trained at {self.resolution} and {self.truncation_voxels}; voxelise it again"
             )
-        coords = torch.from_numpy(np.pad(shape.coords, ((0, 0), (1, 0))).astype(np.int32))
-        x = SparseTensor.on(
-            Grid(coords, num_shapes=1, extent=self.resolution), torch.from_numpy(shape.sdf)[:, None]
-        ).to(self.device)
+        x = from_arrays(shape.coords, shape.sdf, extent=self.resolution).to(self.device)
         z_e = self.vqvae.encode(x)
         indices = nearest_codes(z_e.feats, self.vqvae.quantizer.codebook)
         order = z_e.grid.keys.argsort()
@@ -126,8 +123,7 @@ class ShapeTokenizer:
             )
         coords = torch.from_numpy(np.pad(tokens.coords, ((0, 0), (1, 0))).astype(np.int32))
         grid = Grid(coords.to(self.device), num_shapes=1, extent=self.resolution // 8)
-        codes = self.vqvae.quantizer.codebook[torch.from_numpy(tokens.indices).to(self.device)]
-        decoded = self.vqvae.vae.decode(SparseTensor.on(grid, codes))
+        decoded = self.vqvae.decode_indices(torch.from_numpy(tokens.indices).to(self.device), grid)
         surface = extract_mesh(
             decoded.coords[:, 1:].cpu().numpy(), decoded.feats[:, 0].cpu().numpy(), resolution=self.resolution
         )

@@ -4,9 +4,11 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from model.conv import SubMConv3d
+from model.errors import InputError
 from model.layers import GroupNorm, Linear, SiLU, TransformerBlock, layer_norm, position_embedding
 from model.sparse import SparseTensor, pool_mean, subdivide
 
@@ -152,3 +154,15 @@ def kl_divergence(posterior: Posterior) -> Tensor:
     """KL from the standard normal, in nats: summed over channels, averaged over latent voxels."""
     mean, logvar = posterior.mean.feats, posterior.logvar.feats
     return 0.5 * (mean.square() + logvar.exp() - 1 - logvar).sum(1).mean()
+
+
+def refuse_zero_latents(latents: Float[Tensor, "num_latents dim"]) -> None:
+    """Raise InputError for latents of an encoder whose weights were never loaded.
+
+    The published encoder starts with a last layer of zeros: every latent is then 0 and every voxel gets one code.
+    """
+    if not torch.any(latents):
+        raise InputError(
+            "every latent is exactly 0, as from an encoder whose zero-initialised last layer was never trained; "
+            "point import_vae.checkpoint at trained VAE weights"
+        )

@@ -2,14 +2,13 @@
 
 from typing import NamedTuple
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from model.errors import InputError
 from model.losses import Recon, SDFTarget, reconstruction_loss, sign_error_share
 from model.quantizer import Quantized, VectorQuantizer
-from model.sparse import SparseTensor
+from model.sparse import Grid, SparseTensor
 from model.vae import SparseSDFVAE
 
 
@@ -35,9 +34,9 @@ class VQVAE(nn.Module):
         """z_e: the posterior mean, never a sample, so that a shape's tokens are always the same."""
         return self.vae.encode(x).mean
 
-    def decode_indices(self, indices: Int[Tensor, " num_latents"], latents: SparseTensor) -> SparseTensor:
-        """Decode tokens on the grid of `latents`, whose features are not used."""
-        return self.vae.decode(latents.with_feats(self.quantizer.codebook[indices]))
+    def decode_indices(self, indices: Int[Tensor, " num_latents"], grid: Grid) -> SparseTensor:
+        """What the tokens of the latent voxels of `grid` stand for."""
+        return self.vae.decode(SparseTensor.on(grid, self.quantizer.codebook[indices]))
 
     def forward(self, x: SparseTensor) -> VQVAEOutput:
         z_e = self.encode(x)
@@ -70,15 +69,3 @@ def vqvae_loss(
     total = fit.recon + lambda_outside * fit.outside + lambda_vq * vq + lambda_commitment * commitment
     sign_errors = sign_error_share(fit.matched.detach(), target.band.feats)
     return VQVAELoss(total, fit.recon, fit.outside, vq, commitment, sign_errors, fit.matched)
-
-
-def refuse_zero_latents(latents: Float[Tensor, "num_latents dim"]) -> None:
-    """Raise InputError for latents of an encoder whose weights were never loaded.
-
-    The published encoder starts with a last layer of zeros: every latent is then 0 and every voxel gets one code.
-    """
-    if not torch.any(latents):
-        raise InputError(
-            "every latent is exactly 0, as from an encoder whose zero-initialised last layer was never trained; "
-            "point import_vae.checkpoint at trained VAE weights"
-        )

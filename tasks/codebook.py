@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from jaxtyping import Float
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from model.errors import InputError
@@ -15,7 +15,7 @@ CODEBOOK_FILE = CODEBOOK / "codebook.safetensors"
 
 
 def save_codebook(codes: Float[Tensor, "codebook_size dim"], directory: Path) -> None:
-    save_file({"codebook": codes.detach().cpu().contiguous()}, directory / CODEBOOK_FILE.name)
+    (directory / CODEBOOK_FILE.name).write_bytes(save({"codebook": codes.detach().cpu().contiguous()}))
 
 
 def load_codebook() -> Float[Tensor, "codebook_size dim"]:

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from model.losses import SDFTarget
 from model.sdf import SparseSDF
-from model.sparse import Grid, SparseTensor, batch_tensors
+from model.sparse import SparseTensor, batch_tensors, from_arrays
 from model.symmetry import SYMMETRIES, transform_coords
 from tasks.shards import Shards
 
@@ -48,18 +48,12 @@ class ShapeDataset(Dataset[tuple[str, SDFTarget]]):
 
 def sdf_target(sdf: SparseSDF, *, symmetry: int = 0) -> SDFTarget:
     """One shape as tensors with batch index 0."""
-    beyond_coords, sign = sdf.beyond()
-    return SDFTarget(
-        band=_sparse_tensor(sdf.coords, sdf.sdf, sdf.resolution, symmetry),
-        beyond=_sparse_tensor(beyond_coords, sign, sdf.resolution, symmetry),
-    )
 
+    def tensor(coords: np.ndarray, values: np.ndarray) -> SparseTensor:
+        moved = transform_coords(coords, symmetry, resolution=sdf.resolution)
+        return from_arrays(moved, values, extent=sdf.resolution)
 
-def _sparse_tensor(coords: np.ndarray, values: np.ndarray, resolution: int, symmetry: int) -> SparseTensor:
-    moved = transform_coords(coords, symmetry, resolution=resolution)
-    with_batch = np.pad(moved.astype(np.int32), ((0, 0), (1, 0)))
-    grid = Grid(torch.from_numpy(with_batch), num_shapes=1, extent=resolution)
-    return SparseTensor.on(grid, torch.from_numpy(values)[:, None])
+    return SDFTarget(band=tensor(sdf.coords, sdf.sdf), beyond=tensor(*sdf.beyond()))
 
 
 def collate(samples: Sequence[tuple[str, SDFTarget]]) -> ShapeBatch:

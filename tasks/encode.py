@@ -5,14 +5,14 @@ import json
 import pyarrow.parquet as pq
 
 from model.checkpoint import load_vae
-from model.vqvae import refuse_zero_latents
+from model.vae import refuse_zero_latents
+from tasks.device import pick_device
 from tasks.latents import SCHEMA, latents_file, to_row
 from tasks.paths import LATENTS, METRICS, SDF, VAE
 from tasks.progress import track
 from tasks.settings import Settings
 from tasks.shards import open_shards
 from tasks.stage import run_stage, whole_directory, write_whole
-from tasks.training import pick_device
 from tasks.views import choose_views, encode_views
 
 

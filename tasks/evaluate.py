@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 
 from model.errors import InputError
 from model.metrics import Mesh, TriangleMesh, Truth, compare_sdf, summarise
+from tasks.device import pick_device
 from tasks.paths import EVALUATION, METRICS, PLOTS, SDF
 from tasks.plots import ShapePictures, draw_history, draw_shapes, draw_usage, read_history, usage_table
 from tasks.progress import track
@@ -40,7 +40,7 @@ def evaluate(settings: Settings) -> None:
     if not shards.names("test"):
         raise InputError(f"{SDF} has no test shape, expected at least 1; raise voxelize.test_share or add meshes")
     histories = {stage: read_history(METRICS / f"{stage}_history.tsv") for stage in ("stage1", "stage2")}
-    reconstructor = Reconstructor.load(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    reconstructor = Reconstructor.load(pick_device())
 
     with TemporaryDirectory() as scratch:
         table = measure(shards, reconstructor, params, Path(scratch))

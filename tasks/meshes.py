@@ -1,6 +1,7 @@
 """Mesh files: finding them, reading them, and noticing when a file is not what its suffix says."""
 
 import struct
+from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,16 +22,20 @@ class Mesh(NamedTuple):
 
 def find_meshes(directory: Path) -> dict[str, Path]:
     """Every mesh file below a directory by name: the relative path without suffix, with it where two would collide."""
-    files = sorted(p for p in directory.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    files = sorted(p for p in directory.rglob("*") if p.suffix.lower() in SUFFIXES and not p.is_dir())
     stems = [p.relative_to(directory).with_suffix("").as_posix() for p in files]
+    count = Counter(stems)
     return {
-        stem if stems.count(stem) == 1 else path.relative_to(directory).as_posix(): path
+        stem if count[stem] == 1 else path.relative_to(directory).as_posix(): path
         for stem, path in zip(stems, files, strict=True)
     }
 
 
 def load_mesh(path: Path) -> Mesh:
-    """All triangles of a file as one mesh. Raises InputError with the reason why it can't be used."""
+    """All triangles of a file as one mesh.
+
+    Raises InputError with the reason why its content can't be used, OSError where it can't be read.
+    """
     if path.stat().st_size == 0:
         raise InputError("the file is empty; expected a mesh; export it again")
     if path.suffix.lower() == ".stl":
@@ -38,6 +43,8 @@ def load_mesh(path: Path) -> Mesh:
     try:
         scene = trimesh.load_scene(path, process=False, skip_materials=True)
         mesh = scene.to_mesh()
+    except (OSError, MemoryError):
+        raise  # nothing that the file's content is to blame for
     except Exception as error:
         reason = " ".join(str(error).split()) or "no further reason"
         raise InputError(

@@ -11,12 +11,13 @@ from model.checkpoint import save_vae
 from model.losses import reconstruction_loss, sign_error_share
 from model.vae import SparseSDFVAE, VAEConfig, kl_divergence, sample
 from tasks.dataset import ShapeBatch, load_batches
+from tasks.device import pick_device
 from tasks.paths import METRICS, PRETRAINED, SDF
-from tasks.resume import ResumePoint, fingerprint, only_one
+from tasks.resume import ResumePoint, fingerprint
 from tasks.settings import PretrainVae, Settings
 from tasks.shards import Shards, open_shards
 from tasks.stage import run_stage, whole_directory, write_whole
-from tasks.training import History, Losses, pick_device, train
+from tasks.training import History, Losses, train
 from tasks.validation import validate
 
 INITIAL_LOGVAR = -4.0  # posterior deviations start at 0.14, so that the decoder sees the means from the start
@@ -46,25 +47,24 @@ def pretrain_vae(settings: Settings) -> None:
     def check() -> dict[str, float]:
         return validate(lambda x: vae.decode(vae.encode(x).mean), shards, shards.names("val"), device=device)
 
-    with only_one("pretrain_vae"):
-        resume = ResumePoint("pretrain_vae", fingerprint([params], [SDF / "index.parquet"]))
-        train(
-            vae,
-            [{"params": list(vae.parameters())}],
-            losses_of,
-            lambda start: _batches(shards, params, start, device),
-            settings=params,
-            resume=resume,
-            history=History(METRICS / "pretrain_vae_history.tsv"),
-            validate=check,
-            validate_every=params.validate_every,
-            description="pretrain_vae",
-        )
-        figures = check()
-        with whole_directory(PRETRAINED) as directory:
-            save_vae(vae, directory)
-        write_whole(METRICS / "pretrain_vae.json", json.dumps(figures, indent=2) + "\n")
-        resume.clear()
+    resume = ResumePoint("pretrain_vae", fingerprint([params], [SDF / "index.parquet"]))
+    train(
+        vae,
+        [{"params": list(vae.parameters())}],
+        losses_of,
+        lambda start: _batches(shards, params, start, device),
+        settings=params,
+        resume=resume,
+        history=History(METRICS / "pretrain_vae_history.tsv"),
+        validate=check,
+        validate_every=params.validate_every,
+        description="pretrain_vae",
+    )
+    figures = check()
+    with whole_directory(PRETRAINED) as directory:
+        save_vae(vae, directory)
+    write_whole(METRICS / "pretrain_vae.json", json.dumps(figures, indent=2) + "\n")
+    resume.clear()
 
 
 def wake_posterior(vae: SparseSDFVAE) -> None:

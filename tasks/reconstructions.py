@@ -14,7 +14,7 @@ from torch import Tensor
 from model.checkpoint import load_vae
 from model.quantizer import CodebookStatistics, codebook_statistics, nearest_codes
 from model.sdf import SparseSDF, Surface, extract_mesh
-from model.sparse import Grid, SparseTensor
+from model.sparse import SparseTensor, from_arrays
 from model.tokenizer import ShapeTokenizer
 from model.vae import SparseSDFVAE
 from tasks.codebook import load_codebook
@@ -95,7 +95,7 @@ class Reconstructor:
         mesh, decode_ms = self._time(shape.surface)
         yield Reconstruction("floor", mesh, decode_ms=decode_ms)
 
-        band = self._band(shape)
+        band = from_arrays(shape.coords, shape.sdf, extent=shape.resolution).to(self.device)
         z_e, encode_ms = self._time(lambda: self.vae.encode(band).mean)
         yield self._decode("vae", self.vae, z_e, shape.resolution, encode_ms=encode_ms)
 
@@ -128,11 +128,6 @@ class Reconstructor:
             encode_ms=encode_ms,
             decode_ms=decode_ms,
         )
-
-    def _band(self, shape: SparseSDF) -> SparseTensor:
-        coords = torch.from_numpy(np.pad(shape.coords, ((0, 0), (1, 0))).astype(np.int32))
-        grid = Grid(coords, num_shapes=1, extent=shape.resolution)
-        return SparseTensor.on(grid, torch.from_numpy(shape.sdf)[:, None]).to(self.device)
 
     def _time(self, work: Callable[[], T]) -> tuple[T, float]:
         """The result, and milliseconds until the device had it."""

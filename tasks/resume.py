@@ -5,23 +5,22 @@ for a new one. So the state lives in artifacts/.resume/<stage>/<fingerprint>/, a
 that the result depends on: change any of it and training starts at step 0.
 """
 
-import fcntl
 import hashlib
-import os
+import io
 import pickle
 import sys
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from shutil import rmtree
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from tasks.device import pick_device
 from tasks.paths import RESUME
 from tasks.settings import Section
-
-ALREADY_RUNNING = 75  # EX_TEMPFAIL of sysexits.h: try again later
+from tasks.stage import write_whole
 
 
 class ResumePoint:
@@ -42,19 +41,30 @@ class ResumePoint:
             return None
 
     def save(self, state: dict[str, Any]) -> None:
-        self.directory.mkdir(parents=True, exist_ok=True)
-        partial = self._file.with_suffix(".partial")
-        torch.save(state, partial)
-        os.replace(partial, self._file)
+        write_whole(self._file, _serialised(state))
+
+    def remember(self, name: str, make: Callable[[], Tensor]) -> Tensor:
+        """What make() gives, made once and read from then on, however often the run is interrupted."""
+        file = self.directory / f"{name}.pt"
+        if not file.exists():
+            write_whole(file, _serialised(make()))
+        return torch.load(file, weights_only=True)
 
     def clear(self) -> None:
         """Forget this run, and older ones of the same stage: their result is written."""
         rmtree(self.directory.parent, ignore_errors=True)
 
 
+def _serialised(content: Any) -> bytes:
+    """As bytes, because torch reports a full disk as a RuntimeError of its own."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return buffer.getvalue()
+
+
 def fingerprint(sections: Iterable[Section], inputs: Iterable[Path]) -> str:
-    """Of parameters, input files and all code of model/ and tasks/."""
-    digest = hashlib.sha256()
+    """Of parameters, input files, all code of model/ and tasks/, the version of torch and the kind of device."""
+    digest = hashlib.sha256(f"{torch.__version__} {pick_device().type}".encode())
     for section in sections:
         digest.update(section.model_dump_json().encode())
     code = sorted(path for folder in ("model", "tasks") for path in Path(__file__).parents[1].glob(f"{folder}/**/*.py"))
@@ -63,22 +73,3 @@ def fingerprint(sections: Iterable[Section], inputs: Iterable[Path]) -> str:
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()[:16]
-
-
-@contextmanager
-def only_one(stage: str) -> Iterator[None]:
-    """Hold the stage's lock; exit with 75 where another process trains it, as after DVC alone was killed."""
-    RESUME.mkdir(parents=True, exist_ok=True)
-    with (RESUME / f"{stage}.lock").open("a+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
-            holder = lock.read().strip() or "unknown"
-            message = f"{stage}: process {holder} is training this stage already; wait for it or stop it"
-            print(message, file=sys.stderr)
-            sys.exit(ALREADY_RUNNING)
-        lock.truncate(0)
-        lock.write(str(os.getpid()))
-        lock.flush()
-        yield

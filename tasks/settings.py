@@ -42,8 +42,8 @@ class Voxelize(Section):
     meshes: Path
     resolution: Annotated[int, Field(ge=24, le=2048, multiple_of=8)]
     truncation_voxels: Annotated[float, Field(ge=1, le=8)]
-    val_share: Share
-    test_share: Share
+    val_share: Annotated[float, Field(gt=0, lt=1)]
+    test_share: Annotated[float, Field(gt=0, lt=1)]
     shapes_per_shard: Count
     max_rejected_share: Share
 
@@ -69,6 +69,15 @@ class Training(Section):
     log_every: Count
     save_every: Count
     seed: CountOrZero
+
+    @model_validator(mode="after")
+    def save_whole_rows_of_the_history(self) -> Self:
+        if self.save_every % self.log_every:
+            raise ValueError(
+                f"save_every {self.save_every} is not a multiple of log_every {self.log_every}; "
+                "make it one, so that a resumed run logs what an undisturbed one does"
+            )
+        return self
 
     @model_validator(mode="after")
     def warm_up_before_the_end(self) -> Self:
@@ -120,6 +129,7 @@ class Gate(Section):
 
 class Stage2(Training):
     train: Literal["all", "decoder"]
+    encoder_lr_ratio: Annotated[float, Field(gt=0, le=1)]
     codebook_lr_ratio: Annotated[float, Field(gt=0, le=1)]
     recon: Recon
     lambda_outside: NotNegative

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from model.errors import InputError
 from model.sdf import SparseSDF, Surface
 from model.sdf.grid import voxel_coords
+from tasks.stage import partial_name
 
 INDEX = "index.parquet"
 REJECTS = "rejects.parquet"
@@ -133,7 +134,7 @@ def write_surfaces(path: Path, surfaces: Iterable[tuple[str, Surface]]) -> None:
 
 def write_row_groups(path: Path, rows: Iterable[pa.RecordBatch], schema: pa.Schema | None = None) -> None:
     """One row group per batch, into a file that appears when it is complete."""
-    partial = path.with_name(f".{path.name}.partial")
+    partial = partial_name(path)
     writer = None
     try:
         for row in rows:
@@ -187,17 +188,13 @@ class Shards:
     def read(self, name: str) -> SparseSDF:
         """One shape. Raises InputError naming the file when it is missing or damaged."""
         place = Place(*self.index.loc[name, list(Place._fields)])
-        path = self.directory / place.shard
-        row = _read_row_group(path, int(place.row_group))
-        if row.column("name")[0].as_py() != name:
-            raise InputError(f"{path} holds {row.column('name')[0]} where {INDEX} expects {name}; {REMEDY}")
-        return shape_of(row)
+        return shape_of(_read_named_row(self.directory / place.shard, int(place.row_group), name))
 
     def read_surface(self, name: str) -> Surface:
         """The truth mesh of a test shape, in the [-1, 1] cube."""
         if name not in self._surface_groups:
             raise InputError(f"{self.directory / SURFACES} has no surface of {name}; only the test split has them")
-        row = _read_row_group(self.directory / SURFACES, self._surface_groups[name])
+        row = _read_named_row(self.directory / SURFACES, self._surface_groups[name], name)
         vertices, faces = (row.column(column)[0].values.to_numpy().reshape(-1, 3) for column in ("vertices", "faces"))
         return Surface(vertices, faces)
 
@@ -226,7 +223,7 @@ def write_index(path: Path, index: pd.DataFrame, *, resolution: int, truncation_
 
 
 def write_table(path: Path, table: pa.Table) -> None:
-    partial = path.with_name(f".{path.name}.partial")
+    partial = partial_name(path)
     try:
         pq.write_table(table, partial, compression="zstd", write_page_checksum=True)
         os.replace(partial, path)
@@ -247,6 +244,13 @@ def _read_row_group(path: Path, group: int) -> pa.Table:
             return file.read_row_group(group, use_threads=False)
     except (OSError, IndexError, pa.ArrowException) as error:
         raise _damage(path, error) from error
+
+
+def _read_named_row(path: Path, group: int, name: str) -> pa.Table:
+    row = _read_row_group(path, group)
+    if row.column("name")[0].as_py() != name:
+        raise InputError(f"{path} holds {row.column('name')[0]} where {INDEX} expects {name}; {REMEDY}")
+    return row
 
 
 def _damage(path: Path, error: Exception) -> InputError:

@@ -15,13 +15,14 @@ from model.quantizer import VectorQuantizer, codebook_statistics, usage_of_batch
 from model.sparse import SparseTensor
 from model.vqvae import VQVAE
 from tasks.codebook import save_codebook
+from tasks.device import pick_device
 from tasks.latents import latents_file, read_vectors
 from tasks.paths import CODEBOOK, LATENTS, METRICS, SDF, VAE
-from tasks.resume import ResumePoint, fingerprint, only_one
+from tasks.resume import ResumePoint, fingerprint
 from tasks.settings import Settings, Stage1
 from tasks.shards import open_shards
 from tasks.stage import run_stage, whole_directory, write_whole
-from tasks.training import History, Losses, pick_device, train
+from tasks.training import History, Losses, train
 from tasks.validation import validate
 
 
@@ -42,8 +43,9 @@ def stage1(settings: Settings) -> None:
     if vectors.shape[1] != dim:
         raise InputError(f"latents have {vectors.shape[1]} channels but codebook.dim is {dim}; make them equal")
 
-    generator = torch.Generator().manual_seed(params.seed)
-    start = kmeans(vectors, size, iterations=params.kmeans_iterations, generator=generator)
+    inputs = [*files.values(), SDF / "index.parquet", *VAE.iterdir()]
+    resume = ResumePoint("stage1", fingerprint([params, settings.codebook], inputs))
+    start = resume.remember("kmeans", lambda: start_codes(vectors, size, params)).to(device)
     quantizer = VectorQuantizer(size, dim).to(device)
     quantizer.codebook.data.copy_(start)
     watch = _ReconstructionWatch(quantizer, params, device)
@@ -59,40 +61,46 @@ def stage1(settings: Settings) -> None:
             "perplexity": perplexity,
         }
 
-    with only_one("stage1"):
-        resume = ResumePoint("stage1", fingerprint([params, settings.codebook], files.values()))
-        train(
-            quantizer,
-            [{"params": [quantizer.codebook]}],
-            losses_of,
-            lambda step: draw_vectors(vectors, params, step),
-            settings=params,
-            resume=resume,
-            history=History(METRICS / "stage1_history.tsv"),
-            validate=watch,
-            validate_every=params.recon_every,
-            description="stage1",
-        )
-        watch.check_frozen()
-        trained = quantizer.codebook.detach()
-        candidates = {"kmeans": start, "trained": trained}
-        errors = {name: normalised_error(heldout, codes, vectors) for name, codes in candidates.items()}
-        kept = min(errors, key=lambda name: errors[name])
-        with whole_directory(CODEBOOK) as directory:
-            save_codebook(candidates[kept], directory)
-        usage = codebook_statistics(lloyd_pass(heldout, candidates[kept]).counts)
-        figures = {
-            "num_vectors": len(vectors),
-            "kept": kept,
-            "train_error": normalised_error(vectors, candidates[kept], vectors),
-            "heldout_error": errors[kept],
-            "heldout_error_kmeans": errors["kmeans"],
-            "heldout_error_trained": errors["trained"],
-            "heldout": asdict(usage),
-            "variance_in_first": spectrum(vectors),
-        }
-        write_whole(METRICS / "stage1.json", json.dumps(figures, indent=2) + "\n")
-        resume.clear()
+    train(
+        quantizer,
+        [{"params": [quantizer.codebook]}],
+        losses_of,
+        lambda step: draw_vectors(vectors, params, step),
+        settings=params,
+        resume=resume,
+        history=History(METRICS / "stage1_history.tsv"),
+        validate=watch,
+        validate_every=params.recon_every,
+        description="stage1",
+    )
+    watch.check_frozen()
+    trained = quantizer.codebook.detach()
+    candidates = {"kmeans": start, "trained": trained}
+    errors = {name: normalised_error(heldout, codes, vectors) for name, codes in candidates.items()}
+    kept = min(errors, key=lambda name: errors[name])
+    with whole_directory(CODEBOOK) as directory:
+        save_codebook(candidates[kept], directory)
+    usage = codebook_statistics(lloyd_pass(heldout, candidates[kept]).counts)
+    figures = {
+        "num_vectors": len(vectors),
+        "kept": kept,
+        "train_error": normalised_error(vectors, candidates[kept], vectors),
+        "heldout_error": errors[kept],
+        "heldout_error_kmeans": errors["kmeans"],
+        "heldout_error_trained": errors["trained"],
+        "heldout": asdict(usage),
+        "variance_in_first": spectrum(vectors),
+    }
+    write_whole(METRICS / "stage1.json", json.dumps(figures, indent=2) + "\n")
+    resume.clear()
+
+
+def start_codes(
+    vectors: Float[Tensor, "num_vectors dim"], size: int, params: Stage1
+) -> Float[Tensor, "codebook_size dim"]:
+    print(f"k-means: {len(vectors)} vectors, {size} codes, {params.kmeans_iterations} iterations", flush=True)
+    generator = torch.Generator().manual_seed(params.seed)
+    return kmeans(vectors, size, iterations=params.kmeans_iterations, generator=generator).cpu()
 
 
 class _ReconstructionWatch:

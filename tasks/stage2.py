@@ -14,12 +14,13 @@ from model.tokenizer import ShapeTokenizer
 from model.vqvae import VQVAE, vqvae_loss
 from tasks.codebook import CODEBOOK_FILE, load_codebook
 from tasks.dataset import ShapeBatch, load_batches
+from tasks.device import pick_device
 from tasks.paths import METRICS, SDF, TOKENIZER, VAE
-from tasks.resume import ResumePoint, fingerprint, only_one
+from tasks.resume import ResumePoint, fingerprint
 from tasks.settings import Settings, Stage2
 from tasks.shards import Shards, open_shards
 from tasks.stage import run_stage, whole_directory, write_whole
-from tasks.training import History, Losses, cosine, pick_device, train
+from tasks.training import History, Losses, cosine, train
 from tasks.validation import validate
 from tasks.views import choose_views, encode_views
 
@@ -59,43 +60,42 @@ def stage2(settings: Settings) -> None:
     def check() -> dict[str, float]:
         return validate(lambda x: vqvae(x).decoded, shards, shards.names("val"), device=device)
 
-    with only_one("stage2"):
-        inputs = [SDF / "index.parquet", *VAE.iterdir(), CODEBOOK_FILE]
-        resume = ResumePoint("stage2", fingerprint([params, settings.codebook], inputs))
-        before = check()
-        train(
-            vqvae,
-            param_groups(vqvae, params),
-            losses_of,
-            lambda start: load_batches(
-                shards,
-                shards.names("train"),
-                batch_size=params.batch_size,
-                augment=params.augment,
-                seed=params.seed,
-                start=start,
-                device=device,
-            ),
-            settings=params,
-            resume=resume,
-            history=History(METRICS / "stage2_history.tsv"),
-            validate=check,
-            validate_every=params.validate_every,
-            description="stage2",
+    inputs = [SDF / "index.parquet", *VAE.iterdir(), CODEBOOK_FILE]
+    resume = ResumePoint("stage2", fingerprint([params, settings.codebook], inputs))
+    before = check()
+    train(
+        vqvae,
+        param_groups(vqvae, params),
+        losses_of,
+        lambda start: load_batches(
+            shards,
+            shards.names("train"),
+            batch_size=params.batch_size,
+            augment=params.augment,
+            seed=params.seed,
+            start=start,
+            device=device,
+        ),
+        settings=params,
+        resume=resume,
+        history=History(METRICS / "stage2_history.tsv"),
+        validate=check,
+        validate_every=params.validate_every,
+        description="stage2",
+    )
+    after = check()
+    tokenizer = ShapeTokenizer(vqvae, resolution=shards.resolution, truncation_voxels=shards.truncation_voxels)
+    with whole_directory(TOKENIZER) as directory:
+        tokenizer.save_pretrained(directory)
+    usage = heldout_usage(vqvae, shards, settings.encode.heldout_symmetries)
+    figures = {"before": before, "after": after, "heldout": asdict(usage)}
+    write_whole(METRICS / "stage2.json", json.dumps(figures, indent=2) + "\n")
+    resume.clear()
+    if after["val_l1"] >= before["val_l1"]:
+        print(
+            f"stage 2 did not improve reconstruction (val_l1 {before['val_l1']:.4f} before, {after['val_l1']:.4f} "
+            "after); lower stage2.lr, or raise stage2.steps"
         )
-        after = check()
-        tokenizer = ShapeTokenizer(vqvae, resolution=shards.resolution, truncation_voxels=shards.truncation_voxels)
-        with whole_directory(TOKENIZER) as directory:
-            tokenizer.save_pretrained(directory)
-        usage = heldout_usage(vqvae, shards, settings.encode.heldout_symmetries)
-        figures = {"before": before, "after": after, "heldout": asdict(usage)}
-        write_whole(METRICS / "stage2.json", json.dumps(figures, indent=2) + "\n")
-        resume.clear()
-        if after["val_l1"] >= before["val_l1"]:
-            print(
-                f"stage 2 did not improve reconstruction (val_l1 {before['val_l1']:.4f} before, {after['val_l1']:.4f} "
-                "after); lower stage2.lr, or raise stage2.steps"
-            )
 
 
 def load_vqvae() -> VQVAE:
@@ -115,7 +115,8 @@ def param_groups(vqvae: VQVAE, params: Stage2) -> list[dict[str, Any]]:
     first_frozen_step = params.steps - math.ceil(CODES_FROZEN_SHARE * params.steps)
     frozen_from = (first_frozen_step - params.warmup_steps) / (params.steps - params.warmup_steps)
     return [
-        {"params": _unfrozen(vqvae.vae)},
+        {"params": _unfrozen(vqvae.vae.decoder)},
+        {"params": _unfrozen(vqvae.vae.encoder), "lr": params.lr * params.encoder_lr_ratio},
         {
             "params": codes,
             "lr": params.lr * params.codebook_lr_ratio,

@@ -62,10 +62,6 @@ def cosine(progress: float) -> float:
     return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def pick_device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
 def train(
     model: nn.Module,
     param_groups: list[dict[str, Any]],
@@ -121,8 +117,7 @@ def train(
                 note = f"loss {row['loss']:.4f}"
                 window = _Window(loss_scaling=on_cuda)
             progress.advance(note)
-            if step % settings.save_every == 0 or ending or stopping:
-                window.refuse_divergence()
+            if step % settings.save_every == 0 or ending or stopping:  # a step with a row, which refuses NaN
                 resume.save(_state_of(stateful, history, step, on_cuda))
             if stopping:
                 raise KeyboardInterrupt

@@ -170,22 +170,36 @@ def _compile_kernels() -> None:
 
 def _voxelize_file(job: Job) -> Outcome:
     job.marker.write_text(job.name)
-    sha256 = hashlib.sha256(job.path.read_bytes()).hexdigest()
+    outcome = _outcome(job)
+    job.marker.unlink()
+    return outcome
+
+
+def _outcome(job: Job) -> Outcome:
+    """What scratch has, or a new attempt. A verdict on the content is kept there; bad luck of this run is not."""
+    try:
+        sha256 = hashlib.sha256(job.path.read_bytes()).hexdigest()
+    except OSError as error:
+        return Outcome(job.name, job.path, reason=f"the file can't be opened ({error.strerror}); check its permissions")
     depends_on = [sha256, job.path.suffix.lower(), job.resolution, job.truncation_voxels, job.version]
     key = hashlib.sha256(json.dumps(depends_on).encode()).hexdigest()
     result = job.scratch / f"{key}.json"
     if not result.is_file():
-        write_whole(result, json.dumps(_attempt(job, job.scratch / f"{key}.parquet")))
-    job.marker.unlink()
+        try:
+            verdict = _attempt(job, job.scratch / f"{key}.parquet")
+        except MemoryError:
+            return Outcome(job.name, job.path, reason="there was not enough memory for it; simplify the mesh")
+        write_whole(result, json.dumps(verdict))
     return Outcome(job.name, job.path, key, sha256, **json.loads(result.read_text()))
 
 
 def _attempt(job: Job, target: Path) -> dict[str, Any]:
+    """The facts of the shape, which is written to `target`, or the reason why there is none."""
     try:
         mesh = load_mesh(job.path)
         shape = voxelize(mesh.vertices, mesh.faces, resolution=job.resolution, truncation_voxels=job.truncation_voxels)
-    except (InputError, MemoryError) as error:
-        return {"reason": str(error) or "not enough memory; simplify the mesh"}
+    except InputError as error:
+        return {"reason": str(error)}
     if not (shape.sdf < 0).any():
         return {
             "reason": f"no voxel is inside it at resolution {job.resolution}; expected a body at least a voxel thick; "
@@ -209,7 +223,7 @@ def _facts(shape: SparseSDF, *, num_faces: int, watertight: bool) -> dict[str, A
 def _code_version() -> str:
     """A hash of the code between a file and its shape: changing it makes what lies in the scratch folder stale."""
     package = Path(model.sdf.__file__).parent
-    sources = [*sorted(package.glob("*.py")), Path(meshes.__file__), Path(shards.__file__)]
+    sources = [*sorted(package.glob("*.py")), Path(meshes.__file__), Path(shards.__file__), Path(__file__)]
     return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()
 
 
@@ -224,10 +238,13 @@ def _check_share(rejected: list[Outcome], num_files: int, options: Voxelize) -> 
 
 
 def _check_splits(index: pd.DataFrame, options: Voxelize) -> None:
-    expected = {"train": 1.0, "val": options.val_share, "test": options.test_share}
-    for split, share in expected.items():
-        if share > 0 and not (index.split == split).any():
-            remedy = "add meshes" if split == "train" else f"add meshes or raise voxelize.{split}_share ({share:g})"
+    remedies = {
+        "train": "add meshes",
+        "val": f"add meshes or raise voxelize.val_share ({options.val_share:g})",
+        "test": f"add meshes or raise voxelize.test_share ({options.test_share:g})",
+    }
+    for split, remedy in remedies.items():
+        if not (index.split == split).any():
             raise InputError(f"none of the {len(index)} meshes fell into the {split} split; expected some; {remedy}")
 
 
@@ -267,9 +284,8 @@ def _write_dataset(
     reasons = {"file": [str(o.path) for o in rejected], "reason": [o.reason for o in rejected]}
     schema = pa.schema([("file", pa.string()), ("reason", pa.string())])
     shards.write_table(directory / shards.REJECTS, pa.table(reasons, schema=schema))
-    held_out = {outcome.name: outcome.path for outcome in usable} if options.test_share else {}
-    tests = index.name[index.split == "test"]
-    surfaces = ((name, load_mesh(held_out[name])) for name in tests)
+    files = {outcome.name: outcome.path for outcome in usable}
+    surfaces = ((name, load_mesh(files[name])) for name in index.name[index.split == "test"])
     shards.write_surfaces(
         directory / shards.SURFACES, ((name, normalised_surface(m.vertices, m.faces)) for name, m in surfaces)
     )

@@ -17,8 +17,8 @@ from model.errors import InputError
 from model.losses import SDFTarget
 from model.quantizer import VectorQuantizer, nearest_codes
 from model.sparse import batch_tensors
-from model.vae import SparseSDFVAE, VAEConfig
-from model.vqvae import VQVAE, VQVAELoss, VQVAEOutput, refuse_zero_latents, vqvae_loss
+from model.vae import SparseSDFVAE, VAEConfig, refuse_zero_latents
+from model.vqvae import VQVAE, VQVAELoss, VQVAEOutput, vqvae_loss
 from tests.shapes import as_target, by_coords, relative_error, ring_and_box, voxelized
 
 CODEBOOK_SIZE, DIM = 32, 8
@@ -108,7 +108,7 @@ def test_losses_are_finite_and_in_range(done):
 
 
 def test_decoding_tokens_is_decoding_the_quantized_latents(done):
-    decoded = done.vqvae.decode_indices(done.output.quantized.indices, done.output.z_e)
+    decoded = done.vqvae.decode_indices(done.output.quantized.indices, done.output.z_e.grid)
     assert torch.equal(decoded.feats, done.output.decoded.feats)
 
 

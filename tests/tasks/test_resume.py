@@ -6,8 +6,9 @@ import torch
 
 from tasks import resume
 from tasks.paths import RESUME
-from tasks.resume import ALREADY_RUNNING, ResumePoint, fingerprint, only_one
+from tasks.resume import ResumePoint, fingerprint
 from tasks.settings import Settings, load_settings
+from tasks.stage import ALREADY_RUNNING, only_one
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
@@ -124,7 +125,7 @@ def test_a_second_process_of_a_stage_exits_with_75_and_names_the_first(capsys):
         with pytest.raises(SystemExit) as ended, only_one("stage2"):
             pytest.fail("both hold the lock")
         assert ended.value.code == ALREADY_RUNNING == 75
-    assert f"stage2: process {os.getpid()} is training this stage already" in capsys.readouterr().err
+    assert f"stage2: process {os.getpid()} runs this stage already" in capsys.readouterr().err
 
 
 def test_other_stages_may_run_beside_it():

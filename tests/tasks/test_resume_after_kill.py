@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import yaml
 from safetensors.torch import load_file
@@ -34,7 +35,7 @@ def dvc_project(small_project: Path, small_settings: Settings) -> Path:
     (small_project / "dvc.yaml").write_text(yaml.safe_dump(graph))
     paths.PASS_TOKEN.parent.mkdir(parents=True)
     paths.PASS_TOKEN.write_text("passed\n")
-    run_dvc("init", "--no-scm").wait()
+    run_dvc("init", "--no-scm").communicate()
     return small_project
 
 
@@ -54,9 +55,11 @@ def kill_trainer_once_it_has_saved(dvc: subprocess.Popen[str]) -> None:
     os.kill(int(lock.read_text()), signal.SIGKILL)
 
 
-def result() -> tuple[dict, dict]:
+def result() -> tuple[dict, pd.DataFrame, dict]:
+    """Metrics, history without what the clock says, weights."""
     metrics = json.loads((paths.METRICS / "stage2.json").read_text())
-    return metrics, load_file(paths.TOKENIZER / "model.safetensors")
+    history = pd.read_csv(paths.METRICS / "stage2_history.tsv", sep="\t").drop(columns="seconds_per_step")
+    return metrics, history, load_file(paths.TOKENIZER / "model.safetensors")
 
 
 @pytest.mark.timeout(300)
@@ -71,12 +74,13 @@ def test_a_killed_stage_goes_on_where_it_was(dvc_project: Path):
     output = second.communicate()[0]
     assert second.returncode == 0, output
     assert "going on from step" in output
-    metrics, weights = result()
+    metrics, history, weights = result()
 
     undisturbed = run_dvc("repro", "--force", "stage2")
     output = undisturbed.communicate()[0]
     assert undisturbed.returncode == 0, output
     assert "going on from step" not in output
-    expected_metrics, expected_weights = result()
+    expected_metrics, expected_history, expected_weights = result()
     assert metrics == expected_metrics
+    pd.testing.assert_frame_equal(history, expected_history)
     assert all((weights[key] == value).all() for key, value in expected_weights.items())

@@ -109,7 +109,7 @@ def test_a_network_that_changed_would_be_noticed(
 
 def test_the_codebook_is_the_better_of_the_two_on_held_out_shapes(small_project: Path, small_settings: Settings):
     figures = metrics()
-    train = read_vectors(latents_file(LATENTS, "train"), max_per_shape=None, seed=0)
+    train = read_vectors(latents_file(LATENTS, "train"), max_per_shape=None, seed=0).unique(dim=0)
     heldout = read_vectors(latents_file(LATENTS, "val"), max_per_shape=None, seed=0)
     assert codebook().shape == (small_settings.codebook.size, small_settings.codebook.dim)
     assert figures["heldout_error"] == min(figures["heldout_error_kmeans"], figures["heldout_error_trained"])

@@ -135,15 +135,17 @@ def test_training_the_decoder_leaves_encoder_and_codes(small_project: Path, smal
 
 def test_every_parameter_is_in_one_group(small_project: Path, small_settings: Settings):
     vqvae = load_vqvae()
-    network, codes = param_groups(vqvae, small_settings.stage2)
-    assert {id(p) for p in network["params"]} == {id(p) for p in vqvae.vae.parameters()}
+    decoder, encoder, codes = param_groups(vqvae, small_settings.stage2)
+    assert {id(p) for p in decoder["params"]} == {id(p) for p in vqvae.vae.decoder.parameters()}
+    assert {id(p) for p in encoder["params"]} == {id(p) for p in vqvae.vae.encoder.parameters()}
     assert [id(p) for p in codes["params"]] == [id(vqvae.quantizer.codebook)]
     assert all(p.requires_grad for p in vqvae.parameters())
 
 
 def test_codes_learn_slower_without_decay_and_rest_in_the_last_tenth(small_project: Path, small_settings: Settings):
     params = with_stage2(small_settings, steps=500, warmup_steps=20).stage2
-    _, codes = param_groups(load_vqvae(), params)
+    _, encoder, codes = param_groups(load_vqvae(), params)
+    assert encoder["lr"] == params.lr * params.encoder_lr_ratio
     assert codes["lr"] == params.lr * params.codebook_lr_ratio
     assert codes["weight_decay"] == 0
     moving = [codes["schedule"]((step - 20) / 480) > 0 for step in range(20, 500)]

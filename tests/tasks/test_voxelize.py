@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -231,3 +232,23 @@ def test_seams_of_normals_are_no_holes(here: Path) -> None:
         mesh = load_mesh(Path(name))
         assert mesh.watertight
         assert len(mesh.vertices) == 8
+
+
+def test_files_of_the_same_content_are_all_there_and_in_one_split(here: Path) -> None:
+    """Many workers then want the same scratch file at the same time."""
+    write_balls(here / "meshes")
+    source = next((here / "meshes").glob("*.*"))
+    for number in range(16):
+        shutil.copy(source, here / "meshes" / f"copy_{number}{source.suffix}")
+    stage.voxelize_meshes(settings_for())
+    index = open_shards(SDF).index
+    copies = index[index.index.str.startswith("copy_")]
+    assert len(copies) == 16
+    assert copies.split.nunique() == 1
+
+
+def test_a_dangling_link_is_rejected_by_name(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_balls(here / "meshes")
+    (here / "meshes" / "gone.stl").symlink_to(here / "nowhere.stl")
+    with pytest.raises(InputError, match=r"gone\.stl.*can't be opened"):
+        stage.voxelize_meshes(settings_for())
