@@ -179,6 +179,19 @@ def test_tokens_of_another_codebook_are_refused(tokens: Tokens):
         other.decode(tokens)
 
 
+@pytest.mark.parametrize("part", ["vae.encoder.out_layer.bias", "vae.decoder.out_layer.bias", "quantizer.codebook"])
+def test_any_other_weight_makes_another_tokenizer(part: str):
+    other = tokenizer_of(seed=0)
+    same = other.fingerprint
+    assert tokenizer_of(seed=0).fingerprint == same
+    with torch.no_grad():
+        changed = tokenizer_of(seed=0)
+        dict(changed.vqvae.named_parameters())[part].view(-1)[0] += 1e-3
+    assert changed.fingerprint != same
+    coarser = ShapeTokenizer(other.vqvae, resolution=other.resolution * 2, truncation_voxels=other.truncation_voxels)
+    assert coarser.fingerprint != same
+
+
 def test_a_grid_of_another_resolution_is_refused(tokenizer: ShapeTokenizer):
     with pytest.raises(InputError, match=r"grid has resolution 64.*trained at 32.*voxelise it again"):
         tokenizer.encode(voxelized(ring_and_box(), resolution=64))

@@ -1,5 +1,8 @@
 import pickle
+import resource
 import shutil
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -128,12 +131,20 @@ def test_a_missing_or_damaged_index_is_named(tmp_path: Path, content: bytes | No
         open_shards(tmp_path)
 
 
-def test_a_failed_write_leaves_nothing(shapes: dict[str, SparseSDF], tmp_path: Path) -> None:
-    def broken_off() -> object:
-        yield shape_row("b", shapes["b"])
-        yield shape_row("c", shapes["c"])
-        raise OSError("no space left on device")
+@pytest.fixture
+def nearly_full_disk() -> Iterator[None]:
+    """No file of this process may grow beyond 4 KiB: writes then fail in the system, under Arrow."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    signal.signal(signal.SIGXFSZ, before)
 
-    with pytest.raises(OSError, match="no space"):
-        write_shards(tmp_path, broken_off(), shapes_per_shard=3)
+
+@pytest.mark.usefixtures("nearly_full_disk")
+def test_a_failed_write_leaves_nothing(shapes: dict[str, SparseSDF], tmp_path: Path) -> None:
+    rows = [shape_row(name, shape) for name, shape in shapes.items()]
+    with pytest.raises(OSError, match="File too large"):
+        write_shards(tmp_path, rows, shapes_per_shard=3)
     assert not list(tmp_path.iterdir())
