@@ -102,3 +102,18 @@ def usage_of_batch(indices: Int[Tensor, " num_vectors"], codebook_size: int) -> 
     frequency = torch.bincount(indices, minlength=codebook_size).float() / len(indices)
     entropy = -torch.special.xlogy(frequency, frequency).sum()
     return (frequency > 0).float().mean(), entropy.exp()
+
+
+def gaussian_error_bound(vectors: Float[Tensor, "num_vectors dim"], *, bits: float) -> float:
+    """Share of the variance that any code of so many bits a vector loses on a Gaussian of the same covariance.
+
+    Reverse water-filling (Cover and Thomas 2006, theorem 10.3.3). Latents are no Gaussian and can fall below it; an
+    error far above it says that the codebook is the limit, one near it that the bits are.
+    """
+    variances = torch.linalg.eigvalsh(torch.cov(vectors.double().T)).clamp(min=0)
+    low, high = variances.new_zeros(()), variances.max()
+    for _ in range(100):  # the water level at which the rate is `bits`, by bisection
+        level = (low + high) / 2
+        rate = (variances.clamp(min=level) / level).log2().sum() / 2
+        low, high = (level, high) if rate > bits else (low, level)
+    return float(variances.clamp(max=high).sum() / variances.sum())

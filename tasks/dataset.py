@@ -1,6 +1,6 @@
 """Shapes from shards, in batches that follow from seed and step alone, so that a resumed run sees the same."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count, islice
 from typing import NamedTuple
@@ -13,6 +13,7 @@ from model.losses import SDFTarget
 from model.sdf import SparseSDF
 from model.sparse import SparseTensor, batch_tensors, from_arrays
 from model.symmetry import SYMMETRIES, transform_coords
+from tasks.settings import ShapeTraining
 from tasks.shards import Shards
 
 WORKERS_PER_GPU = 12  # on a CPU-only machine the main process loads: every core is busy with the network
@@ -99,3 +100,22 @@ def load_batches(
     )
     for batch in loader:
         yield batch.to(device)
+
+
+def training_batches(
+    shards: Shards, params: ShapeTraining, device: torch.device
+) -> Callable[[int], Iterator[ShapeBatch]]:
+    """Batches of the training split from a given step on, as tasks.training.train asks for them."""
+
+    def batches_from(start: int) -> Iterator[ShapeBatch]:
+        return load_batches(
+            shards,
+            shards.names("train"),
+            batch_size=params.batch_size,
+            augment=params.augment,
+            seed=params.seed,
+            start=start,
+            device=device,
+        )
+
+    return batches_from

@@ -2,7 +2,6 @@
 
 import json
 import math
-from collections.abc import Iterator
 
 import torch
 from torch import nn
@@ -10,12 +9,12 @@ from torch import nn
 from model.checkpoint import save_vae
 from model.losses import reconstruction_loss, sign_error_share
 from model.vae import SparseSDFVAE, VAEConfig, kl_divergence, sample
-from tasks.dataset import ShapeBatch, load_batches
+from tasks.dataset import ShapeBatch, training_batches
 from tasks.device import pick_device
 from tasks.paths import METRICS, PRETRAINED, SDF
 from tasks.resume import ResumePoint, fingerprint
-from tasks.settings import PretrainVae, Settings
-from tasks.shards import Shards, open_shards
+from tasks.settings import Settings
+from tasks.shards import open_shards
 from tasks.stage import run_stage, whole_directory, write_whole
 from tasks.training import History, Losses, train
 from tasks.validation import validate
@@ -52,7 +51,7 @@ def pretrain_vae(settings: Settings) -> None:
         vae,
         [{"params": list(vae.parameters())}],
         losses_of,
-        lambda start: _batches(shards, params, start, device),
+        training_batches(shards, params, device),
         settings=params,
         resume=resume,
         history=History(METRICS / "pretrain_vae_history.tsv"),
@@ -73,18 +72,6 @@ def wake_posterior(vae: SparseSDFVAE) -> None:
     num_latent = vae.config.latent_channels
     nn.init.normal_(layer.weight[:num_latent], std=1 / math.sqrt(layer.in_features))
     nn.init.constant_(layer.bias[num_latent:], INITIAL_LOGVAR)
-
-
-def _batches(shards: Shards, params: PretrainVae, start: int, device: torch.device) -> Iterator[ShapeBatch]:
-    return load_batches(
-        shards,
-        shards.names("train"),
-        batch_size=params.batch_size,
-        augment=params.augment,
-        seed=params.seed,
-        start=start,
-        device=device,
-    )
 
 
 if __name__ == "__main__":

@@ -86,15 +86,20 @@ class Training(Section):
         return self
 
 
-class PretrainVae(Training):
-    model_channels: Annotated[int, Field(ge=64, multiple_of=64)]
-    num_blocks: Count
-    latent_channels: Count
+class ShapeTraining(Training):
+    """Training on batches of shapes."""
+
     recon: Recon
-    lambda_kl: NotNegative
     lambda_outside: NotNegative
     augment: bool
     validate_every: Count
+
+
+class PretrainVae(ShapeTraining):
+    model_channels: Annotated[int, Field(ge=64, multiple_of=64)]
+    num_blocks: Count
+    latent_channels: Count
+    lambda_kl: NotNegative
 
 
 class ImportVae(Section):
@@ -127,15 +132,11 @@ class Gate(Section):
     min_tokens_per_code: Positive
 
 
-class Stage2(Training):
+class Stage2(ShapeTraining):
     train: Literal["all", "decoder"]
     encoder_lr_ratio: Annotated[float, Field(gt=0, le=1)]
     codebook_lr_ratio: Annotated[float, Field(gt=0, le=1)]
-    recon: Recon
-    lambda_outside: NotNegative
     lambda_commitment: NotNegative
-    augment: bool
-    validate_every: Count
 
 
 class Evaluate(Section):

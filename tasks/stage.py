@@ -27,7 +27,10 @@ def run_stage(name: str, stage: Callable[[Settings], None]) -> None:
         file = f": {error.filename}" if error.filename else ""
         sys.exit(f"{name}: {error.strerror or error}{file}; nothing is half-written; mend it and run the stage again")
     except KeyboardInterrupt:
-        print(f"{name}: interrupted; what was finished is kept and the next run goes on from it", file=sys.stderr)
+        print(
+            f"{name}: interrupted; nothing is half-written, and the next run goes on from what was saved",
+            file=sys.stderr,
+        )
         sys.exit(INTERRUPTED)
 
 

@@ -1,7 +1,8 @@
 """Train the codebook on cached latents: k-means, then the recipe's steps on the vq loss. The network stays as is."""
 
 import json
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from model.checkpoint import load_vae
 from model.errors import InputError
 from model.kmeans import kmeans, lloyd_pass
-from model.quantizer import VectorQuantizer, codebook_statistics, usage_of_batch
+from model.quantizer import VectorQuantizer, codebook_statistics, gaussian_error_bound, usage_of_batch
 from model.sparse import SparseTensor
 from model.vqvae import VQVAE
 from tasks.codebook import save_codebook
@@ -50,21 +51,10 @@ def stage1(settings: Settings) -> None:
     quantizer.codebook.data.copy_(start)
     watch = _ReconstructionWatch(quantizer, params, device)
 
-    def losses_of(batch: VectorBatch) -> Losses:
-        quantized = quantizer(batch.vectors)
-        usage, perplexity = usage_of_batch(quantized.indices, size)
-        return {
-            "loss": settings.codebook.lambda_vq * quantized.vq_loss,
-            "vq_loss": quantized.vq_loss,
-            "commitment_loss": quantized.commitment_loss,
-            "codebook_usage": usage,
-            "perplexity": perplexity,
-        }
-
     train(
         quantizer,
         [{"params": [quantizer.codebook]}],
-        losses_of,
+        vq_losses(quantizer, settings.codebook.lambda_vq),
         lambda step: draw_vectors(vectors, params, step),
         settings=params,
         resume=resume,
@@ -74,25 +64,41 @@ def stage1(settings: Settings) -> None:
         description="stage1",
     )
     watch.check_frozen()
-    trained = quantizer.codebook.detach()
-    candidates = {"kmeans": start, "trained": trained}
+    candidates = {"kmeans": start, "trained": quantizer.codebook.detach()}
     errors = {name: normalised_error(heldout, codes, vectors) for name, codes in candidates.items()}
     kept = min(errors, key=lambda name: errors[name])
+    codes = candidates[kept]
     with whole_directory(CODEBOOK) as directory:
-        save_codebook(candidates[kept], directory)
-    usage = codebook_statistics(lloyd_pass(heldout, candidates[kept]).counts)
+        save_codebook(codes, directory)
     figures = {
         "num_vectors": len(vectors),
         "kept": kept,
-        "train_error": normalised_error(vectors, candidates[kept], vectors),
+        "train_error": normalised_error(vectors, codes, vectors),
         "heldout_error": errors[kept],
-        "heldout_error_kmeans": errors["kmeans"],
-        "heldout_error_trained": errors["trained"],
-        "heldout": asdict(usage),
+        **{f"heldout_error_{name}": error for name, error in errors.items()},
+        "gaussian_bound": gaussian_error_bound(vectors, bits=math.log2(size)),
+        "heldout": asdict(codebook_statistics(lloyd_pass(heldout, codes).counts)),
         "variance_in_first": spectrum(vectors),
     }
     write_whole(METRICS / "stage1.json", json.dumps(figures, indent=2) + "\n")
     resume.clear()
+
+
+def vq_losses(quantizer: VectorQuantizer, lambda_vq: float) -> Callable[[VectorBatch], Losses]:
+    """With the network frozen, only the vq term has a gradient; the commitment is watched."""
+
+    def losses_of(batch: VectorBatch) -> Losses:
+        quantized = quantizer(batch.vectors)
+        usage, perplexity = usage_of_batch(quantized.indices, len(quantizer.codebook))
+        return {
+            "loss": lambda_vq * quantized.vq_loss,
+            "vq_loss": quantized.vq_loss,
+            "commitment_loss": quantized.commitment_loss,
+            "codebook_usage": usage,
+            "perplexity": perplexity,
+        }
+
+    return losses_of
 
 
 def start_codes(

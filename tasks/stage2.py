@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
@@ -13,7 +14,7 @@ from model.quantizer import CodebookStatistics, VectorQuantizer, codebook_statis
 from model.tokenizer import ShapeTokenizer
 from model.vqvae import VQVAE, vqvae_loss
 from tasks.codebook import CODEBOOK_FILE, load_codebook
-from tasks.dataset import ShapeBatch, load_batches
+from tasks.dataset import ShapeBatch, training_batches
 from tasks.device import pick_device
 from tasks.paths import METRICS, SDF, TOKENIZER, VAE
 from tasks.resume import ResumePoint, fingerprint
@@ -33,6 +34,43 @@ def stage2(settings: Settings) -> None:
     device = pick_device()
     torch.manual_seed(params.seed)
     vqvae = load_vqvae().to(device)
+
+    def check() -> dict[str, float]:
+        return validate(lambda x: vqvae(x).decoded, shards, shards.names("val"), device=device)
+
+    inputs = [SDF / "index.parquet", *VAE.iterdir(), CODEBOOK_FILE]
+    resume = ResumePoint("stage2", fingerprint([params, settings.codebook], inputs))
+    before = check()
+    train(
+        vqvae,
+        param_groups(vqvae, params),
+        joint_losses(vqvae, settings),
+        training_batches(shards, params, device),
+        settings=params,
+        resume=resume,
+        history=History(METRICS / "stage2_history.tsv"),
+        validate=check,
+        validate_every=params.validate_every,
+        description="stage2",
+    )
+    after = check()
+    tokenizer = ShapeTokenizer(vqvae, resolution=shards.resolution, truncation_voxels=shards.truncation_voxels)
+    with whole_directory(TOKENIZER) as directory:
+        tokenizer.save_pretrained(directory)
+    usage = heldout_usage(vqvae, shards, settings.encode.heldout_symmetries)
+    figures = {"before": before, "after": after, "heldout": asdict(usage)}
+    write_whole(METRICS / "stage2.json", json.dumps(figures, indent=2) + "\n")
+    resume.clear()
+    if after["val_l1"] >= before["val_l1"]:
+        print(
+            f"stage 2 did not improve reconstruction (val_l1 {before['val_l1']:.4f} before, {after['val_l1']:.4f} "
+            "after); lower stage2.lr, or raise stage2.steps"
+        )
+
+
+def joint_losses(vqvae: VQVAE, settings: Settings) -> Callable[[ShapeBatch], Losses]:
+    """The recipe's loss of a batch of shapes, and what is watched beside it."""
+    params = settings.stage2
     size = len(vqvae.quantizer.codebook)
 
     def losses_of(batch: ShapeBatch) -> Losses:
@@ -57,45 +95,7 @@ def stage2(settings: Settings) -> None:
             "perplexity": perplexity,
         }
 
-    def check() -> dict[str, float]:
-        return validate(lambda x: vqvae(x).decoded, shards, shards.names("val"), device=device)
-
-    inputs = [SDF / "index.parquet", *VAE.iterdir(), CODEBOOK_FILE]
-    resume = ResumePoint("stage2", fingerprint([params, settings.codebook], inputs))
-    before = check()
-    train(
-        vqvae,
-        param_groups(vqvae, params),
-        losses_of,
-        lambda start: load_batches(
-            shards,
-            shards.names("train"),
-            batch_size=params.batch_size,
-            augment=params.augment,
-            seed=params.seed,
-            start=start,
-            device=device,
-        ),
-        settings=params,
-        resume=resume,
-        history=History(METRICS / "stage2_history.tsv"),
-        validate=check,
-        validate_every=params.validate_every,
-        description="stage2",
-    )
-    after = check()
-    tokenizer = ShapeTokenizer(vqvae, resolution=shards.resolution, truncation_voxels=shards.truncation_voxels)
-    with whole_directory(TOKENIZER) as directory:
-        tokenizer.save_pretrained(directory)
-    usage = heldout_usage(vqvae, shards, settings.encode.heldout_symmetries)
-    figures = {"before": before, "after": after, "heldout": asdict(usage)}
-    write_whole(METRICS / "stage2.json", json.dumps(figures, indent=2) + "\n")
-    resume.clear()
-    if after["val_l1"] >= before["val_l1"]:
-        print(
-            f"stage 2 did not improve reconstruction (val_l1 {before['val_l1']:.4f} before, {after['val_l1']:.4f} "
-            "after); lower stage2.lr, or raise stage2.steps"
-        )
+    return losses_of
 
 
 def load_vqvae() -> VQVAE:

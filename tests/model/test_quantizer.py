@@ -7,7 +7,7 @@ from jaxtyping import TypeCheckError
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from model import quantizer
-from model.quantizer import VectorQuantizer, codebook_statistics, nearest_codes, usage_of_batch
+from model.quantizer import VectorQuantizer, codebook_statistics, gaussian_error_bound, nearest_codes, usage_of_batch
 from tests.model import numpy_reference
 
 
@@ -207,3 +207,17 @@ def test_usage_within_a_batch_is_that_of_its_counts():
     expected = codebook_statistics(torch.bincount(indices, minlength=64))
     assert usage.item() == pytest.approx(expected.usage)
     assert perplexity.item() == pytest.approx(expected.perplexity, rel=1e-5)
+
+
+@pytest.mark.parametrize(("dim", "share"), [(16, 2 ** (-2 * 13 / 16)), (64, 2 ** (-2 * 13 / 64))])
+def test_the_bound_of_white_vectors_is_the_closed_form(dim: int, share: float):
+    """Every direction gets bits / dim bits, and an error of 2^(-2 bits / dim) of its variance."""
+    vectors = torch.randn(4 * dim, dim, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    white = torch.linalg.qr(vectors - vectors.mean(0))[0]
+    assert gaussian_error_bound(white, bits=13.0) == pytest.approx(share, rel=1e-6)
+
+
+def test_the_bound_gives_no_bits_to_a_direction_below_the_water():
+    """Variances 1 and 1/64 at 1 bit: all of it goes to the first, whose error is 1/4; the second is lost whole."""
+    plane = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 0.125], [0.0, -0.125]])
+    assert gaussian_error_bound(plane, bits=1.0) == pytest.approx((1 / 4 + 1 / 64) / (1 + 1 / 64), rel=1e-6)
