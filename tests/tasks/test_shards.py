@@ -1,8 +1,7 @@
 import pickle
-import resource
 import shutil
-import signal
-from collections.abc import Iterator
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,8 @@ import trimesh
 from model.errors import InputError
 from model.sdf import SparseSDF, Surface, voxelize
 from tasks.shards import SURFACES, Shards, open_shards, shape_row, write_index, write_shards, write_surfaces
+
+ROOT = Path(__file__).parents[2]
 
 NAMES = ["a/ball", "b", "c", "d", "e"]
 SPLIT = ["train", "test", "val", "train", "test"]
@@ -131,20 +132,27 @@ def test_a_missing_or_damaged_index_is_named(tmp_path: Path, content: bytes | No
         open_shards(tmp_path)
 
 
-@pytest.fixture
-def nearly_full_disk() -> Iterator[None]:
-    """No file of this process may grow beyond 4 KiB: writes then fail in the system, under Arrow."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    signal.signal(signal.SIGXFSZ, before)
+WRITE_TO_A_FULL_DISK = """
+import resource, signal, sys
+from pathlib import Path
+import trimesh
+from model.sdf import voxelize
+from tasks.shards import shape_row, write_shards
+
+ball = trimesh.creation.icosphere()
+row = shape_row("ball", voxelize(ball.vertices, ball.faces, resolution=32, truncation_voxels=2.0))
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))  # no file may grow beyond it: writes fail under Arrow
+try:
+    write_shards(Path(sys.argv[1]), [row] * 3, shapes_per_shard=3)
+except OSError as error:
+    print(error)
+"""
 
 
-@pytest.mark.usefixtures("nearly_full_disk")
-def test_a_failed_write_leaves_nothing(shapes: dict[str, SparseSDF], tmp_path: Path) -> None:
-    rows = [shape_row(name, shape) for name, shape in shapes.items()]
-    with pytest.raises(OSError, match="File too large"):
-        write_shards(tmp_path, rows, shapes_per_shard=3)
+def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
+    """In a process of its own: the limit holds for every file that a process writes."""
+    command = [sys.executable, "-c", WRITE_TO_A_FULL_DISK, str(tmp_path)]
+    process = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+    assert "File too large" in process.stdout
     assert not list(tmp_path.iterdir())
