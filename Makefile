@@ -1,5 +1,4 @@
 # `make` lists the targets. Everything runs in .venv, made from the lock file that fits this machine.
-# A smaller torch, without CUDA: PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make repro
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c

@@ -34,7 +34,7 @@ def find_meshes(directory: Path) -> dict[str, Path]:
 def load_mesh(path: Path) -> Mesh:
     """All triangles of a file as one mesh.
 
-    Raises InputError with the reason why its content can't be used, OSError where it can't be read.
+    Raises InputError with the reason why its content can't be used, OSError where the file is not there.
     """
     if path.stat().st_size == 0:
         raise InputError("the file is empty; expected a mesh; export it again")
@@ -43,9 +43,9 @@ def load_mesh(path: Path) -> Mesh:
     try:
         scene = trimesh.load_scene(path, process=False, skip_materials=True)
         mesh = scene.to_mesh()
-    except (OSError, MemoryError):
-        raise  # nothing that the file's content is to blame for
-    except Exception as error:
+    except MemoryError:
+        raise  # the file's content is not to blame
+    except Exception as error:  # parsers of many formats fail in many ways, and every one is the file's verdict
         reason = " ".join(str(error).split()) or "no further reason"
         raise InputError(
             f"the file can't be read as {path.suffix.lower()} ({type(error).__name__}: {reason}); export it again"
