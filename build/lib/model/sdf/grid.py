@@ -1,0 +1,182 @@
+"""A triangle mesh as a sparse signed distance field."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from model.errors import InputError
+from model.sdf.distance import BRICK_SIZE, band_distances
+from model.sdf.sign import brick_insides, orient_consistently
+from model.sdf.surface import Surface, extract_mesh
+
+HALF_EXTENT = 0.95  # the longest side of a normalised mesh runs from -0.95 to 0.95
+
+
+class Normalisation(NamedTuple):
+    """world = cube * scale + center"""
+
+    center: Float[np.ndarray, "3"]
+    scale: float
+
+
+@dataclass(frozen=True)
+class SparseSDF:
+    """Signed distance, positive outside, at the voxels near a surface, and the sign at all voxels of their bricks.
+
+    The grid covers [-1, 1]^3; voxel i of an axis has its centre at (i + 0.5) * 2 / resolution - 1. Rows go brick by
+    brick, bricks and the voxels in each in C order of x, y, z.
+    """
+
+    coords: Int[np.ndarray, "num_voxels 3"]  # int32, the band: |sdf| < 1
+    sdf: Float[np.ndarray, " num_voxels"]  # float32, distance / (truncation_voxels * 2 / resolution)
+    resolution: int
+    truncation_voxels: float
+    center: Float[np.ndarray, "3"]  # float64: world = cube * scale + center
+    scale: float
+    brick_coords: Int[np.ndarray, "num_bricks 3"]  # int32, the 8^3 bricks that hold at least one voxel of the band
+    brick_inside: Bool[np.ndarray, "num_bricks 8 8 8"]
+    bad_flip_ratio: float  # share of the sign changes between neighbours where no surface can be; 0 on closed meshes
+
+    @cached_property
+    def brick_band(self) -> Bool[np.ndarray, "num_bricks 8 8 8"]:
+        """Which voxels of each brick are rows of `coords`."""
+        bricks_a_side = self.resolution // BRICK_SIZE
+        bricks = np.ravel_multi_index(tuple(self.brick_coords.T), (bricks_a_side,) * 3)
+        own = np.ravel_multi_index(tuple((self.coords // BRICK_SIZE).T), (bricks_a_side,) * 3)
+        band = np.zeros(self.brick_inside.shape, bool)
+        band[(np.searchsorted(bricks, own), *(self.coords % BRICK_SIZE).T)] = True
+        return band
+
+    def beyond(self) -> tuple[Int[np.ndarray, "num_beyond 3"], Float[np.ndarray, " num_beyond"]]:
+        """The voxels of the occupied bricks that are not in the band: coords, and sign +1 outside or -1 inside."""
+        coords = voxel_coords(self.brick_coords, ~self.brick_band)
+        return coords, np.where(self.brick_inside[~self.brick_band], -1, 1).astype(np.float32)
+
+    def surface(self) -> Surface:
+        """The mesh of the grid itself, in the cube: the best that anything working on this grid can reach."""
+        coords, sign = self.beyond()
+        return extract_mesh(
+            np.concatenate([self.coords, coords]), np.concatenate([self.sdf, sign]), resolution=self.resolution
+        )
+
+
+def voxelize(
+    vertices: Float[np.ndarray, "num_vertices 3"],
+    faces: Int[np.ndarray, "num_faces 3"],
+    *,
+    resolution: int,
+    truncation_voxels: float,
+    device: str = "cpu",
+) -> SparseSDF:
+    """The sparse SDF of any triangle mesh, which is first normalised by its bounding box.
+
+    Distances are exact; the sign is that of the generalised winding number, so that open meshes work too. `device` is
+    where the kernels run: "cpu" (one thread) or "cuda". Raises InputError for what is not a mesh with an extent.
+    """
+    if resolution % BRICK_SIZE or resolution <= 0:
+        raise InputError(f"resolution is {resolution}; expected a positive multiple of {BRICK_SIZE}; round it")
+    if not 0 < truncation_voxels < resolution:
+        raise InputError(f"truncation_voxels is {truncation_voxels}; expected between 0 and {resolution}; try 2.0")
+    vertices, faces = check_mesh(vertices, faces)
+    center, scale = normalisation(vertices, faces)
+    vertices, faces = ((vertices - center) / scale + 1) * (resolution / 2), orient_consistently(faces)  # in voxels
+
+    brick_coords, distance = band_distances(
+        vertices[faces], resolution=resolution, band_voxels=truncation_voxels, device=device
+    )
+    inside = brick_insides(vertices, faces, brick_coords, resolution=resolution, device=device)
+    signed = np.where(inside, -distance, distance) / np.float32(truncation_voxels)
+    band = np.abs(signed) < 1
+    return SparseSDF(
+        coords=voxel_coords(brick_coords, band),
+        sdf=signed[band].astype(np.float32),
+        resolution=resolution,
+        truncation_voxels=float(truncation_voxels),
+        center=center,
+        scale=scale,
+        brick_coords=brick_coords,
+        brick_inside=inside,
+        bad_flip_ratio=bad_flip_ratio(brick_coords, signed * truncation_voxels, resolution),
+    )
+
+
+def normalised_surface(vertices: Float[np.ndarray, "num_vertices 3"], faces: Int[np.ndarray, "num_faces 3"]) -> Surface:
+    """The mesh itself in the cube, as voxelize sees it: wound consistently, with the faces' normals outward."""
+    vertices, faces = check_mesh(vertices, faces)
+    center, scale = normalisation(vertices, faces)
+    vertices, faces = (vertices - center) / scale, orient_consistently(faces)
+    a, b, c = vertices[faces].transpose(1, 0, 2)
+    inside_out = np.einsum("ij,ij->", a, np.cross(b, c)) < 0  # six times the enclosed volume
+    return Surface(vertices.astype(np.float32), (faces[:, ::-1] if inside_out else faces).astype(np.int32))
+
+
+def check_mesh(
+    vertices: Float[np.ndarray, "num_vertices 3"], faces: Int[np.ndarray, "num_faces 3"]
+) -> tuple[Float[np.ndarray, "num_vertices 3"], Int[np.ndarray, "num_faces 3"]]:
+    """The mesh as float64 and int64. Raises InputError saying what is wrong with it."""
+    vertices, faces = np.asarray(vertices, np.float64), np.asarray(faces)
+    if faces.size == 0:
+        raise InputError("the mesh has no faces; expected triangles; export it as a surface, not as points or lines")
+    if vertices.ndim != 2 or vertices.shape[1] != 3 or faces.ndim != 2 or faces.shape[1] != 3:
+        raise InputError(
+            f"vertices are {vertices.shape} and faces {faces.shape}; expected [V, 3] and [F, 3]; triangulate the mesh"
+        )
+    if not np.issubdtype(faces.dtype, np.integer):
+        raise InputError(f"faces are {faces.dtype}; expected integers, indices into the vertices; convert them")
+    if faces.min() < 0 or faces.max() >= len(vertices):
+        raise InputError(
+            f"faces use vertices {faces.min()} to {faces.max()} but there are {len(vertices)}; "
+            "the file is damaged; export it again"
+        )
+    used = vertices[faces]
+    if not np.isfinite(used).all():
+        bad = int((~np.isfinite(used)).any((1, 2)).sum())
+        raise InputError(f"{bad} of {len(faces)} faces have NaN or infinite vertices; expected finite ones; repair it")
+    return vertices, faces.astype(np.int64)
+
+
+def normalisation(
+    vertices: Float[np.ndarray, "num_vertices 3"], faces: Int[np.ndarray, "num_faces 3"]
+) -> Normalisation:
+    """What brings the bounding box of the faces to the cube: centre to 0, longest side to 2 * 0.95."""
+    used = vertices[faces.reshape(-1)]
+    low, high = used.min(0), used.max(0)
+    longest = float((high - low).max())
+    if not longest > 0:
+        raise InputError(f"all {len(faces)} faces lie in one point; expected a mesh with an extent; remove the file")
+    return Normalisation(low + (high - low) / 2, longest / (2 * HALF_EXTENT))
+
+
+def voxel_coords(
+    brick_coords: Int[np.ndarray, "num_bricks 3"], chosen: Bool[np.ndarray, "num_bricks 8 8 8"]
+) -> Int[np.ndarray, "num_voxels 3"]:
+    """The chosen voxels, brick by brick, each brick in C order."""
+    brick, *local = np.nonzero(chosen)
+    return (brick_coords[brick] * BRICK_SIZE + np.stack(local, 1)).astype(np.int32)
+
+
+def bad_flip_ratio(
+    brick_coords: Int[np.ndarray, "num_bricks 3"],
+    signed: Float[np.ndarray, "num_bricks 8 8 8"],
+    resolution: int,
+) -> float:
+    """Share of the sign changes between face neighbours whose surface is farther than both could allow.
+
+    A surface between two neighbours has |d_i| + |d_j| <= 1 voxel. `signed` is in voxels, +-inf beyond the band.
+    """
+    bricks_a_side = resolution // BRICK_SIZE
+    slot = np.full((bricks_a_side + 1,) * 3, -1)  # one more layer, always empty, as the neighbour of the last
+    slot[tuple(brick_coords.T)] = np.arange(len(brick_coords))
+    flips = bad = 0
+    for axis in range(3):
+        here = np.moveaxis(signed, axis + 1, 1)
+        beside = slot[tuple((brick_coords + np.eye(3, dtype=int)[axis]).T)]
+        pairs = [(here[:, :-1], here[:, 1:]), (here[beside >= 0, -1], here[beside[beside >= 0], 0])]
+        for first, second in pairs:
+            flipped = np.signbit(first) != np.signbit(second)
+            flips += int(flipped.sum())
+            bad += int((np.abs(first[flipped]) + np.abs(second[flipped]) > 1 + 1e-4).sum())
+    return bad / flips if flips else 0.0

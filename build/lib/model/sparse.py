@@ -1,0 +1,207 @@
+"""Sparse voxel tensors: features on a set of voxels, and everything that follows from the coordinates alone.
+
+Features change at every layer, coordinates only where the network pools or subdivides. A `Grid` therefore holds what
+depends on coordinates (rulebook, attention windows, parents, children), each made when first asked for and then
+shared by every tensor on that grid.
+"""
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+CHILD_OFFSETS = torch.tensor([[x, y, z] for x in (0, 1) for y in (0, 1) for z in (0, 1)], dtype=torch.int32)
+
+
+class Pooling(NamedTuple):
+    """Where each voxel goes when every 2^3 cell becomes one voxel."""
+
+    coarse: "Grid"
+    slot: Int[Tensor, " num_voxels"]  # row in coarse * 8 + octant; no two voxels share one
+    num_children: Float[Tensor, "num_coarse 1"]
+
+
+class Windows(NamedTuple):
+    """Voxels grouped by the window of the grid that they lie in."""
+
+    order: Int[Tensor, " num_voxels"]  # rows, those of one window next to each other
+    offsets: Int[Tensor, " num_windows_plus_1"]  # int32, where each window starts in `order`
+    longest: int  # voxels in the fullest window
+
+
+class Grid:
+    """A batch of voxel sets. Coordinates must be unique and not negative; rows come in any order."""
+
+    def __init__(
+        self, coords: Int[Tensor, "num_voxels 4"], *, num_shapes: int | None = None, extent: int | None = None
+    ):
+        if coords.dtype != torch.int32 or coords.ndim != 2 or coords.shape[1] != 4:
+            raise ValueError(f"coords are {coords.dtype} {tuple(coords.shape)}; expected int32 [N, 4]: batch, x, y, z")
+        self.coords = coords.contiguous()
+        if num_shapes is None or extent is None:  # one synchronisation, for grids that come from outside
+            if len(coords) == 0:
+                raise ValueError("coords are empty; a sparse tensor needs at least one voxel")
+            highest = coords.amax(0).tolist()
+            num_shapes, extent = highest[0] + 1, max(highest[1:]) + 1
+        self.num_shapes = num_shapes
+        self.extent = extent  # every x, y and z is below it
+
+    def __len__(self) -> int:
+        return len(self.coords)
+
+    @cached_property
+    def keys(self) -> Int[Tensor, " num_voxels"]:
+        """One integer per voxel; equal coordinates have equal keys on any grid with this extent."""
+        return voxel_keys(self.coords, self.extent)
+
+    @cached_property
+    def sorted_keys(self) -> tuple[Int[Tensor, " num_voxels"], Int[Tensor, " num_voxels"]]:
+        """Keys in ascending order, and the row of each."""
+        keys, order = self.keys.sort()
+        return keys, order
+
+    @cached_property
+    def membership(self) -> Float[Tensor, "num_voxels num_shapes"]:
+        """One-hot: the shape of each voxel. Sums over shapes as a product with it are free of atomics."""
+        return torch.nn.functional.one_hot(self.coords[:, 0].long(), self.num_shapes).float()
+
+    @cached_property
+    def voxels_per_shape(self) -> Float[Tensor, "num_shapes 1"]:
+        return self.membership.sum(0)[:, None]
+
+    @cached_property
+    def pooling(self) -> Pooling:
+        coarse_extent = (self.extent + 1) // 2
+        parents = self.coords.clone()
+        parents[:, 1:] //= 2
+        keys, row = voxel_keys(parents, coarse_extent).unique(return_inverse=True)
+        coarse = Grid(_coords_of(keys, coarse_extent), num_shapes=self.num_shapes, extent=coarse_extent)
+        x, y, z = (self.coords[:, 1:] % 2).long().unbind(1)
+        num_children = torch.bincount(row, minlength=len(coarse))[:, None].float()
+        return Pooling(coarse, row * 8 + x * 4 + y * 2 + z, num_children)
+
+    @cached_property
+    def subdivided(self) -> "Grid":
+        """Every voxel replaced by its 8 children, children of one voxel next to each other in CHILD_OFFSETS order."""
+        scaled = self.coords * torch.tensor([1, 2, 2, 2], dtype=torch.int32, device=self.coords.device)
+        offsets = torch.nn.functional.pad(CHILD_OFFSETS.to(self.coords.device), (1, 0))
+        children = (scaled[:, None] + offsets).reshape(-1, 4)
+        return Grid(children, num_shapes=self.num_shapes, extent=self.extent * 2)
+
+    def windows(self, size: int, shift: int) -> Windows:
+        """Windows of size^3 voxels, moved by `shift`: window index = (coordinate + shift) div size."""
+        if (size, shift) not in self._windows:
+            cells = self.coords.clone()
+            cells[:, 1:] = (cells[:, 1:] + shift) // size
+            keys = voxel_keys(cells, (self.extent + shift) // size + 1)
+            order = keys.argsort(stable=True)
+            counts = keys[order].unique_consecutive(return_counts=True)[1]
+            offsets = torch.nn.functional.pad(counts.cumsum(0), (1, 0)).int()
+            self._windows[size, shift] = Windows(order, offsets, int(counts.max()))
+        return self._windows[size, shift]
+
+    @cached_property
+    def _windows(self) -> dict[tuple[int, int], Windows]:
+        return {}
+
+    @cached_property
+    def rulebooks(self) -> dict[str, object]:
+        """Filled by model.conv, which alone knows what is in it."""
+        return {}
+
+
+@dataclass(frozen=True)
+class SparseTensor:
+    """Features on voxels: row i of `feats` belongs to the voxel in row i of `coords`, int32 (batch, x, y, z)."""
+
+    coords: Int[Tensor, "num_voxels 4"]
+    feats: Float[Tensor, "num_voxels channels"]
+    known_grid: Grid | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        if len(self.feats) != len(self.grid):
+            raise ValueError(f"feats have {len(self.feats)} rows but coords have {len(self.coords)}")
+
+    @cached_property
+    def grid(self) -> Grid:
+        """Made from the coordinates where the tensor was not put on a known one."""
+        return Grid(self.coords) if self.known_grid is None else self.known_grid
+
+    @staticmethod
+    def on(grid: Grid, feats: Float[Tensor, "num_voxels channels"]) -> "SparseTensor":
+        return SparseTensor(grid.coords, feats, grid)
+
+    def with_feats(self, feats: Float[Tensor, "num_voxels other_channels"]) -> "SparseTensor":
+        return SparseTensor(self.coords, feats, self.grid)
+
+    def to(self, device: torch.device | str) -> "SparseTensor":
+        if self.coords.device == torch.device(device):
+            return self
+        grid = Grid(self.coords.to(device, non_blocking=True), num_shapes=self.grid.num_shapes, extent=self.grid.extent)
+        return SparseTensor.on(grid, self.feats.to(device, non_blocking=True))
+
+    def pin_memory(self) -> "SparseTensor":
+        """Page-locked copies, from which .to("cuda") does not wait."""
+        grid = Grid(self.coords.pin_memory(), num_shapes=self.grid.num_shapes, extent=self.grid.extent)
+        return SparseTensor.on(grid, self.feats.pin_memory())
+
+
+def pool_mean(x: SparseTensor) -> SparseTensor:
+    """Sum over the present children of each 2^3 cell, divided by one more than their number.
+
+    The one more is the published network's: its scatter-mean counts the zeros it starts from as one more child
+    (`include_self`), and its weights were trained with that.
+    """
+    coarse, slot, num_children = x.grid.pooling
+    slots = x.feats.new_zeros(len(coarse) * 8, x.feats.shape[1]).index_copy(0, slot, x.feats)
+    return SparseTensor.on(coarse, slots.view(len(coarse), 8, -1).sum(1) / (num_children + 1).to(x.feats.dtype))
+
+
+def subdivide(x: SparseTensor) -> SparseTensor:
+    """Every voxel becomes its 8 children, each with the features of the parent."""
+    children = x.feats[:, None].expand(-1, 8, -1).reshape(-1, x.feats.shape[1])
+    return SparseTensor.on(x.grid.subdivided, children)
+
+
+def from_arrays(
+    coords: Int[np.ndarray, "num_voxels 3"], values: Float[np.ndarray, " num_voxels"], *, extent: int
+) -> SparseTensor:
+    """One value per voxel of one shape. `extent` is the resolution of the grid that the voxels are on."""
+    with_batch = np.pad(coords.astype(np.int32), ((0, 0), (1, 0)))
+    return SparseTensor.on(
+        Grid(torch.from_numpy(with_batch), num_shapes=1, extent=extent), torch.from_numpy(values)[:, None]
+    )
+
+
+def batch_tensors(tensors: list[SparseTensor]) -> SparseTensor:
+    """Tensors of one shape each, made into one batch; shape i gets batch index i."""
+    coords = torch.cat([t.coords for t in tensors])
+    num_voxels = torch.tensor([len(t.grid) for t in tensors])
+    index = torch.repeat_interleave(torch.arange(len(tensors), dtype=torch.int32), num_voxels)
+    coords = torch.cat([index[:, None].to(coords.device), coords[:, 1:]], 1)
+    grid = Grid(coords, num_shapes=len(tensors), extent=max(t.grid.extent for t in tensors))
+    return SparseTensor.on(grid, torch.cat([t.feats for t in tensors]))
+
+
+def find_rows(
+    coords: Int[Tensor, "num_wanted 4"], grid: Grid
+) -> tuple[Int[Tensor, " num_wanted"], Bool[Tensor, " num_wanted"]]:
+    """Row of each wanted voxel in the grid, and whether it is there (rows of absent ones mean nothing)."""
+    inside = (coords[:, 1:] < grid.extent).all(1)
+    sorted_keys, order = grid.sorted_keys
+    wanted = voxel_keys(coords, grid.extent)
+    position = torch.searchsorted(sorted_keys, wanted).clamp_(max=len(grid) - 1)
+    return order[position], inside & (sorted_keys[position] == wanted)
+
+
+def voxel_keys(coords: Int[Tensor, "num_voxels 4"], extent: int) -> Int[Tensor, " num_voxels"]:
+    batch, x, y, z = coords.long().unbind(1)
+    return ((batch * extent + x) * extent + y) * extent + z
+
+
+def _coords_of(keys: Int[Tensor, " num_voxels"], extent: int) -> Int[Tensor, "num_voxels 4"]:
+    return torch.stack([keys // extent**3, keys // extent**2 % extent, keys // extent % extent, keys % extent], 1).int()

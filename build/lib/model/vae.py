@@ -1,0 +1,168 @@
+"""The sparse-SDF VAE of Direct3D-S2 (Wu et al. 2025), widths configurable; parameter names are the published ones."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from model.conv import SubMConv3d
+from model.errors import InputError
+from model.layers import GroupNorm, Linear, SiLU, TransformerBlock, layer_norm, position_embedding
+from model.sparse import SparseTensor, pool_mean, subdivide
+
+NUM_LEVELS = 3
+DOWNSAMPLING = 2**NUM_LEVELS  # voxels of the input along one side of a latent voxel
+SHIFT_OF_ODD_BLOCKS = 4
+
+
+@dataclass(frozen=True)
+class VAEConfig:
+    """`model_channels` is the width at the latent resolution; the finest level has a sixteenth of it."""
+
+    model_channels: int
+    num_blocks: int
+    latent_channels: int
+
+    @property
+    def level_channels(self) -> tuple[int, int, int, int]:
+        """Finest to coarsest."""
+        c = self.model_channels
+        return c // 16, c // 8, c // 4, c
+
+
+class Posterior(NamedTuple):
+    """A diagonal Gaussian per latent voxel."""
+
+    mean: SparseTensor
+    logvar: SparseTensor
+
+
+class SparseSDFVAE(nn.Module):
+    """Stored SDF values on band voxels, to latents at an eighth of the resolution, and back to 8^3 voxels each."""
+
+    def __init__(self, config: VAEConfig):
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+
+    def encode(self, x: SparseTensor) -> Posterior:
+        """`x` has one channel, the stored SDF value. Latent coordinates are those of `x`, div 8, each once."""
+        moments = self.encoder(x)
+        mean, logvar = moments.feats.float().chunk(2, 1)
+        return Posterior(moments.with_feats(mean), moments.with_feats(logvar))
+
+    def decode(self, z: SparseTensor) -> SparseTensor:
+        """Stored SDF values in [-1, 1] on all 8^3 children of every latent voxel."""
+        return self.decoder(z)
+
+
+class Encoder(nn.Module):
+    def __init__(self, config: VAEConfig):
+        super().__init__()
+        widths = config.level_channels
+        channels = config.model_channels
+        self.input_layer1 = Linear(1, widths[0])
+        self.downsample = nn.ModuleList(DownBlock(*pair) for pair in zip(widths, widths[1:], strict=False))
+        self.input_layer = Linear(channels, channels)
+        self.blocks = _transformer(config)
+        self.out_layer = Linear(channels, 2 * config.latent_channels)
+        nn.init.zeros_(self.out_layer.weight)  # as published: an untrained encoder gives latents of exactly 0
+        nn.init.zeros_(self.out_layer.bias)
+
+    def forward(self, x: SparseTensor) -> SparseTensor:
+        h = self.input_layer1(x)
+        for block in self.downsample:
+            h = block(h)
+        h = _transform(self.input_layer(h), self.blocks)
+        return self.out_layer(layer_norm(h, eps=1e-5))
+
+
+class Decoder(nn.Module):
+    def __init__(self, config: VAEConfig):
+        super().__init__()
+        widths = config.level_channels[::-1]
+        self.input_layer = Linear(config.latent_channels, config.model_channels)
+        self.blocks = _transformer(config)
+        self.upsample = nn.ModuleList(SubdivideBlock(*pair) for pair in zip(widths, widths[1:], strict=False))
+        self.out_layer = Linear(widths[-1], 1)
+
+    def forward(self, z: SparseTensor) -> SparseTensor:
+        h = _transform(self.input_layer(z), self.blocks)
+        for block in self.upsample:
+            h = block(h)
+        h = self.out_layer(h)
+        return h.with_feats(torch.tanh(h.feats.float()))
+
+
+class DownBlock(nn.Module):
+    """Norm and activation, mean over 2^3 cells, two convolutions, and a skip past all of it."""
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__()
+        self.act_layers = nn.Sequential(GroupNorm(in_channels), SiLU())
+        self.out_layers = nn.Sequential(
+            SubMConv3d(in_channels, out_channels),
+            GroupNorm(out_channels),
+            SiLU(),
+            SubMConv3d(out_channels, out_channels),
+        )
+        self.skip_connection = Linear(in_channels, out_channels) if in_channels != out_channels else nn.Identity()
+
+    def forward(self, x: SparseTensor) -> SparseTensor:
+        h = self.out_layers(pool_mean(self.act_layers(x)))
+        return h.with_feats(h.feats + self.skip_connection(pool_mean(x)).feats)
+
+
+class SubdivideBlock(nn.Module):
+    """Convolution, eight children for every voxel, convolution."""
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__()
+        self.act_layers = nn.Sequential(SubMConv3d(in_channels, out_channels), SiLU())
+        self.out_layers = nn.Sequential(SubMConv3d(out_channels, out_channels), SiLU())
+
+    def forward(self, x: SparseTensor) -> SparseTensor:
+        return self.out_layers(subdivide(self.act_layers(x)))
+
+
+def _transformer(config: VAEConfig) -> nn.ModuleList:
+    return nn.ModuleList(
+        TransformerBlock(config.model_channels, shift=SHIFT_OF_ODD_BLOCKS * (index % 2))
+        for index in range(config.num_blocks)
+    )
+
+
+def _transform(x: SparseTensor, blocks: nn.ModuleList) -> SparseTensor:
+    embedding = position_embedding(x.coords, x.feats.shape[1])
+    x = x.with_feats(x.feats + embedding.to(x.feats.dtype))
+    for block in blocks:
+        x = block(x)
+    return x
+
+
+def sample(posterior: Posterior, generator: torch.Generator | None = None) -> SparseTensor:
+    """One draw by the reparameterisation trick (Kingma and Welling 2014); gradients reach mean and logvar."""
+    mean, logvar = posterior.mean.feats, posterior.logvar.feats
+    noise = torch.randn(mean.shape, generator=generator, device=mean.device)
+    return posterior.mean.with_feats(mean + (0.5 * logvar).exp() * noise)
+
+
+def kl_divergence(posterior: Posterior) -> Tensor:
+    """KL from the standard normal, in nats: summed over channels, averaged over latent voxels."""
+    mean, logvar = posterior.mean.feats, posterior.logvar.feats
+    return 0.5 * (mean.square() + logvar.exp() - 1 - logvar).sum(1).mean()
+
+
+def refuse_zero_latents(latents: Float[Tensor, "num_latents dim"]) -> None:
+    """Raise InputError for latents of an encoder whose weights were never loaded.
+
+    The published encoder starts with a last layer of zeros: every latent is then 0 and every voxel gets one code.
+    """
+    if not torch.any(latents):
+        raise InputError(
+            "every latent is exactly 0, as from an encoder whose zero-initialised last layer was never trained; "
+            "point import_vae.checkpoint at trained VAE weights"
+        )

@@ -1,0 +1,71 @@
+"""The VQ-VAE: the VAE's encoder up to the posterior mean, a codebook, the VAE's decoder (ShapeLLM-Omni's recipe)."""
+
+from typing import NamedTuple
+
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from model.errors import InputError
+from model.losses import Recon, SDFTarget, reconstruction_loss, sign_error_share
+from model.quantizer import Quantized, VectorQuantizer
+from model.sparse import Grid, SparseTensor
+from model.vae import SparseSDFVAE
+
+
+class VQVAEOutput(NamedTuple):
+    z_e: SparseTensor  # [M, dim], the posterior mean
+    quantized: Quantized  # of the same M latent voxels
+    decoded: SparseTensor  # [N', 1], on all 8^3 children of every latent voxel
+
+
+class VQVAE(nn.Module):
+    def __init__(self, vae: SparseSDFVAE, quantizer: VectorQuantizer):
+        super().__init__()
+        dim = quantizer.codebook.shape[1]
+        if dim != vae.config.latent_channels:
+            raise InputError(
+                f"latents have {vae.config.latent_channels} channels but codebook.dim is {dim}; "
+                f"set codebook.dim: {vae.config.latent_channels} in params.yaml"
+            )
+        self.vae = vae
+        self.quantizer = quantizer
+
+    def encode(self, x: SparseTensor) -> SparseTensor:
+        """z_e: the posterior mean, never a sample, so that a shape's tokens are always the same."""
+        return self.vae.encode(x).mean
+
+    def decode_indices(self, indices: Int[Tensor, " num_latents"], grid: Grid) -> SparseTensor:
+        """What the tokens of the latent voxels of `grid` stand for."""
+        return self.vae.decode(SparseTensor.on(grid, self.quantizer.codebook[indices]))
+
+    def forward(self, x: SparseTensor) -> VQVAEOutput:
+        z_e = self.encode(x)
+        quantized = self.quantizer(z_e.feats)
+        return VQVAEOutput(z_e, quantized, self.vae.decode(z_e.with_feats(quantized.z_q)))
+
+
+class VQVAELoss(NamedTuple):
+    total: Tensor
+    recon: Tensor
+    outside: Tensor
+    vq: Tensor
+    commitment: Tensor
+    sign_errors: Tensor  # share of the band's voxels; watched, not minimised
+    matched: Float[Tensor, "num_band 1"]
+
+
+def vqvae_loss(
+    output: VQVAEOutput,
+    target: SDFTarget,
+    *,
+    recon: Recon,
+    lambda_outside: float,
+    lambda_vq: float,
+    lambda_commitment: float,
+) -> VQVAELoss:
+    """recon + lambda_outside * outside + lambda_vq * |sg(z_e) - e|^2 + lambda_commitment * |z_e - sg(e)|^2."""
+    fit = reconstruction_loss(output.decoded, target, kind=recon)
+    vq, commitment = output.quantized.vq_loss, output.quantized.commitment_loss
+    total = fit.recon + lambda_outside * fit.outside + lambda_vq * vq + lambda_commitment * commitment
+    sign_errors = sign_error_share(fit.matched.detach(), target.band.feats)
+    return VQVAELoss(total, fit.recon, fit.outside, vq, commitment, sign_errors, fit.matched)

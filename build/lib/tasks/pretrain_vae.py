@@ -1,0 +1,78 @@
+"""Train a VAE from nothing on the shards, for users without weights of their own; it made the shipped small VAE too."""
+
+import json
+import math
+
+import torch
+from torch import nn
+
+from model.checkpoint import save_vae
+from model.losses import reconstruction_loss, sign_error_share
+from model.vae import SparseSDFVAE, VAEConfig, kl_divergence, sample
+from tasks.dataset import ShapeBatch, training_batches
+from tasks.device import pick_device
+from tasks.paths import METRICS, PRETRAINED, SDF
+from tasks.resume import ResumePoint, fingerprint
+from tasks.settings import Settings
+from tasks.shards import open_shards
+from tasks.stage import run_stage, whole_directory, write_whole
+from tasks.training import History, Losses, train
+from tasks.validation import validate
+
+INITIAL_LOGVAR = -4.0  # posterior deviations start at 0.14, so that the decoder sees the means from the start
+
+
+def pretrain_vae(settings: Settings) -> None:
+    params = settings.pretrain_vae
+    shards = open_shards(SDF)
+    device = pick_device()
+    torch.manual_seed(params.seed)
+    vae = SparseSDFVAE(VAEConfig(params.model_channels, params.num_blocks, params.latent_channels))
+    wake_posterior(vae)
+    vae.to(device)
+
+    def losses_of(batch: ShapeBatch) -> Losses:
+        posterior = vae.encode(batch.target.band)
+        fit = reconstruction_loss(vae.decode(sample(posterior)), batch.target, kind=params.recon)
+        kl = kl_divergence(posterior)
+        return {
+            "loss": fit.recon + params.lambda_outside * fit.outside + params.lambda_kl * kl,
+            "recon_loss": fit.recon,
+            "outside_loss": fit.outside,
+            "kl": kl,
+            "sign_errors": sign_error_share(fit.matched.detach(), batch.target.band.feats),
+        }
+
+    def check() -> dict[str, float]:
+        return validate(lambda x: vae.decode(vae.encode(x).mean), shards, shards.names("val"), device=device)
+
+    resume = ResumePoint("pretrain_vae", fingerprint([params], [SDF / "index.parquet"]))
+    train(
+        vae,
+        [{"params": list(vae.parameters())}],
+        losses_of,
+        training_batches(shards, params, device),
+        settings=params,
+        resume=resume,
+        history=History(METRICS / "pretrain_vae_history.tsv"),
+        validate=check,
+        validate_every=params.validate_every,
+        description="pretrain_vae",
+    )
+    figures = check()
+    with whole_directory(PRETRAINED) as directory:
+        save_vae(vae, directory)
+    write_whole(METRICS / "pretrain_vae.json", json.dumps(figures, indent=2) + "\n")
+    resume.clear()
+
+
+def wake_posterior(vae: SparseSDFVAE) -> None:
+    """Replace the published zero initialisation of the encoder's last layer by one that passes on what it sees."""
+    layer = vae.encoder.out_layer
+    num_latent = vae.config.latent_channels
+    nn.init.normal_(layer.weight[:num_latent], std=1 / math.sqrt(layer.in_features))
+    nn.init.constant_(layer.bias[num_latent:], INITIAL_LOGVAR)
+
+
+if __name__ == "__main__":
+    run_stage("pretrain_vae", pretrain_vae)

@@ -1,0 +1,139 @@
+"""One shape through everything that was trained: grid, VAE, stage 1, stage 2."""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from math import log2
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from model.checkpoint import load_vae
+from model.quantizer import CodebookStatistics, codebook_statistics, nearest_codes
+from model.sdf import SparseSDF, Surface, extract_mesh
+from model.sparse import SparseTensor, from_arrays
+from model.tokenizer import ShapeTokenizer
+from model.vae import SparseSDFVAE
+from tasks.codebook import load_codebook
+from tasks.paths import TOKENIZER, VAE
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """A shape as one row of the evaluation shows it; what the row does not have is None."""
+
+    row: str
+    mesh: Surface  # in the [-1, 1] cube
+    coords: Int[np.ndarray, "num_decoded 3"] | None = None
+    sdf: Float[np.ndarray, " num_decoded"] | None = None
+    num_tokens: int | None = None
+    bits: float | None = None  # num_tokens * log2(codebook size); where the tokens lie is not counted
+    encode_ms: float | None = None  # band voxels to latents, or tokens
+    decode_ms: float | None = None  # latents, or tokens, to a mesh
+
+
+class Quantized(NamedTuple):
+    latents: SparseTensor  # each replaced by its code
+    num_tokens: int
+    bits: float
+
+
+class CodeUse:
+    """A codebook, and over all shapes so far which codes their latents take and how far that moves them."""
+
+    def __init__(self, codebook: Float[Tensor, "codebook_size dim"]) -> None:
+        self.codebook = codebook
+        self.counts = torch.zeros(len(codebook), dtype=torch.int64)
+        self._squared_error = 0.0
+        self._squares = 0.0
+        self._sum = torch.zeros(codebook.shape[1], dtype=torch.float64)
+
+    def quantize(self, z_e: SparseTensor) -> Quantized:
+        indices = nearest_codes(z_e.feats, self.codebook)
+        z_q = self.codebook[indices]
+        self.counts += torch.bincount(indices, minlength=len(self.codebook)).cpu()
+        self._squared_error += float((z_e.feats.double() - z_q.double()).square().sum())
+        self._squares += float(z_e.feats.double().square().sum())
+        self._sum += z_e.feats.double().sum(0).cpu()
+        return Quantized(z_e.with_feats(z_q), len(indices), len(indices) * log2(len(self.codebook)))
+
+    @property
+    def normalised_error(self) -> float:
+        """Mean squared distance to the nearest code over the variance of the latents: 0 loses nothing, 1 everything."""
+        variance = self._squares - float(self._sum.square().sum()) / int(self.counts.sum())
+        return self._squared_error / variance if variance > 0 else 0.0
+
+    def statistics(self) -> CodebookStatistics:
+        return codebook_statistics(self.counts)
+
+
+class Reconstructor:
+    """The imported VAE, stage 1's codebook and stage 2's tokenizer, side by side."""
+
+    def __init__(
+        self, vae: SparseSDFVAE, codebook: Float[Tensor, "codebook_size dim"], tokenizer: ShapeTokenizer
+    ) -> None:
+        self.device = tokenizer.device
+        self.vae = vae
+        self.tokenizer = tokenizer
+        self.use = {"stage1": CodeUse(codebook), "stage2": CodeUse(tokenizer.vqvae.quantizer.codebook.detach())}
+
+    @staticmethod
+    def load(device: torch.device) -> "Reconstructor":
+        """From the stages' outputs. Raises InputError naming the file that is missing or damaged."""
+        codebook = load_codebook().to(device)
+        tokenizer = ShapeTokenizer.from_pretrained(TOKENIZER, device=device)
+        return Reconstructor(load_vae(VAE, device=device), codebook, tokenizer)
+
+    def rows(self, shape: SparseSDF) -> Iterator[Reconstruction]:
+        """floor, vae, stage1 and stage2, in this order."""
+        mesh, decode_ms = self._time(shape.surface)
+        yield Reconstruction("floor", mesh, decode_ms=decode_ms)
+
+        band = from_arrays(shape.coords, shape.sdf, extent=shape.resolution).to(self.device)
+        z_e, encode_ms = self._time(lambda: self.vae.encode(band).mean)
+        yield self._decode("vae", self.vae, z_e, shape.resolution, encode_ms=encode_ms)
+
+        quantized, quantize_ms = self._time(lambda: self.use["stage1"].quantize(z_e))
+        yield self._decode("stage1", self.vae, quantized, shape.resolution, encode_ms=encode_ms + quantize_ms)
+
+        trained = self.tokenizer.vqvae
+        quantized, encode_ms = self._time(lambda: self.use["stage2"].quantize(trained.encode(band)))
+        yield self._decode("stage2", trained.vae, quantized, shape.resolution, encode_ms=encode_ms)
+
+    def _decode(
+        self, row: str, vae: SparseSDFVAE, latents: SparseTensor | Quantized, resolution: int, *, encode_ms: float
+    ) -> Reconstruction:
+        tokens = latents if isinstance(latents, Quantized) else None
+        z = latents.latents if isinstance(latents, Quantized) else latents
+
+        def decode() -> tuple[np.ndarray, np.ndarray, Surface]:
+            decoded = vae.decode(z)
+            coords, sdf = decoded.coords[:, 1:].cpu().numpy(), decoded.feats[:, 0].cpu().numpy()
+            return coords, sdf, extract_mesh(coords, sdf, resolution=resolution)
+
+        (coords, sdf, mesh), decode_ms = self._time(decode)
+        return Reconstruction(
+            row,
+            mesh,
+            coords,
+            sdf,
+            num_tokens=tokens.num_tokens if tokens else None,
+            bits=tokens.bits if tokens else None,
+            encode_ms=encode_ms,
+            decode_ms=decode_ms,
+        )
+
+    def _time(self, work: Callable[[], T]) -> tuple[T, float]:
+        """The result, and milliseconds until the device had it."""
+        start = time.perf_counter()
+        with torch.no_grad():
+            result = work()
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return result, 1000 * (time.perf_counter() - start)

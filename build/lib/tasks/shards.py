@@ -1,0 +1,259 @@
+"""Sparse SDFs in Parquet: shards of shapes, an index, and the truth surfaces of the test split.
+
+One shape is one row and one row group, so that any shape is read alone. Two 512-bit masks per brick say which voxels
+are in the band and which are inside; the SDF lists the band's values in that order.
+"""
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from model.errors import InputError
+from model.sdf import SparseSDF, Surface
+from model.sdf.grid import voxel_coords
+from tasks.stage import partial_name
+
+INDEX = "index.parquet"
+REJECTS = "rejects.parquet"
+SURFACES = "surfaces.parquet"
+SPLITS = ("train", "val", "test")
+REMEDY = "delete its folder and run dvc repro -f voxelize"
+
+_CONVENTIONS = {
+    "sign": "positive outside, negative inside",
+    "sdf_unit": "truncation_voxels * 2 / resolution, so that the band is -1 < sdf < 1",
+    "frame": "[-1, 1]^3, voxel i centred at (i + 0.5) * 2 / resolution - 1; world = cube * scale + center",
+    "layout": "bricks of 8^3 in C order of x, y, z; masks are 512 bits a brick, C order, most significant bit first; "
+    "sdf follows the set bits of band, brick by brick",
+}
+_SHAPE_FIELDS = [
+    ("name", pa.string()),
+    ("brick_coords", pa.list_(pa.uint16())),
+    ("band", pa.binary()),
+    ("inside", pa.binary()),
+    ("sdf", pa.list_(pa.float32())),
+    ("center", pa.list_(pa.float64(), 3)),
+    ("scale", pa.float64()),
+    ("bad_flip_ratio", pa.float64()),
+]
+_SURFACE_FIELDS = [
+    ("name", pa.string()),
+    ("vertices", pa.list_(pa.float32())),
+    ("faces", pa.list_(pa.int32())),
+]
+
+
+class Place(NamedTuple):
+    """Where a shape's row is."""
+
+    shard: str
+    row_group: int
+
+
+def shape_row(name: str, shape: SparseSDF) -> pa.RecordBatch:
+    """One shape as a batch of one row, its schema carrying resolution, truncation and every convention."""
+    metadata = {**_CONVENTIONS, "resolution": str(shape.resolution), "truncation_voxels": str(shape.truncation_voxels)}
+    values = [
+        name,
+        shape.brick_coords.astype(np.uint16).reshape(-1),
+        np.packbits(shape.brick_band).tobytes(),
+        np.packbits(shape.brick_inside).tobytes(),
+        shape.sdf,
+        shape.center,
+        shape.scale,
+        shape.bad_flip_ratio,
+    ]
+    return _one_row(values, pa.schema(_SHAPE_FIELDS, metadata=metadata))
+
+
+def shape_of(row: pa.RecordBatch | pa.Table) -> SparseSDF:
+    """The inverse of shape_row."""
+
+    def value(column: str) -> pa.Scalar:
+        return row.column(column)[0]
+
+    def bits(column: str) -> np.ndarray:
+        packed = np.frombuffer(value(column).as_buffer(), np.uint8)
+        return np.unpackbits(packed).reshape(-1, 8, 8, 8).astype(bool)
+
+    brick_coords = value("brick_coords").values.to_numpy().reshape(-1, 3).astype(np.int32)
+    metadata = {key.decode(): text.decode() for key, text in row.schema.metadata.items()}
+    return SparseSDF(
+        coords=voxel_coords(brick_coords, bits("band")),
+        sdf=value("sdf").values.to_numpy().copy(),
+        resolution=int(metadata["resolution"]),
+        truncation_voxels=float(metadata["truncation_voxels"]),
+        center=np.array(value("center").as_py()),
+        scale=value("scale").as_py(),
+        brick_coords=brick_coords,
+        brick_inside=bits("inside"),
+        bad_flip_ratio=value("bad_flip_ratio").as_py(),
+    )
+
+
+def write_shards(directory: Path, rows: Iterable[pa.RecordBatch], *, shapes_per_shard: int) -> list[Place]:
+    """Shapes into shards of bounded length, in the order given; each shard appears whole or not at all."""
+    places: list[Place] = []
+    batch: list[pa.RecordBatch] = []
+
+    def flush() -> None:
+        shard = f"shard_{len(places) // shapes_per_shard:05d}.parquet"
+        write_row_groups(directory / shard, batch)
+        places.extend(Place(shard, group) for group in range(len(batch)))
+        batch.clear()
+
+    for row in rows:
+        batch.append(row)
+        if len(batch) == shapes_per_shard:
+            flush()
+    if batch:
+        flush()
+    return places
+
+
+def read_shape_row(path: Path, name: str) -> pa.RecordBatch:
+    """The only row of a file of one shape, under another name."""
+    row = _read_row_group(path, 0).combine_chunks().to_batches()[0]
+    return row.set_column(0, "name", pa.array([name]))
+
+
+def write_surfaces(path: Path, surfaces: Iterable[tuple[str, Surface]]) -> None:
+    """Truth meshes in the [-1, 1] cube, one row group each."""
+    schema = pa.schema(_SURFACE_FIELDS, metadata={"frame": _CONVENTIONS["frame"]})
+    rows = (_one_row([name, s.vertices.reshape(-1), s.faces.reshape(-1)], schema) for name, s in surfaces)
+    write_row_groups(path, rows, schema)
+
+
+def write_row_groups(path: Path, rows: Iterable[pa.RecordBatch], schema: pa.Schema | None = None) -> None:
+    """One row group per batch, into a file that appears when it is complete."""
+    partial = partial_name(path)
+    writer = None
+    try:
+        for row in rows:
+            writer = writer or _open_writer(partial, row.schema)
+            writer.write_batch(row)
+        writer = writer or (_open_writer(partial, schema) if schema else None)
+        if writer is None:
+            raise ValueError(f"nothing to write into {path}, and no schema to write nothing with")
+        writer.close()
+        writer = None
+        os.replace(partial, path)
+    finally:
+        if writer is not None:
+            writer.close()
+        partial.unlink(missing_ok=True)
+
+
+def _open_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
+    floats = [f"{column.name}.list.element" for column in schema if column.type == pa.list_(pa.float32())]
+    return pq.ParquetWriter(
+        path,
+        schema,
+        compression="zstd",
+        use_dictionary=False,
+        use_byte_stream_split=floats,
+        write_page_checksum=True,
+    )
+
+
+def _one_row(values: list, schema: pa.Schema) -> pa.RecordBatch:
+    return pa.RecordBatch.from_arrays(
+        [pa.array([value], field.type) for value, field in zip(values, schema, strict=True)], schema=schema
+    )
+
+
+@dataclass(frozen=True)
+class Shards:
+    """What voxelize wrote. Files are opened shape by shape, so it travels cheaply to the workers of a data loader."""
+
+    directory: Path
+    index: pd.DataFrame = field(repr=False)  # by name: split, shard, row_group, sha256, ...
+    resolution: int
+    truncation_voxels: float
+
+    def names(self, split: str) -> list[str]:
+        """Sorted names of the shapes of "train", "val" or "test"."""
+        if split not in SPLITS:
+            raise ValueError(f"split is {split!r}; expected one of {SPLITS}")
+        return sorted(self.index.index[self.index.split == split])
+
+    def read(self, name: str) -> SparseSDF:
+        """One shape. Raises InputError naming the file when it is missing or damaged."""
+        place = Place(*self.index.loc[name, list(Place._fields)])
+        return shape_of(_read_named_row(self.directory / place.shard, int(place.row_group), name))
+
+    def read_surface(self, name: str) -> Surface:
+        """The truth mesh of a test shape, in the [-1, 1] cube."""
+        if name not in self._surface_groups:
+            raise InputError(f"{self.directory / SURFACES} has no surface of {name}; only the test split has them")
+        row = _read_named_row(self.directory / SURFACES, self._surface_groups[name], name)
+        vertices, faces = (row.column(column)[0].values.to_numpy().reshape(-1, 3) for column in ("vertices", "faces"))
+        return Surface(vertices, faces)
+
+    @cached_property
+    def _surface_groups(self) -> dict[str, int]:
+        return {name: group for group, name in enumerate(self.names("test"))}
+
+
+def open_shards(directory: Path) -> Shards:
+    """Raises InputError naming the file when the index or a shard it lists is missing or damaged."""
+    path = directory / INDEX
+    table = _read_table(path)
+    metadata = {key.decode(): text.decode() for key, text in (table.schema.metadata or {}).items()}
+    index = table.to_pandas().set_index("name")
+    for shard in sorted(set(index.shard)):
+        if not (directory / shard).is_file():
+            raise InputError(f"{directory / shard} is missing although {INDEX} lists it; {REMEDY}")
+    return Shards(directory, index, int(metadata["resolution"]), float(metadata["truncation_voxels"]))
+
+
+def write_index(path: Path, index: pd.DataFrame, *, resolution: int, truncation_voxels: float) -> None:
+    """The table of all shapes, one row each, columns as given."""
+    table = pa.Table.from_pandas(index, preserve_index=False)
+    metadata = {"resolution": str(resolution), "truncation_voxels": str(float(truncation_voxels))}
+    write_table(path, table.replace_schema_metadata({**(table.schema.metadata or {}), **metadata}))
+
+
+def write_table(path: Path, table: pa.Table) -> None:
+    partial = partial_name(path)
+    try:
+        pq.write_table(table, partial, compression="zstd", write_page_checksum=True)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _read_table(path: Path) -> pa.Table:
+    try:
+        return pq.read_table(path, page_checksum_verification=True)
+    except (OSError, pa.ArrowException) as error:
+        raise _damage(path, error) from error
+
+
+def _read_row_group(path: Path, group: int) -> pa.Table:
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            return file.read_row_group(group, use_threads=False)
+    except (OSError, IndexError, pa.ArrowException) as error:
+        raise _damage(path, error) from error
+
+
+def _read_named_row(path: Path, group: int, name: str) -> pa.Table:
+    row = _read_row_group(path, group)
+    if row.column("name")[0].as_py() != name:
+        raise InputError(f"{path} holds {row.column('name')[0]} where {INDEX} expects {name}; {REMEDY}")
+    return row
+
+
+def _damage(path: Path, error: Exception) -> InputError:
+    if not path.is_file():
+        return InputError(f"{path} does not exist; {REMEDY}")
+    return InputError(f"{path} can't be read ({' '.join(str(error).split())}); {REMEDY}")

@@ -1,0 +1,83 @@
+"""How every stage starts and ends: settings in, one clear sentence and an exit code out."""
+
+import fcntl
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from shutil import rmtree
+
+from model.errors import InputError
+from tasks.paths import RESUME
+from tasks.settings import ParameterError, Settings, load_settings
+
+INTERRUPTED = 130  # what a shell reports for Ctrl-C
+ALREADY_RUNNING = 75  # EX_TEMPFAIL of sysexits.h: try again later
+
+
+def run_stage(name: str, stage: Callable[[Settings], None]) -> None:
+    """Run one stage and exit: 0 done, 1 with the reason in one sentence, 130 interrupted."""
+    try:
+        with only_one(name):
+            stage(load_settings())
+    except (InputError, ParameterError) as error:
+        sys.exit(f"{name}: {error}")
+    except OSError as error:
+        file = f": {error.filename}" if error.filename else ""
+        sys.exit(f"{name}: {error.strerror or error}{file}; nothing is half-written; mend it and run the stage again")
+    except KeyboardInterrupt:
+        print(
+            f"{name}: interrupted; nothing is half-written, and the next run goes on from what was saved",
+            file=sys.stderr,
+        )
+        sys.exit(INTERRUPTED)
+
+
+@contextmanager
+def whole_directory(path: Path) -> Iterator[Path]:
+    """A directory to fill that appears at `path` when the block ends well, and not at all when it does not."""
+    partial = path.with_name(f".{path.name}.partial")
+    rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        rmtree(path, ignore_errors=True)
+        os.replace(partial, path)
+    finally:
+        rmtree(partial, ignore_errors=True)
+
+
+def partial_name(path: Path) -> Path:
+    """Where to write first what os.replace then moves to `path`: beside it, and no other process's."""
+    return path.with_name(f".{path.name}.{os.getpid()}.partial")
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write a file so that a reader sees all of it or none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = partial_name(path)
+    try:
+        partial.write_bytes(content.encode() if isinstance(content, str) else content)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def only_one(stage: str) -> Iterator[None]:
+    """Hold the stage's lock; exit with 75 where another process runs it, as after DVC alone was killed."""
+    RESUME.mkdir(parents=True, exist_ok=True)
+    with (RESUME / f"{stage}.lock").open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            holder = lock.read().strip() or "unknown"
+            message = f"{stage}: process {holder} runs this stage already; wait for it or stop it"
+            print(message, file=sys.stderr)
+            sys.exit(ALREADY_RUNNING)
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield

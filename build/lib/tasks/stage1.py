@@ -1,0 +1,162 @@
+"""Train the codebook on cached latents: k-means, then the recipe's steps on the vq loss. The network stays as is."""
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from model.checkpoint import load_vae
+from model.errors import InputError
+from model.kmeans import kmeans, lloyd_pass
+from model.quantizer import VectorQuantizer, codebook_statistics, gaussian_error_bound, usage_of_batch
+from model.sparse import SparseTensor
+from model.vqvae import VQVAE
+from tasks.codebook import save_codebook
+from tasks.device import pick_device
+from tasks.latents import latents_file, read_vectors
+from tasks.paths import CODEBOOK, LATENTS, METRICS, SDF, VAE
+from tasks.resume import ResumePoint, fingerprint
+from tasks.settings import Settings, Stage1
+from tasks.shards import open_shards
+from tasks.stage import run_stage, whole_directory, write_whole
+from tasks.training import History, Losses, train
+from tasks.validation import validate
+
+
+@dataclass(frozen=True)
+class VectorBatch:
+    vectors: Float[Tensor, "batch dim"]
+    names: tuple[str, ...] = ("cached latents",)
+
+
+def stage1(settings: Settings) -> None:
+    params, size, dim = settings.stage1, settings.codebook.size, settings.codebook.dim
+    device = pick_device()
+    torch.manual_seed(params.seed)
+    files = {split: latents_file(LATENTS, split) for split in ("train", "val")}
+    cached = read_vectors(files["train"], max_per_shape=params.max_vectors_per_shape, seed=params.seed)
+    vectors = cached.unique(dim=0).to(device)  # a pattern that every shape has must not draw all codes to itself
+    heldout = read_vectors(files["val"], max_per_shape=None, seed=params.seed).to(device)
+    if vectors.shape[1] != dim:
+        raise InputError(f"latents have {vectors.shape[1]} channels but codebook.dim is {dim}; make them equal")
+
+    inputs = [*files.values(), SDF / "index.parquet", *VAE.iterdir()]
+    resume = ResumePoint("stage1", fingerprint([params, settings.codebook], inputs))
+    start = resume.remember("kmeans", lambda: start_codes(vectors, size, params)).to(device)
+    quantizer = VectorQuantizer(size, dim).to(device)
+    quantizer.codebook.data.copy_(start)
+    watch = _ReconstructionWatch(quantizer, params, device)
+
+    train(
+        quantizer,
+        [{"params": [quantizer.codebook]}],
+        vq_losses(quantizer, settings.codebook.lambda_vq),
+        lambda step: draw_vectors(vectors, params, step),
+        settings=params,
+        resume=resume,
+        history=History(METRICS / "stage1_history.tsv"),
+        validate=watch,
+        validate_every=params.recon_every,
+        description="stage1",
+    )
+    watch.check_frozen()
+    candidates = {"kmeans": start, "trained": quantizer.codebook.detach()}
+    errors = {name: normalised_error(heldout, codes, vectors) for name, codes in candidates.items()}
+    kept = min(errors, key=lambda name: errors[name])
+    codes = candidates[kept]
+    with whole_directory(CODEBOOK) as directory:
+        save_codebook(codes, directory)
+    figures = {
+        "num_vectors": len(vectors),
+        "kept": kept,
+        "train_error": normalised_error(vectors, codes, vectors),
+        "heldout_error": errors[kept],
+        **{f"heldout_error_{name}": error for name, error in errors.items()},
+        "gaussian_bound": gaussian_error_bound(vectors, bits=math.log2(size)),
+        "heldout": asdict(codebook_statistics(lloyd_pass(heldout, codes).counts)),
+        "variance_in_first": spectrum(vectors),
+    }
+    write_whole(METRICS / "stage1.json", json.dumps(figures, indent=2) + "\n")
+    resume.clear()
+
+
+def vq_losses(quantizer: VectorQuantizer, lambda_vq: float) -> Callable[[VectorBatch], Losses]:
+    """With the network frozen, only the vq term has a gradient; the commitment is watched."""
+
+    def losses_of(batch: VectorBatch) -> Losses:
+        quantized = quantizer(batch.vectors)
+        usage, perplexity = usage_of_batch(quantized.indices, len(quantizer.codebook))
+        return {
+            "loss": lambda_vq * quantized.vq_loss,
+            "vq_loss": quantized.vq_loss,
+            "commitment_loss": quantized.commitment_loss,
+            "codebook_usage": usage,
+            "perplexity": perplexity,
+        }
+
+    return losses_of
+
+
+def start_codes(
+    vectors: Float[Tensor, "num_vectors dim"], size: int, params: Stage1
+) -> Float[Tensor, "codebook_size dim"]:
+    print(f"k-means: {len(vectors)} vectors, {size} codes, {params.kmeans_iterations} iterations", flush=True)
+    generator = torch.Generator().manual_seed(params.seed)
+    return kmeans(vectors, size, iterations=params.kmeans_iterations, generator=generator).cpu()
+
+
+class _ReconstructionWatch:
+    """Decodes some validation shapes through the frozen network with the codes as they are now."""
+
+    def __init__(self, quantizer: VectorQuantizer, params: Stage1, device: torch.device):
+        self._shards = open_shards(SDF)
+        self._names = self._shards.names("val")[: params.recon_shapes]
+        self._vae = load_vae(VAE, device=device).requires_grad_(False)
+        self._before = {key: value.clone() for key, value in self._vae.state_dict().items()}
+        self._vqvae = VQVAE(self._vae, quantizer)
+        self._device = device
+
+    def __call__(self) -> dict[str, float]:
+        def reconstruct(x: SparseTensor) -> SparseTensor:
+            return self._vqvae(x).decoded
+
+        figures = validate(reconstruct, self._shards, self._names, device=self._device)
+        return {"recon_loss": figures["val_l1"], **figures}
+
+    def check_frozen(self) -> None:
+        changed = [key for key, value in self._vae.state_dict().items() if not torch.equal(value, self._before[key])]
+        assert not changed, f"stage 1 changed the network: {changed}"
+
+
+def draw_vectors(vectors: Float[Tensor, "num_vectors dim"], params: Stage1, step: int) -> Iterator[VectorBatch]:
+    """Batches of random vectors; which ones follows from the seed and the step."""
+    while True:
+        generator = torch.Generator().manual_seed(params.seed * 1_000_003 + step)
+        rows = torch.randint(len(vectors), (params.batch_size,), generator=generator)
+        yield VectorBatch(vectors[rows.to(vectors.device)])
+        step += 1
+
+
+def normalised_error(
+    vectors: Float[Tensor, "num_vectors dim"],
+    codes: Float[Tensor, "codebook_size dim"],
+    reference: Float[Tensor, "num_reference dim"],
+) -> float:
+    """Mean squared distance to the nearest code, over the variance of the reference vectors."""
+    variance = (reference - reference.mean(0)).square().sum(1).mean()
+    return float(lloyd_pass(vectors, codes).squared_errors.mean() / variance)
+
+
+def spectrum(vectors: Float[Tensor, "num_vectors dim"]) -> dict[str, float]:
+    """Share of the latents' variance in their first 1, 2, 4, ... principal directions."""
+    eigenvalues = torch.linalg.eigvalsh(torch.cov(vectors.T)).flip(0).clamp(min=0)
+    shares = (eigenvalues.cumsum(0) / eigenvalues.sum()).tolist()
+    return {str(2**k): shares[2**k - 1] for k in range(len(shares).bit_length()) if 2**k <= len(shares)}
+
+
+if __name__ == "__main__":
+    run_stage("stage1", stage1)

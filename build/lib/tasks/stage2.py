@@ -1,0 +1,144 @@
+"""Train encoder, codebook and decoder together, from the imported VAE and the codebook of stage 1."""
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import nn
+
+from model.checkpoint import load_vae
+from model.quantizer import CodebookStatistics, VectorQuantizer, codebook_statistics, nearest_codes, usage_of_batch
+from model.tokenizer import ShapeTokenizer
+from model.vqvae import VQVAE, vqvae_loss
+from tasks.codebook import CODEBOOK_FILE, load_codebook
+from tasks.dataset import ShapeBatch, training_batches
+from tasks.device import pick_device
+from tasks.paths import METRICS, SDF, TOKENIZER, VAE
+from tasks.resume import ResumePoint, fingerprint
+from tasks.settings import Settings, Stage2
+from tasks.shards import Shards, open_shards
+from tasks.stage import run_stage, whole_directory, write_whole
+from tasks.training import History, Losses, cosine, train
+from tasks.validation import validate
+from tasks.views import choose_views, encode_views
+
+CODES_FROZEN_SHARE = 0.1  # of the steps, the last ones: the decoder settles on codes that no longer move
+
+
+def stage2(settings: Settings) -> None:
+    params = settings.stage2
+    shards = open_shards(SDF)
+    device = pick_device()
+    torch.manual_seed(params.seed)
+    vqvae = load_vqvae().to(device)
+
+    def check() -> dict[str, float]:
+        return validate(lambda x: vqvae(x).decoded, shards, shards.names("val"), device=device)
+
+    inputs = [SDF / "index.parquet", *VAE.iterdir(), CODEBOOK_FILE]
+    resume = ResumePoint("stage2", fingerprint([params, settings.codebook], inputs))
+    before = check()
+    train(
+        vqvae,
+        param_groups(vqvae, params),
+        joint_losses(vqvae, settings),
+        training_batches(shards, params, device),
+        settings=params,
+        resume=resume,
+        history=History(METRICS / "stage2_history.tsv"),
+        validate=check,
+        validate_every=params.validate_every,
+        description="stage2",
+    )
+    after = check()
+    tokenizer = ShapeTokenizer(vqvae, resolution=shards.resolution, truncation_voxels=shards.truncation_voxels)
+    with whole_directory(TOKENIZER) as directory:
+        tokenizer.save_pretrained(directory)
+    usage = heldout_usage(vqvae, shards, settings.encode.heldout_symmetries)
+    figures = {"before": before, "after": after, "heldout": asdict(usage)}
+    write_whole(METRICS / "stage2.json", json.dumps(figures, indent=2) + "\n")
+    resume.clear()
+    if after["val_l1"] >= before["val_l1"]:
+        print(
+            f"stage 2 did not improve reconstruction (val_l1 {before['val_l1']:.4f} before, {after['val_l1']:.4f} "
+            "after); lower stage2.lr, or raise stage2.steps"
+        )
+
+
+def joint_losses(vqvae: VQVAE, settings: Settings) -> Callable[[ShapeBatch], Losses]:
+    """The recipe's loss of a batch of shapes, and what is watched beside it."""
+    params = settings.stage2
+    size = len(vqvae.quantizer.codebook)
+
+    def losses_of(batch: ShapeBatch) -> Losses:
+        output = vqvae(batch.target.band)
+        losses = vqvae_loss(
+            output,
+            batch.target,
+            recon=params.recon,
+            lambda_outside=params.lambda_outside,
+            lambda_vq=settings.codebook.lambda_vq,
+            lambda_commitment=params.lambda_commitment,
+        )
+        usage, perplexity = usage_of_batch(output.quantized.indices, size)
+        return {
+            "loss": losses.total,
+            "recon_loss": losses.recon,
+            "outside_loss": losses.outside,
+            "vq_loss": losses.vq,
+            "commitment_loss": losses.commitment,
+            "sign_errors": losses.sign_errors,
+            "codebook_usage": usage,
+            "perplexity": perplexity,
+        }
+
+    return losses_of
+
+
+def load_vqvae() -> VQVAE:
+    """What stage 1 left: the imported VAE with the trained codebook."""
+    codes = load_codebook()
+    quantizer = VectorQuantizer(*codes.shape)
+    quantizer.codebook.data.copy_(codes)
+    return VQVAE(load_vae(VAE), quantizer)
+
+
+def param_groups(vqvae: VQVAE, params: Stage2) -> list[dict[str, Any]]:
+    """What is trained and how fast; all else is frozen."""
+    vqvae.requires_grad_(False)
+    if params.train == "decoder":
+        return [{"params": _unfrozen(vqvae.vae.decoder)}]
+    codes = _unfrozen(vqvae.quantizer)
+    first_frozen_step = params.steps - math.ceil(CODES_FROZEN_SHARE * params.steps)
+    frozen_from = (first_frozen_step - params.warmup_steps) / (params.steps - params.warmup_steps)
+    return [
+        {"params": _unfrozen(vqvae.vae.decoder)},
+        {"params": _unfrozen(vqvae.vae.encoder), "lr": params.lr * params.encoder_lr_ratio},
+        {
+            "params": codes,
+            "lr": params.lr * params.codebook_lr_ratio,
+            "weight_decay": 0.0,
+            "schedule": lambda progress: cosine(progress) if progress < frozen_from else 0.0,
+        },
+    ]
+
+
+def _unfrozen(module: nn.Module) -> list[nn.Parameter]:
+    return list(module.requires_grad_(True).parameters())
+
+
+def heldout_usage(vqvae: VQVAE, shards: Shards, num_symmetries: int) -> CodebookStatistics:
+    """The gate's figures again, of the encoder and the codes as they are now."""
+    codebook = vqvae.quantizer.codebook.detach()
+    counts = torch.zeros(len(codebook), dtype=torch.int64)
+    for latents in encode_views(vqvae.vae, shards, choose_views(shards.names("val"), num_symmetries)):
+        indices = nearest_codes(latents.mean.to(codebook.device), codebook)
+        counts += torch.bincount(indices, minlength=len(codebook)).cpu()
+    return codebook_statistics(counts)
+
+
+if __name__ == "__main__":
+    run_stage("stage2", stage2)

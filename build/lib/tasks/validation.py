@@ -1,0 +1,28 @@
+"""How well a network reconstructs shapes that it does not train on: no sampling, no augmentation."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from model.losses import reconstruction_loss, sign_error_share
+from model.sparse import SparseTensor
+from tasks.dataset import sdf_target
+from tasks.shards import Shards
+
+Reconstruct = Callable[[SparseTensor], SparseTensor]  # band voxels in, decoded voxels out
+
+
+@torch.no_grad()
+def validate(
+    reconstruct: Reconstruct, shards: Shards, names: Sequence[str], *, device: torch.device
+) -> dict[str, float]:
+    """Means over shapes: |error| of the stored value and share of wrong signs in the band, |error| beyond it."""
+    rows = []
+    with torch.autocast(device.type, torch.float16, enabled=device.type == "cuda"):
+        for name in names:
+            target = sdf_target(shards.read(name)).to(device)
+            fit = reconstruction_loss(reconstruct(target.band), target, kind="l1")
+            signs = sign_error_share(fit.matched, target.band.feats)
+            rows.append(torch.stack([fit.recon, signs, fit.outside]))
+    l1, sign_errors, outside = torch.stack(rows).mean(0).tolist()
+    return {"val_l1": l1, "val_sign_errors": sign_errors, "val_outside": outside}

@@ -1,0 +1,29 @@
+"""Which symmetries of which shapes are encoded, and how."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from model.symmetry import SYMMETRIES
+from model.vae import SparseSDFVAE
+from tasks.dataset import View, sdf_target
+from tasks.latents import ShapeLatents
+from tasks.shards import Shards
+
+
+def choose_views(names: list[str], num_symmetries: int) -> list[View]:
+    """The same symmetries for every shape: the shape as it is first, then a fixed random order of the other 47."""
+    others = np.random.default_rng(0).permutation(np.arange(1, len(SYMMETRIES)))
+    symmetries = [0, *others.tolist()][:num_symmetries]
+    return [View(name, symmetry) for name in names for symmetry in symmetries]
+
+
+@torch.no_grad()
+def encode_views(vae: SparseSDFVAE, shards: Shards, views: list[View]) -> Iterator[ShapeLatents]:
+    """Posterior means, one view after the other."""
+    device = next(vae.parameters()).device
+    for view in views:
+        band = sdf_target(shards.read(view.name), symmetry=view.symmetry).band.to(device)
+        mean = vae.encode(band).mean
+        yield ShapeLatents(view.name, view.symmetry, mean.coords[:, 1:].cpu(), mean.feats.cpu())
