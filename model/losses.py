@@ -7,20 +7,37 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from model.sparse import SparseTensor, find_rows
+from model.receptive_field import DecodePlan, plan_decode
+from model.sparse import SparseTensor
+from model.vae import NUM_LEVELS
 
 Recon = Literal["l1", "l2", "l1+l2"]
 
 
 @dataclass(frozen=True)
 class SDFTarget:
-    """Every voxel of the occupied 8^3 bricks of a batch, each once."""
+    """What the decoder shall put out for a batch, and the plan by which it computes just that.
+
+    The decoder can subdivide every latent voxel into all its 8^3 children, far more than its input has. The recipe
+    compares where both meet, in the band; `beyond` are children outside it, of all latent voxels or of some.
+    """
 
     band: SparseTensor  # stored SDF, |value| < 1; this is also the encoder's input
-    beyond: SparseTensor  # the other voxels of those bricks: +1 outside, -1 inside
+    beyond: SparseTensor  # +1 outside, -1 inside
+    plan: DecodePlan  # decodes the voxels of `band`, then those of `beyond`
+
+    @staticmethod
+    def of(band: SparseTensor, beyond: SparseTensor) -> "SDFTarget":
+        """Raises ValueError where a voxel beyond the band is no child of a latent voxel."""
+        latents = band.grid.pooled(NUM_LEVELS)
+        plan = plan_decode(latents, torch.cat([band.coords, beyond.coords]), num_levels=NUM_LEVELS)
+        return SDFTarget(band, beyond, plan)
 
     def to(self, device: torch.device | str) -> "SDFTarget":
-        return SDFTarget(self.band.to(device), self.beyond.to(device))
+        return SDFTarget(self.band.to(device), self.beyond.to(device), self.plan.to(device))
+
+    def pin_memory(self) -> "SDFTarget":
+        return SDFTarget(self.band.pin_memory(), self.beyond.pin_memory(), self.plan.pin_memory())
 
 
 class Reconstruction(NamedTuple):
@@ -31,25 +48,20 @@ class Reconstruction(NamedTuple):
     matched: Float[Tensor, "num_band 1"]
 
 
-def align(decoded: SparseTensor, coords: Tensor) -> Float[Tensor, "num_wanted channels"]:
-    """The decoded features at the given voxels, in their order.
-
-    The decoder yields all 8^3 children of every latent voxel, so it has more voxels than its input.
-    Raises ValueError where a wanted voxel was not decoded.
-    """
-    rows, found = find_rows(coords, decoded.grid)
-    if not coords.is_cuda and not found.all():  # on CUDA the check would wait for the device at every step
-        missing = coords[~found][0].tolist()
-        raise ValueError(f"voxel {missing} was not decoded; the latents belong to another shape")
-    return decoded.feats[rows]
-
-
 def reconstruction_loss(decoded: SparseTensor, target: SDFTarget, *, kind: Recon) -> Reconstruction:
-    """Means over voxels of |error|, its square, or both: in the band, and to the sign beyond it (0 where none is)."""
-    matched = align(decoded, target.band.coords)
-    beyond = align(decoded, target.beyond.coords)
+    """Means over voxels of |error|, its square, or both: in the band, and to the sign beyond it (0 where none is).
+
+    `decoded` is what target.plan decodes.
+    """
+    num_band, num_beyond = len(target.band.grid), len(target.beyond.grid)
+    if len(decoded.grid) != num_band + num_beyond:
+        raise ValueError(
+            f"{len(decoded.grid)} voxels were decoded; expected the target's {num_band + num_beyond}; "
+            "decode by target.plan"
+        )
+    matched, beyond = decoded.feats.split([num_band, num_beyond])
     recon = pointwise_loss(matched - target.band.feats, kind)
-    outside = pointwise_loss(beyond - target.beyond.feats, kind) if len(beyond) else recon.new_zeros(())
+    outside = pointwise_loss(beyond - target.beyond.feats, kind) if num_beyond else recon.new_zeros(())
     return Reconstruction(recon, outside, matched)
 
 

@@ -5,9 +5,10 @@ depends on coordinates (rulebook, attention windows, parents, children), each ma
 shared by every tensor on that grid.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -49,9 +50,38 @@ class Grid:
             num_shapes, extent = highest[0] + 1, max(highest[1:]) + 1
         self.num_shapes = num_shapes
         self.extent = extent  # every x, y and z is below it
+        self._whole: Grid | None = None
 
     def __len__(self) -> int:
         return len(self.coords)
+
+    @property
+    def whole(self) -> "Grid":
+        """The grid that this one is the leading rows of, or itself."""
+        return self if self._whole is None else self._whole
+
+    def leading(self, num_voxels: int) -> "Grid":
+        """The first rows as a grid that shares the rulebook of the whole."""
+        if num_voxels == len(self):
+            return self
+        part = Grid(self.coords[:num_voxels], num_shapes=self.num_shapes, extent=self.extent)
+        part._whole = self.whole
+        return part
+
+    def to(self, device: torch.device | str) -> "Grid":
+        return self._mapped(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> "Grid":
+        """Page-locked copies, from which .to("cuda") does not wait."""
+        return self._mapped(torch.Tensor.pin_memory)
+
+    def _mapped(self, move: Callable[[Tensor], Tensor]) -> "Grid":
+        """A copy on other memory, with the pooling where it is known: the one thing here that needs a sort."""
+        grid = Grid(move(self.coords), num_shapes=self.num_shapes, extent=self.extent)
+        if "pooling" in self.__dict__:
+            coarse, slot, num_children = self.pooling
+            grid.pooling = Pooling(coarse._mapped(move), move(slot), move(num_children))
+        return grid
 
     @cached_property
     def keys(self) -> Int[Tensor, " num_voxels"]:
@@ -84,6 +114,9 @@ class Grid:
         num_children = torch.bincount(row, minlength=len(coarse))[:, None].float()
         return Pooling(coarse, row * 8 + x * 4 + y * 2 + z, num_children)
 
+    def pooled(self, times: int) -> "Grid":
+        return self if times == 0 else self.pooling.coarse.pooled(times - 1)
+
     @cached_property
     def subdivided(self) -> "Grid":
         """Every voxel replaced by its 8 children, children of one voxel next to each other in CHILD_OFFSETS order."""
@@ -109,7 +142,7 @@ class Grid:
         return {}
 
     @cached_property
-    def rulebooks(self) -> dict[str, object]:
+    def rulebooks(self) -> dict[tuple[int, int], Any]:
         """Filled by model.conv, which alone knows what is in it."""
         return {}
 
@@ -141,13 +174,10 @@ class SparseTensor:
     def to(self, device: torch.device | str) -> "SparseTensor":
         if self.coords.device == torch.device(device):
             return self
-        grid = Grid(self.coords.to(device, non_blocking=True), num_shapes=self.grid.num_shapes, extent=self.grid.extent)
-        return SparseTensor.on(grid, self.feats.to(device, non_blocking=True))
+        return SparseTensor.on(self.grid.to(device), self.feats.to(device, non_blocking=True))
 
     def pin_memory(self) -> "SparseTensor":
-        """Page-locked copies, from which .to("cuda") does not wait."""
-        grid = Grid(self.coords.pin_memory(), num_shapes=self.grid.num_shapes, extent=self.grid.extent)
-        return SparseTensor.on(grid, self.feats.pin_memory())
+        return SparseTensor.on(self.grid.pin_memory(), self.feats.pin_memory())
 
 
 def pool_mean(x: SparseTensor) -> SparseTensor:
@@ -159,12 +189,6 @@ def pool_mean(x: SparseTensor) -> SparseTensor:
     coarse, slot, num_children = x.grid.pooling
     slots = x.feats.new_zeros(len(coarse) * 8, x.feats.shape[1]).index_copy(0, slot, x.feats)
     return SparseTensor.on(coarse, slots.view(len(coarse), 8, -1).sum(1) / (num_children + 1).to(x.feats.dtype))
-
-
-def subdivide(x: SparseTensor) -> SparseTensor:
-    """Every voxel becomes its 8 children, each with the features of the parent."""
-    children = x.feats[:, None].expand(-1, 8, -1).reshape(-1, x.feats.shape[1])
-    return SparseTensor.on(x.grid.subdivided, children)
 
 
 def from_arrays(

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from model.conv import SubMConv3d
 from model.errors import InputError
 from model.layers import GroupNorm, Linear, SiLU, TransformerBlock, layer_norm, position_embedding
-from model.sparse import SparseTensor, pool_mean, subdivide
+from model.receptive_field import DecodePlan, Subdivision, subdivide, subdivide_all
+from model.sparse import SparseTensor, pool_mean
 
 NUM_LEVELS = 3
 DOWNSAMPLING = 2**NUM_LEVELS  # voxels of the input along one side of a latent voxel
@@ -54,9 +55,9 @@ class SparseSDFVAE(nn.Module):
         mean, logvar = moments.feats.float().chunk(2, 1)
         return Posterior(moments.with_feats(mean), moments.with_feats(logvar))
 
-    def decode(self, z: SparseTensor) -> SparseTensor:
-        """Stored SDF values in [-1, 1] on all 8^3 children of every latent voxel."""
-        return self.decoder(z)
+    def decode(self, z: SparseTensor, plan: DecodePlan | None = None) -> SparseTensor:
+        """Stored SDF values in [-1, 1] on all 8^3 children of every latent voxel, or on those that the plan is for."""
+        return self.decoder(z, plan)
 
 
 class Encoder(nn.Module):
@@ -89,10 +90,11 @@ class Decoder(nn.Module):
         self.upsample = nn.ModuleList(SubdivideBlock(*pair) for pair in zip(widths, widths[1:], strict=False))
         self.out_layer = Linear(widths[-1], 1)
 
-    def forward(self, z: SparseTensor) -> SparseTensor:
+    def forward(self, z: SparseTensor, plan: DecodePlan | None = None) -> SparseTensor:
         h = _transform(self.input_layer(z), self.blocks)
-        for block in self.upsample:
-            h = block(h)
+        steps = plan.subdivisions if plan else (None,) * NUM_LEVELS
+        for block, step in zip(self.upsample, steps, strict=True):
+            h = block(h, step)
         h = self.out_layer(h)
         return h.with_feats(torch.tanh(h.feats.float()))
 
@@ -124,8 +126,13 @@ class SubdivideBlock(nn.Module):
         self.act_layers = nn.Sequential(SubMConv3d(in_channels, out_channels), SiLU())
         self.out_layers = nn.Sequential(SubMConv3d(out_channels, out_channels), SiLU())
 
-    def forward(self, x: SparseTensor) -> SparseTensor:
-        return self.out_layers(subdivide(self.act_layers(x)))
+    def forward(self, x: SparseTensor, step: Subdivision | None = None) -> SparseTensor:
+        """On all children, or on those that `step` names."""
+        step = step or subdivide_all(x.grid)
+        convolution, activation = self.act_layers
+        children = subdivide(activation(convolution(x, step.num_parents)), step)
+        convolution, activation = self.out_layers
+        return activation(convolution(children, step.num_outputs))
 
 
 def _transformer(config: VAEConfig) -> nn.ModuleList:

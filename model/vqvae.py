@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from model.errors import InputError
 from model.losses import Recon, SDFTarget, reconstruction_loss, sign_error_share
 from model.quantizer import Quantized, VectorQuantizer
+from model.receptive_field import DecodePlan
 from model.sparse import Grid, SparseTensor
 from model.vae import SparseSDFVAE
 
@@ -15,7 +16,7 @@ from model.vae import SparseSDFVAE
 class VQVAEOutput(NamedTuple):
     z_e: SparseTensor  # [M, dim], the posterior mean
     quantized: Quantized  # of the same M latent voxels
-    decoded: SparseTensor  # [N', 1], on all 8^3 children of every latent voxel
+    decoded: SparseTensor  # [N', 1]
 
 
 class VQVAE(nn.Module):
@@ -38,10 +39,11 @@ class VQVAE(nn.Module):
         """What the tokens of the latent voxels of `grid` stand for."""
         return self.vae.decode(SparseTensor.on(grid, self.quantizer.codebook[indices]))
 
-    def forward(self, x: SparseTensor) -> VQVAEOutput:
+    def forward(self, x: SparseTensor, plan: DecodePlan | None = None) -> VQVAEOutput:
+        """Decoded on all 8^3 children of every latent voxel, or on those that the plan is for."""
         z_e = self.encode(x)
         quantized = self.quantizer(z_e.feats)
-        return VQVAEOutput(z_e, quantized, self.vae.decode(z_e.with_feats(quantized.z_q)))
+        return VQVAEOutput(z_e, quantized, self.vae.decode(z_e.with_feats(quantized.z_q), plan))
 
 
 class VQVAELoss(NamedTuple):

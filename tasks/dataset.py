@@ -26,6 +26,11 @@ class View(NamedTuple):
     symmetry: int
 
 
+class TrainingView(NamedTuple):
+    view: View
+    seed: int  # of the bricks whose voxels beyond the band are compared
+
+
 @dataclass(frozen=True)
 class ShapeBatch:
     names: tuple[str, ...]
@@ -36,62 +41,76 @@ class ShapeBatch:
 
     def pin_memory(self) -> "ShapeBatch":
         """What DataLoader calls on a batch, so that it travels to the GPU while the GPU works."""
-        return ShapeBatch(self.names, SDFTarget(self.target.band.pin_memory(), self.target.beyond.pin_memory()))
+        return ShapeBatch(self.names, self.target.pin_memory())
 
 
-class ShapeDataset(Dataset[tuple[str, SDFTarget]]):
-    def __init__(self, shards: Shards):
+class Sample(NamedTuple):
+    name: str
+    band: SparseTensor
+    beyond: SparseTensor
+
+
+class ShapeDataset(Dataset[Sample]):
+    def __init__(self, shards: Shards, *, outside_share: float):
         self.shards = shards
+        self.outside_share = outside_share
 
-    def __getitem__(self, view: View) -> tuple[str, SDFTarget]:
-        return view.name, sdf_target(self.shards.read(view.name), symmetry=view.symmetry)
-
-
-def sdf_target(sdf: SparseSDF, *, symmetry: int = 0) -> SDFTarget:
-    """One shape as tensors with batch index 0."""
-
-    def tensor(coords: np.ndarray, values: np.ndarray) -> SparseTensor:
-        moved = transform_coords(coords, symmetry, resolution=sdf.resolution)
-        return from_arrays(moved, values, extent=sdf.resolution)
-
-    return SDFTarget(band=tensor(sdf.coords, sdf.sdf), beyond=tensor(*sdf.beyond()))
+    def __getitem__(self, item: TrainingView) -> Sample:
+        sdf = self.shards.read(item.view.name)
+        drawn = np.random.default_rng(item.seed).random(len(sdf.brick_coords)) < self.outside_share
+        return Sample(
+            item.view.name,
+            view_tensor(sdf, sdf.coords, sdf.sdf, symmetry=item.view.symmetry),
+            view_tensor(sdf, *sdf.beyond(drawn), symmetry=item.view.symmetry),
+        )
 
 
-def collate(samples: Sequence[tuple[str, SDFTarget]]) -> ShapeBatch:
-    names, targets = zip(*samples, strict=True)
-    band = batch_tensors([target.band for target in targets])
-    beyond = batch_tensors([target.beyond for target in targets])
-    return ShapeBatch(names, SDFTarget(band, beyond))
+def view_tensor(sdf: SparseSDF, coords: np.ndarray, values: np.ndarray, *, symmetry: int = 0) -> SparseTensor:
+    """Some voxels of a shape as a tensor with batch index 0."""
+    return from_arrays(transform_coords(coords, symmetry, resolution=sdf.resolution), values, extent=sdf.resolution)
 
 
-def draw_views(names: Sequence[str], *, batch_size: int, augment: bool, seed: int, start: int) -> Iterator[list[View]]:
+def sdf_target(sdf: SparseSDF) -> SDFTarget:
+    """All voxels of one shape."""
+    return SDFTarget.of(view_tensor(sdf, sdf.coords, sdf.sdf), view_tensor(sdf, *sdf.beyond()))
+
+
+def collate(samples: Sequence[Sample]) -> ShapeBatch:
+    names, bands, beyonds = zip(*samples, strict=True)
+    return ShapeBatch(names, SDFTarget.of(batch_tensors(list(bands)), batch_tensors(list(beyonds))))
+
+
+def draw_views(
+    names: Sequence[str], *, batch_size: int, augment: bool, seed: int, start: int
+) -> Iterator[list[TrainingView]]:
     """Batches from step `start` on, without end.
 
-    Every shape comes once per epoch; order and symmetries follow from the seed and the epoch alone.
+    Every shape comes once per epoch; order, symmetries and seeds follow from the seed and the epoch alone.
     """
     views = _views_from(names, augment=augment, seed=seed, position=start * batch_size)
     while True:
         yield list(islice(views, batch_size))
 
 
-def _views_from(names: Sequence[str], *, augment: bool, seed: int, position: int) -> Iterator[View]:
+def _views_from(names: Sequence[str], *, augment: bool, seed: int, position: int) -> Iterator[TrainingView]:
     first_epoch, skipped = divmod(position, len(names))
     for epoch in count(first_epoch):
         rng = np.random.default_rng([seed, epoch])
         order = rng.permutation(len(names))
         symmetries = rng.integers(len(SYMMETRIES), size=len(names)) if augment else np.zeros(len(names), int)
+        seeds = rng.integers(2**32, size=len(names))
         for i in order[skipped:]:
-            yield View(names[i], int(symmetries[i]))
+            yield TrainingView(View(names[i], int(symmetries[i])), int(seeds[i]))
         skipped = 0
 
 
-def load_batches(
-    shards: Shards, names: Sequence[str], *, batch_size: int, augment: bool, seed: int, start: int, device: torch.device
-) -> Iterator[ShapeBatch]:
-    """Batches without end, on the device, loaded ahead by worker processes where there is a GPU to feed."""
-    views = draw_views(names, batch_size=batch_size, augment=augment, seed=seed, start=start)
+def load_batches(shards: Shards, params: ShapeTraining, *, start: int, device: torch.device) -> Iterator[ShapeBatch]:
+    """Batches of the training split, without end, on the device; worker processes load ahead where there is a GPU."""
+    views = draw_views(
+        shards.names("train"), batch_size=params.batch_size, augment=params.augment, seed=params.seed, start=start
+    )
     loader = DataLoader(
-        ShapeDataset(shards),
+        ShapeDataset(shards, outside_share=params.outside_share),
         batch_sampler=views,
         collate_fn=collate,
         num_workers=WORKERS_PER_GPU if device.type == "cuda" else 0,
@@ -108,14 +127,6 @@ def training_batches(
     """Batches of the training split from a given step on, as tasks.training.train asks for them."""
 
     def batches_from(start: int) -> Iterator[ShapeBatch]:
-        return load_batches(
-            shards,
-            shards.names("train"),
-            batch_size=params.batch_size,
-            augment=params.augment,
-            seed=params.seed,
-            start=start,
-            device=device,
-        )
+        return load_batches(shards, params, start=start, device=device)
 
     return batches_from

@@ -33,7 +33,7 @@ def pretrain_vae(settings: Settings) -> None:
 
     def losses_of(batch: ShapeBatch) -> Losses:
         posterior = vae.encode(batch.target.band)
-        fit = reconstruction_loss(vae.decode(sample(posterior)), batch.target, kind=params.recon)
+        fit = reconstruction_loss(vae.decode(sample(posterior), batch.target.plan), batch.target, kind=params.recon)
         kl = kl_divergence(posterior)
         return {
             "loss": fit.recon + params.lambda_outside * fit.outside + params.lambda_kl * kl,
@@ -44,7 +44,12 @@ def pretrain_vae(settings: Settings) -> None:
         }
 
     def check() -> dict[str, float]:
-        return validate(lambda x: vae.decode(vae.encode(x).mean), shards, shards.names("val"), device=device)
+        return validate(
+            lambda target: vae.decode(vae.encode(target.band).mean, target.plan),
+            shards,
+            shards.names("val"),
+            device=device,
+        )
 
     resume = ResumePoint("pretrain_vae", fingerprint([params], [SDF / "index.parquet"]))
     train(

@@ -91,6 +91,7 @@ class ShapeTraining(Training):
 
     recon: Recon
     lambda_outside: NotNegative
+    outside_share: Annotated[float, Field(gt=0, le=1)]
     augment: bool
     validate_every: Count
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from model.checkpoint import load_vae
 from model.errors import InputError
 from model.kmeans import kmeans, lloyd_pass
+from model.losses import SDFTarget
 from model.quantizer import VectorQuantizer, codebook_statistics, gaussian_error_bound, usage_of_batch
 from model.sparse import SparseTensor
 from model.vqvae import VQVAE
@@ -121,8 +122,8 @@ class _ReconstructionWatch:
         self._device = device
 
     def __call__(self) -> dict[str, float]:
-        def reconstruct(x: SparseTensor) -> SparseTensor:
-            return self._vqvae(x).decoded
+        def reconstruct(target: SDFTarget) -> SparseTensor:
+            return self._vqvae(target.band, target.plan).decoded
 
         figures = validate(reconstruct, self._shards, self._names, device=self._device)
         return {"recon_loss": figures["val_l1"], **figures}

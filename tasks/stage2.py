@@ -36,7 +36,9 @@ def stage2(settings: Settings) -> None:
     vqvae = load_vqvae().to(device)
 
     def check() -> dict[str, float]:
-        return validate(lambda x: vqvae(x).decoded, shards, shards.names("val"), device=device)
+        return validate(
+            lambda target: vqvae(target.band, target.plan).decoded, shards, shards.names("val"), device=device
+        )
 
     inputs = [SDF / "index.parquet", *VAE.iterdir(), CODEBOOK_FILE]
     resume = ResumePoint("stage2", fingerprint([params, settings.codebook], inputs))
@@ -74,7 +76,7 @@ def joint_losses(vqvae: VQVAE, settings: Settings) -> Callable[[ShapeBatch], Los
     size = len(vqvae.quantizer.codebook)
 
     def losses_of(batch: ShapeBatch) -> Losses:
-        output = vqvae(batch.target.band)
+        output = vqvae(batch.target.band, batch.target.plan)
         losses = vqvae_loss(
             output,
             batch.target,

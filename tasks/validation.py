@@ -4,12 +4,12 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from model.losses import reconstruction_loss, sign_error_share
+from model.losses import SDFTarget, reconstruction_loss, sign_error_share
 from model.sparse import SparseTensor
 from tasks.dataset import sdf_target
 from tasks.shards import Shards
 
-Reconstruct = Callable[[SparseTensor], SparseTensor]  # band voxels in, decoded voxels out
+Reconstruct = Callable[[SDFTarget], SparseTensor]  # from the band, by the plan
 
 
 @torch.no_grad()
@@ -21,7 +21,7 @@ def validate(
     with torch.autocast(device.type, torch.float16, enabled=device.type == "cuda"):
         for name in names:
             target = sdf_target(shards.read(name)).to(device)
-            fit = reconstruction_loss(reconstruct(target.band), target, kind="l1")
+            fit = reconstruction_loss(reconstruct(target), target, kind="l1")
             signs = sign_error_share(fit.matched, target.band.feats)
             rows.append(torch.stack([fit.recon, signs, fit.outside]))
     l1, sign_errors, outside = torch.stack(rows).mean(0).tolist()

@@ -7,7 +7,7 @@ import torch
 
 from model.symmetry import SYMMETRIES
 from model.vae import SparseSDFVAE
-from tasks.dataset import View, sdf_target
+from tasks.dataset import View, view_tensor
 from tasks.latents import ShapeLatents
 from tasks.shards import Shards
 
@@ -24,6 +24,7 @@ def encode_views(vae: SparseSDFVAE, shards: Shards, views: list[View]) -> Iterat
     """Posterior means, one view after the other."""
     device = next(vae.parameters()).device
     for view in views:
-        band = sdf_target(shards.read(view.name), symmetry=view.symmetry).band.to(device)
+        sdf = shards.read(view.name)
+        band = view_tensor(sdf, sdf.coords, sdf.sdf, symmetry=view.symmetry).to(device)
         mean = vae.encode(band).mean
         yield ShapeLatents(view.name, view.symmetry, mean.coords[:, 1:].cpu(), mean.feats.cpu())

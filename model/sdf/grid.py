@@ -50,10 +50,12 @@ class SparseSDF:
         band[(np.searchsorted(bricks, own), *(self.coords % BRICK_SIZE).T)] = True
         return band
 
-    def beyond(self) -> tuple[Int[np.ndarray, "num_beyond 3"], Float[np.ndarray, " num_beyond"]]:
-        """The voxels of the occupied bricks that are not in the band: coords, and sign +1 outside or -1 inside."""
-        coords = voxel_coords(self.brick_coords, ~self.brick_band)
-        return coords, np.where(self.brick_inside[~self.brick_band], -1, 1).astype(np.float32)
+    def beyond(
+        self, bricks: Bool[np.ndarray, " num_bricks"] | None = None
+    ) -> tuple[Int[np.ndarray, "num_beyond 3"], Float[np.ndarray, " num_beyond"]]:
+        """The voxels of the bricks, all or some, that are not in the band: coords, and sign +1 outside or -1 inside."""
+        beyond = ~self.brick_band if bricks is None else ~self.brick_band & bricks[:, None, None, None]
+        return voxel_coords(self.brick_coords, beyond), np.where(self.brick_inside[beyond], -1, 1).astype(np.float32)
 
     def surface(self) -> Surface:
         """The mesh of the grid itself, in the cube: the best that anything working on this grid can reach."""

@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from model.losses import SDFTarget, align, pointwise_loss, reconstruction_loss, sign_error_share
-from model.sparse import Grid, SparseTensor, subdivide
-from tests.shapes import as_target, by_coords, random_tensor, ring_and_box, voxelized
+from model.losses import SDFTarget, pointwise_loss, reconstruction_loss, sign_error_share
+from model.sparse import Grid, SparseTensor
+from tests.shapes import as_target, ring_and_box, voxelized
 
 
 def on(coords: list[list[int]], values: list[float]) -> SparseTensor:
@@ -11,31 +11,9 @@ def on(coords: list[list[int]], values: list[float]) -> SparseTensor:
 
 
 LINE = [[0, x, 0, 0] for x in range(6)]
-DECODED = on(LINE, [0.5, -0.5, 0.25, 1.0, -1.0, 0.0])
-TARGET = SDFTarget(band=on([LINE[2], LINE[0]], [0.75, 0.5]), beyond=on([LINE[4], LINE[3], LINE[1]], [-1.0, -1.0, -1.0]))
-
-
-# --- alignment -------------------------------------------------------------------------------------------------------
-
-
-def test_decoded_voxels_are_matched_by_coordinate_in_the_targets_order():
-    decoded = subdivide(random_tensor(1, num_shapes=2, seed=1))
-    decoded = decoded.with_feats(torch.randn(len(decoded.coords), 1))
-    wanted = decoded.coords[torch.randperm(len(decoded.coords))[:100]]
-    values = by_coords(decoded)
-    matched = align(decoded, wanted)
-    assert matched.flatten().tolist() == [values[tuple(coord)].item() for coord in wanted.tolist()]
-
-
-def test_a_voxel_that_was_not_decoded_is_an_error_that_names_it():
-    with pytest.raises(ValueError, match=r"voxel \[0, 3, 3, 3\] was not decoded"):
-        align(DECODED, torch.tensor([[0, 0, 0, 0], [0, 3, 3, 3]], dtype=torch.int32))
-
-
-def test_only_matched_voxels_get_a_gradient():
-    feats = DECODED.feats.clone().requires_grad_()
-    (gradient,) = torch.autograd.grad(align(DECODED.with_feats(feats), TARGET.band.coords).sum(), feats)
-    assert gradient.flatten().tolist() == [1, 0, 1, 0, 0, 0]
+BAND, BEYOND = on([LINE[2], LINE[0]], [0.75, 0.5]), on([LINE[4], LINE[3], LINE[1]], [-1.0, -1.0, -1.0])
+TARGET = SDFTarget.of(BAND, BEYOND)
+DECODED = on([LINE[2], LINE[0], LINE[4], LINE[3], LINE[1]], [0.25, 0.5, -1.0, 1.0, -0.5])
 
 
 # --- reconstruction --------------------------------------------------------------------------------------------------
@@ -61,7 +39,7 @@ def test_reconstruction_by_hand(kind, recon, outside):
 def test_a_perfect_decoder_has_no_loss(kind):
     target = as_target(voxelized(ring_and_box()))
     decoded = SparseTensor(
-        torch.cat([target.beyond.coords, target.band.coords]), torch.cat([target.beyond.feats, target.band.feats])
+        torch.cat([target.band.coords, target.beyond.coords]), torch.cat([target.band.feats, target.beyond.feats])
     )
     fit = reconstruction_loss(decoded, target, kind=kind)
     assert (fit.recon, fit.outside) == (0, 0)
@@ -81,9 +59,15 @@ def test_band_and_beyond_are_all_voxels_of_the_bricks_each_once():
 def test_no_voxel_beyond_the_band_costs_nothing():
     """A wide band can fill its bricks."""
     nothing = SparseTensor.on(Grid(torch.zeros(0, 4, dtype=torch.int32), num_shapes=1, extent=6), torch.zeros(0, 1))
-    fit = reconstruction_loss(DECODED, SDFTarget(TARGET.band, nothing), kind="l1")
+    decoded = SparseTensor(DECODED.coords[:2], DECODED.feats[:2])
+    fit = reconstruction_loss(decoded, SDFTarget.of(BAND, nothing), kind="l1")
     assert fit.outside == 0
     assert fit.recon == 0.25
+
+
+def test_voxels_decoded_by_another_plan_are_refused():
+    with pytest.raises(ValueError, match=r"6 voxels were decoded; expected the target's 5"):
+        reconstruction_loss(on(LINE, [0.0] * 6), TARGET, kind="l1")
 
 
 def test_l1_and_l2_add_up():

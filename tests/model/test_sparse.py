@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from model.sparse import Grid, SparseTensor, batch_tensors, find_rows, pool_mean, subdivide
+from model.sparse import Grid, SparseTensor, batch_tensors, find_rows, pool_mean
 from tests.model import numpy_reference
 from tests.shapes import by_coords, random_coords, random_tensor
 
@@ -80,41 +80,6 @@ def test_a_voxel_reaches_the_pooled_voxel_of_its_own_cell_and_no_other():
     cell = set(product([batch], *((2 * p, 2 * p + 1) for p in position)))
     assert reached == cell & present
     np.testing.assert_allclose(gradient[gradient != 0], 1 / (len(reached) + 1))
-
-
-def test_every_voxel_becomes_its_eight_children_with_its_features():
-    x = random_tensor(3)
-    children = by_coords(subdivide(x))
-    assert len(children) == 8 * len(x.coords)
-    parents = by_coords(x)
-    for (batch, *position), feats in children.items():
-        np.testing.assert_array_equal(feats, parents[(batch, *(p // 2 for p in position))])
-
-
-def test_subdividing_and_pooling_gives_the_grid_back_and_eight_ninths_of_the_features():
-    x = random_tensor(2)
-    there_and_back = by_coords(pool_mean(subdivide(x)))
-    before = by_coords(x)
-    assert there_and_back.keys() == before.keys()
-    for coord, feats in there_and_back.items():
-        np.testing.assert_allclose(feats, before[coord] * 8 / 9, rtol=1e-6)
-
-
-def test_pooling_and_subdividing_covers_the_grid_it_came_from():
-    x = random_tensor(1)
-    covered = {tuple(coord) for coord in subdivide(pool_mean(x)).coords.tolist()}
-    present = {tuple(coord) for coord in x.coords.tolist()}
-    cells = {(b, i // 2, j // 2, k // 2) for b, i, j, k in present}
-    assert present < covered
-    assert len(covered) == 8 * len(cells)
-
-
-def test_gradient_of_subdivision_sums_over_the_children():
-    x = random_tensor(2)
-    x.feats.requires_grad_()
-    upstream = torch.randn(8 * len(x.feats), 2, generator=torch.Generator().manual_seed(1))
-    (gradient,) = torch.autograd.grad(subdivide(x).feats, x.feats, upstream)
-    torch.testing.assert_close(gradient, upstream.view(-1, 8, 2).sum(1))
 
 
 # --- windows ---------------------------------------------------------------------------------------------------------

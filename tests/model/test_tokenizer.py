@@ -9,7 +9,8 @@ import trimesh
 
 from model.errors import InputError
 from model.quantizer import VectorQuantizer
-from model.sparse import SparseTensor, subdivide
+from model.receptive_field import DecodePlan
+from model.sparse import SparseTensor
 from model.tokenizer import ShapeTokenizer, Tokens
 from model.vae import SparseSDFVAE, VAEConfig
 from model.vqvae import VQVAE
@@ -115,10 +116,11 @@ class PerfectDecoder(torch.nn.Module):
         coords, values = np.concatenate([shape.coords, coords]), np.concatenate([shape.sdf, sign])
         self.values = {tuple(c): v for c, v in zip(coords.tolist(), values.tolist(), strict=True)}
 
-    def forward(self, z: SparseTensor) -> SparseTensor:
-        decoded = subdivide(subdivide(subdivide(z.with_feats(z.feats[:, :1]))))
-        feats = torch.tensor([[self.values[tuple(c)]] for c in decoded.coords[:, 1:].tolist()])
-        return decoded.with_feats(feats)
+    def forward(self, z: SparseTensor, plan: DecodePlan | None = None) -> SparseTensor:
+        children = z.grid.subdivided.subdivided.subdivided
+        return SparseTensor.on(
+            children, torch.tensor([[self.values[tuple(c)]] for c in children.coords[:, 1:].tolist()])
+        )
 
 
 def test_with_a_perfect_decoder_a_sphere_keeps_radius_and_place():

@@ -16,7 +16,7 @@ from model.quantizer import VectorQuantizer, codebook_statistics, usage_of_batch
 from model.vae import SparseSDFVAE, VAEConfig
 from tasks import stage1 as module
 from tasks.codebook import CODEBOOK_FILE
-from tasks.dataset import sdf_target
+from tasks.dataset import view_tensor
 from tasks.encode import encode
 from tasks.latents import latents_file, read_vectors
 from tasks.paths import LATENTS, METRICS, RESUME, SDF, VAE
@@ -199,9 +199,10 @@ def test_latents_are_the_posterior_means_of_every_view(small_project: Path, smal
     shards, vae = open_shards(SDF), load_vae(VAE)
     views = choose_views(shards.names("val"), small_settings.encode.heldout_symmetries)
     with torch.no_grad():
-        means = [
-            vae.encode(sdf_target(shards.read(view.name), symmetry=view.symmetry).band).mean.feats for view in views
-        ]
+        means = []
+        for view in views:
+            sdf = shards.read(view.name)
+            means.append(vae.encode(view_tensor(sdf, sdf.coords, sdf.sdf, symmetry=view.symmetry)).mean.feats)
     assert views[0].symmetry == 0
     torch.testing.assert_close(vectors, torch.cat(means))
 

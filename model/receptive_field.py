@@ -1,0 +1,156 @@
+"""Which voxels the decoder must compute so that it is exact at the voxels that a loss reads.
+
+The decoder turns every latent voxel into 8^3 voxels, three to four times what the band has. Going backwards from the
+wanted voxels, each 3^3 convolution needs one ring more and each subdivision the parents. Values and gradients are those
+of the full decode, for a part of its time and memory. The plan follows from coordinates alone, so a data loader can
+make it. All sets are bit masks over the bricks of the latent voxels: no sorting, no hashing.
+"""
+
+from dataclasses import dataclass
+from itertools import product
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from model.conv import neighbour_table
+from model.sparse import Grid, SparseTensor, find_rows
+
+NUM_CHILDREN = 8
+Mask = Bool[Tensor, "num_latents side side side"]
+
+
+class Subdivision(NamedTuple):
+    """What a block computes that replaces voxels by their children, with a convolution before and one after.
+
+    The rows of `children` are in such an order that what each later step needs comes first.
+    """
+
+    num_parents: int  # leading rows of the input grid that have a child to compute; the first convolution's output
+    slot: Int[Tensor, " num_children"]  # the parent's row * 8 + octant; no two children share one
+    children: Grid  # the second convolution's input
+    num_outputs: int  # leading rows of `children`; the second convolution's output
+
+    def to(self, device: torch.device | str) -> "Subdivision":
+        return self._replace(slot=self.slot.to(device, non_blocking=True), children=self.children.to(device))
+
+    def pin_memory(self) -> "Subdivision":
+        return self._replace(slot=self.slot.pin_memory(), children=self.children.pin_memory())
+
+
+@dataclass(frozen=True)
+class DecodePlan:
+    """The subdivisions from the latent voxels to the wanted ones, which are the rows of the result, in their order."""
+
+    subdivisions: tuple[Subdivision, ...]
+
+    def to(self, device: torch.device | str) -> "DecodePlan":
+        return DecodePlan(tuple(step.to(device) for step in self.subdivisions))
+
+    def pin_memory(self) -> "DecodePlan":
+        return DecodePlan(tuple(step.pin_memory() for step in self.subdivisions))
+
+
+def subdivide(x: SparseTensor, step: Subdivision) -> SparseTensor:
+    """Every child has the features of its parent."""
+    return SparseTensor.on(step.children, _Spread.apply(x.feats, step.slot))
+
+
+class _Spread(torch.autograd.Function):
+    """Rows of parents to rows of children. Torch's own gradient of that would add atomically, in a random order."""
+
+    @staticmethod
+    def forward(ctx: Any, feats: Tensor, slot: Tensor) -> Tensor:
+        ctx.save_for_backward(slot)
+        ctx.num_parents = len(feats)
+        return feats.index_select(0, slot // NUM_CHILDREN)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None]:
+        (slot,) = ctx.saved_tensors
+        slots = grad_output.new_zeros(ctx.num_parents * NUM_CHILDREN, grad_output.shape[1])
+        return slots.index_copy_(0, slot, grad_output).view(ctx.num_parents, NUM_CHILDREN, -1).sum(1), None
+
+
+def subdivide_all(grid: Grid) -> Subdivision:
+    """Every voxel has all 8 children."""
+    slot = torch.arange(NUM_CHILDREN * len(grid), device=grid.coords.device)
+    return Subdivision(len(grid), slot, grid.subdivided, len(slot))
+
+
+def plan_decode(latents: Grid, wanted: Int[Tensor, "num_wanted 4"], *, num_levels: int) -> DecodePlan:
+    """The plan for `num_levels` subdivisions of `latents`. Wanted voxels must be distinct.
+
+    Raises ValueError for a wanted voxel that lies in no latent voxel.
+    """
+    side = 2**num_levels
+    wanted_at = _flat_index(wanted, latents, side)
+    outputs = torch.zeros(len(latents) * side**3, dtype=torch.bool, device=wanted.device)
+    outputs[wanted_at] = True
+    outputs = outputs.view(-1, side, side, side)
+
+    neighbours = neighbour_table(latents)
+    masks: list[tuple[Mask, Mask, Mask | None]] = []  # coarsest first
+    parents = None  # of the next finer level's inputs
+    for _ in range(num_levels):
+        inputs = _dilate(outputs, neighbours)
+        masks.insert(0, (inputs, outputs, parents))
+        parents = _any_child(inputs)
+        outputs = _dilate(parents, neighbours)
+
+    subdivisions = []
+    row, num_parents = torch.arange(len(latents), device=wanted.device).view(-1, 1, 1, 1), len(latents)
+    for inputs, outputs, parents in masks:
+        first = wanted_at if parents is None else _indices(parents)
+        others = wanted_at[:0] if parents is None else _indices(outputs & ~parents)
+        order = torch.cat([first, others, _indices(inputs & ~outputs)])
+        brick, *local = torch.unravel_index(order, inputs.shape)
+        octant = (local[0] % 2 * 2 + local[1] % 2) * 2 + local[2] % 2
+        slot = row[brick, *(axis // 2 for axis in local)] * NUM_CHILDREN + octant
+        coords = latents.coords[brick]
+        coords[:, 1:] = coords[:, 1:] * inputs.shape[1] + torch.stack(local, 1)
+        children = Grid(coords, num_shapes=latents.num_shapes, extent=latents.extent * inputs.shape[1])
+        subdivisions.append(Subdivision(num_parents, slot, children, len(first) + len(others)))
+        row = torch.full_like(inputs, -1, dtype=torch.int64)
+        row.view(-1)[order] = torch.arange(len(order), device=order.device)
+        num_parents = len(first)
+    return DecodePlan(tuple(subdivisions))
+
+
+def _flat_index(wanted: Int[Tensor, "num_wanted 4"], latents: Grid, side: int) -> Int[Tensor, " num_wanted"]:
+    """Where each wanted voxel stands in a mask over the bricks of the latent voxels."""
+    bricks = wanted.clone()
+    bricks[:, 1:] //= side
+    brick, found = find_rows(bricks, latents)
+    if not found.all():
+        raise ValueError(f"voxel {wanted[~found][0].tolist()} lies in no latent voxel; the latents are another shape's")
+    x, y, z = (wanted[:, 1:] % side).long().unbind(1)
+    return ((brick * side + x) * side + y) * side + z
+
+
+def _indices(mask: Mask) -> Int[Tensor, " num_set"]:
+    return mask.flatten().nonzero()[:, 0]
+
+
+def _any_child(mask: Mask) -> Mask:
+    half = mask.shape[1] // 2
+    return mask.view(-1, half, 2, half, 2, half, 2).any(6).any(4).any(2)
+
+
+def _dilate(mask: Mask, neighbours: Int[Tensor, "27 num_latents"]) -> Mask:
+    """The voxels of the bricks that are set or have a set one among their 26 neighbours."""
+    side = mask.shape[1]
+    padded = torch.cat([mask, torch.zeros_like(mask[:1])])  # the last row stands for every absent brick, row -1
+    halo = mask.new_empty(len(mask), side + 2, side + 2, side + 2)
+    into = {-1: slice(0, 1), 0: slice(1, -1), 1: slice(-1, None)}
+    out_of = {-1: slice(-1, None), 0: slice(None), 1: slice(0, 1)}
+    for brick, offset in zip(neighbours, product((-1, 0, 1), repeat=3), strict=True):
+        target, source = (tuple(where[axis] for axis in offset) for where in (into, out_of))
+        halo[:, *target] = padded[:, *source][brick]
+    for axis in (1, 2, 3):
+        below, here, above = (halo.narrow(axis, start, side) for start in range(3))
+        halo = below | here | above
+    return halo
