@@ -1,14 +1,14 @@
 """Sparse voxel tensors: features on a set of voxels, and everything that follows from the coordinates alone.
 
 Features change at every layer, coordinates only where the network pools or subdivides. A `Grid` therefore holds what
-depends on coordinates (rulebook, attention windows, parents, children), each made when first asked for and then
+depends on coordinates (neighbours, attention windows, parents, children), each made when first asked for and then
 shared by every tensor on that grid.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -50,6 +50,7 @@ class Grid:
             num_shapes, extent = highest[0] + 1, max(highest[1:]) + 1
         self.num_shapes = num_shapes
         self.extent = extent  # every x, y and z is below it
+        self.neighbours: Tensor | None = None  # [27, num_voxels], found by model.conv when first asked for
         self._whole: Grid | None = None
 
     def __len__(self) -> int:
@@ -61,7 +62,7 @@ class Grid:
         return self if self._whole is None else self._whole
 
     def leading(self, num_voxels: int) -> "Grid":
-        """The first rows as a grid that shares the rulebook of the whole."""
+        """The first rows as a grid that shares the neighbour table of the whole."""
         if num_voxels == len(self):
             return self
         part = Grid(self.coords[:num_voxels], num_shapes=self.num_shapes, extent=self.extent)
@@ -139,11 +140,6 @@ class Grid:
 
     @cached_property
     def _windows(self) -> dict[tuple[int, int], Windows]:
-        return {}
-
-    @cached_property
-    def rulebooks(self) -> dict[tuple[int, int], Any]:
-        """Filled by model.conv, which alone knows what is in it."""
         return {}
 
 
