@@ -5,6 +5,7 @@ from pathlib import Path
 MESHES = Path("data/meshes")
 SDF = Path("data/sdf")
 PRETRAINED = Path("artifacts/pretrain_vae")
+FETCHED = Path("artifacts/fetch_vae")
 VAE = Path("artifacts/vae")
 LATENTS = Path("artifacts/latents")
 CODEBOOK = Path("artifacts/codebook")

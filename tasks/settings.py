@@ -103,6 +103,10 @@ class PretrainVae(ShapeTraining):
     lambda_kl: NotNegative
 
 
+class FetchVae(Section):
+    source: Annotated[str, Field(pattern=r"^(hf://|https://huggingface\.co/)")]
+
+
 class ImportVae(Section):
     checkpoint: str
 
@@ -114,7 +118,7 @@ class Encode(Section):
 
 class Codebook(Section):
     size: Annotated[int, Field(ge=2)]
-    dim: Count
+    dim: Count | Literal["auto"]
     lambda_vq: Positive
 
 
@@ -151,6 +155,7 @@ class Settings(Section):
     fetch_meshes: FetchMeshes
     voxelize: Voxelize
     pretrain_vae: PretrainVae
+    fetch_vae: FetchVae
     import_vae: ImportVae
     encode: Encode
     codebook: Codebook
@@ -162,7 +167,7 @@ class Settings(Section):
     @model_validator(mode="after")
     def codes_fit_the_latents(self) -> Self:
         trained_here = Path(self.import_vae.checkpoint).is_relative_to(PRETRAINED)
-        if trained_here and self.codebook.dim != self.pretrain_vae.latent_channels:
+        if trained_here and self.codebook.dim not in ("auto", self.pretrain_vae.latent_channels):
             raise ValueError(
                 f"codebook.dim is {self.codebook.dim} but pretrain_vae.latent_channels is "
                 f"{self.pretrain_vae.latent_channels}; make them equal"
