@@ -3,8 +3,6 @@
 import json
 from dataclasses import asdict
 
-import pandas as pd
-
 from model.checkpoint import Import, import_checkpoint, save_vae
 from model.errors import InputError
 from tasks.paths import METRICS, VAE
@@ -41,11 +39,13 @@ def import_vae(settings: Settings) -> None:
 
 
 def report_table(imported: Import) -> str:
-    """One line a key: what it was called, what it is called here, and what was done to it."""
-    rows = pd.DataFrame([asdict(key) for key in imported.keys])
-    rows["shape"] = ["x".join(map(str, shape)) for shape in rows["shape"]]
-    left = {column: lambda text: text.ljust(1) for column in ("source", "target")}
-    return rows.to_string(index=False, float_format="{:.4g}".format, formatters=left, justify="left")
+    """One line a key: what it was called, what it is called here, its shape, what was done to it, its norm."""
+    rows = [("from", "to", "shape", "transformation", "norm")] + [
+        (key.source, key.target, "x".join(map(str, key.shape)), key.transformation, f"{key.norm:.4g}")
+        for key in imported.keys
+    ]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
 
 def all_zero_layers(imported: Import) -> list[str]:
