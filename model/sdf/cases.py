@@ -1,7 +1,7 @@
 """The triangles of marching cubes for each of the 256 ways in which the corners of a cell can be inside or outside.
 
-They are generated, not typed in. On every cube face the crossings of one run of inside corners are joined; the rule sees
-nothing but the face, so the two cells that share it agree and a surface can only end where voxels end.
+They are generated, not typed in. On every cube face the crossings of one run of inside corners are joined; the rule
+sees nothing but the face, so the two cells that share it agree and a surface can only end where voxels end.
 """
 
 from itertools import product

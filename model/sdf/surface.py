@@ -68,30 +68,27 @@ def extract_from_bricks(
         return wp.array(np.ascontiguousarray(array), dtype=dtype, device="cpu")
 
     def launch(kernel: wp.Kernel, *inputs: object) -> None:
-        wp.launch(kernel, num_lines, inputs=[*grid, *inputs], device="cpu")
+        wp.launch(kernel, num_lines, inputs=list(inputs), device="cpu")
 
     num_lines = len(brick_coords) * BRICK_SIZE**2
-    grid = [
-        send(brick_coords, wp.vec3i),
-        bricks_a_side,
-        send(table.reshape(-1), wp.int32),
-        send(values, wp.float32),
-        float(iso_level),
-    ]
+    grid = [send(brick_coords, wp.vec3i), bricks_a_side, send(table.reshape(-1), wp.int32)]
+    field = [send(values, wp.float32), float(iso_level)]
     cases = wp.zeros(len(values), dtype=wp.uint8, device="cpu")  # of the cell whose lowest corner the voxel is
-    cuts = wp.zeros(len(values), dtype=wp.uint8, device="cpu")  # bit a: the edge from the voxel along axis a has a vertex
+    cuts = wp.zeros(
+        len(values), dtype=wp.uint8, device="cpu"
+    )  # bit a: the edge from the voxel along axis a has a vertex
     num_triangles = send(CASES.num_triangles, wp.int32)
     triangles_of, vertices_of = (wp.zeros(num_lines, dtype=wp.int32, device="cpu") for _ in range(2))
-    launch(_classify, num_triangles, cases, triangles_of)
-    launch(_cut_edges, cases, cuts, vertices_of)
+    launch(_classify, *grid, *field, num_triangles, cases, triangles_of)
+    launch(_cut_edges, *grid, *field, cases, cuts, vertices_of)
 
     num_faces, first_face = _starts(triangles_of)
     num_vertices, first_vertex = _starts(vertices_of)
     vertices = wp.empty(num_vertices, dtype=wp.vec3, device="cpu")
     faces = wp.empty(num_faces, dtype=wp.vec3i, device="cpu")
-    launch(_write_vertices, cuts, first_vertex, 2.0 / resolution, vertices)
+    launch(_write_vertices, *grid, *field, cuts, first_vertex, 2.0 / resolution, vertices)
     tables = [num_triangles, send(CASES.triangles, wp.int32), send(EDGES, wp.int32)]
-    launch(_write_faces, cases, cuts, first_vertex, first_face, *tables, faces)
+    launch(_write_faces, *grid, cases, cuts, first_vertex, first_face, *tables, faces)
     return Surface(vertices.numpy().reshape(-1, 3), faces.numpy().reshape(-1, 3))
 
 
@@ -205,7 +202,7 @@ def _cut_edges(
     cuts: wp.array[wp.uint8],
     vertices_of: wp.array[wp.int32],
 ) -> None:
-    """Which edges from the voxels of a line have a vertex: the sign changes along them, and a cell around them counts."""
+    """Which edges from the voxels of a line have a vertex: their sign changes, and one of the cells around is whole."""
     line = wp.tid()
     found = int(0)
     for z in range(8):
@@ -255,8 +252,6 @@ def _write_faces(
     bricks: wp.array[wp.vec3i],
     bricks_a_side: int,
     slots: wp.array[wp.int32],
-    values: wp.array[wp.float32],
-    iso_level: float,
     cases: wp.array[wp.uint8],
     cuts: wp.array[wp.uint8],
     first_vertex: wp.array[wp.int32],

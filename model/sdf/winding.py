@@ -231,6 +231,17 @@ def _winding_around(
     return total / (4.0 * wp.pi), gradient / (4.0 * wp.pi), error
 
 
+@wp.func
+def _num_open(inside: wp.array[wp.int8], first: int, side: int) -> int:
+    found = int(0)
+    for x in range(side):
+        for y in range(side):
+            for z in range(side):
+                if inside[first + x * 64 + y * 8 + z] == wp.int8(_OPEN):
+                    found += 1
+    return found
+
+
 @wp.kernel
 def _decide_blocks(
     side: int,
@@ -251,13 +262,7 @@ def _decide_blocks(
     row = block // (blocks * blocks * blocks)
     corner = wp.vec3i(block // (blocks * blocks) % blocks, block // blocks % blocks, block % blocks) * side
     first = row * 512 + corner[0] * 64 + corner[1] * 8 + corner[2]
-    num_open = int(0)
-    for x in range(side):
-        for y in range(side):
-            for z in range(side):
-                if inside[first + x * 64 + y * 8 + z] == wp.int8(_OPEN):
-                    num_open += 1
-    if num_open == 0:
+    if _num_open(inside, first, side) == 0:
         return
     half = wp.float64(side) * wp.float64(0.5)
     q = wp.vec3d(bricks[row] * 8 + corner) + wp.vec3d(half, half, half) + nudge
