@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
@@ -12,14 +11,13 @@ from typing import Any
 import numpy as np
 import torch
 import trimesh
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from jaxtyping import Float, Int
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from model.checkpoint import save_weights
 from model.errors import InputError
+from model.hub import local_path
 from model.model_card import model_card
 from model.quantizer import VectorQuantizer, nearest_codes
 from model.sdf import SparseSDF, extract_mesh, voxelize
@@ -33,7 +31,6 @@ __all__ = ["ShapeTokenizer", "Tokens"]
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
 CARD_FILE = "README.md"
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 class ShapeTokenizer:
@@ -67,17 +64,12 @@ class ShapeTokenizer:
         return digest.hexdigest()[:16]
 
     @staticmethod
-    def from_pretrained(
-        name: str | Path, *, revision: str | None = None, device: torch.device | str = "cpu"
-    ) -> "ShapeTokenizer":
-        """A tokenizer that save_pretrained wrote: a folder, or a model of the Hugging Face hub as owner/name.
+    def from_pretrained(path: str | Path, *, device: torch.device | str = "cpu") -> "ShapeTokenizer":
+        """A tokenizer that save_pretrained wrote: a folder, or hf://owner/name[@revision] on the Hugging Face hub.
 
-        What the hub gave once is taken from its cache when there is no network. Raises InputError naming the file that
-        is missing or damaged.
+        Raises InputError naming the file that is missing or damaged.
         """
-        directory = Path(name)
-        if not directory.is_dir() and HUB_ID.fullmatch(str(name)):
-            directory = _download(str(name), revision)
+        directory = local_path(path)
         try:
             config = json.loads((directory / CONFIG_FILE).read_text())
             state = load_file(directory / WEIGHTS_FILE)
@@ -86,7 +78,10 @@ class ShapeTokenizer:
             resolution, truncation_voxels = int(config["resolution"]), float(config["truncation_voxels"])
         except (OSError, SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
             reason = " ".join(f"{type(error).__name__}: {error}".split())
-            raise InputError(f"{directory}: not a saved tokenizer ({reason}); run dvc repro stage2") from error
+            raise InputError(
+                f"{directory}: not a saved tokenizer ({reason}); run dvc repro stage2, or name another: a folder or "
+                "hf://owner/name"
+            ) from error
         tokenizer = ShapeTokenizer(vqvae, resolution=resolution, truncation_voxels=truncation_voxels)
         tokenizer.vqvae.to(device)
         return tokenizer
@@ -215,13 +210,3 @@ class ShapeTokenizer:
         codes = self.vocabulary.parse(sequence)
         return Tokens(codes.coords, codes.indices, np.asarray(center, np.float64), scale, self.fingerprint)
 
-
-def _download(hub_id: str, revision: str | None) -> Path:
-    try:
-        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE]))
-    except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(
-            f"{hub_id}: there is no such folder, and the hub did not give a model of that name ({reason}); check the "
-            "name, or run dvc repro stage2 for a tokenizer of your own"
-        ) from error

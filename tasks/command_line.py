@@ -35,7 +35,7 @@ examples:
   shape-tokenizer decode tokens.jsonl --out decoded      decoded/NAME.ply, in the frame of each original
   shape-tokenizer decode samples.jsonl --format glb      what a model wrote: {{"tokens": [...]}} a line will do
 
---tokenizer is a folder or a model of the Hugging Face hub as owner/name; the default is {TOKENIZER}.
+--tokenizer is a folder, or hf://owner/name[@revision] on the Hugging Face hub; the default is {TOKENIZER}.
 Exit code: 0, all done; 1, some could not be used and are listed on stderr; 2, wrong arguments.
 """
 
@@ -93,7 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     decode.set_defaults(run=decode_files)
 
     for command in (encode, decode):
-        command.add_argument("--tokenizer", default=str(TOKENIZER), help="folder or owner/name (%(default)s)")
+        command.add_argument("--tokenizer", default=str(TOKENIZER), help="folder or hf://owner/name (%(default)s)")
         command.add_argument("--device", default=None, help="cpu, cuda, cuda:1 ... (cuda where there is one)")
     return parser
 
