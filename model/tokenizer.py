@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from model.hub import local_path
 from model.model_card import model_card
 from model.quantizer import VectorQuantizer, nearest_codes
 from model.sdf import SparseSDF, extract_mesh, voxelize
+from model.sdf.grid import Mode
 from model.sparse import Grid, batch_tensors, from_arrays
 from model.tokens import Tokens, Vocabulary
 from model.vae import DOWNSAMPLING, SparseSDFVAE, VAEConfig
@@ -31,6 +32,7 @@ __all__ = ["ShapeTokenizer", "Tokens"]
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
 CARD_FILE = "README.md"
+GRID_KEYS = ("resolution", "truncation_voxels", "mode", "max_bad_flip_ratio")
 
 
 class ShapeTokenizer:
@@ -40,14 +42,30 @@ class ShapeTokenizer:
     whose two nearest codes are equally far to about 1e-5 of the distance may get either.
     """
 
-    def __init__(self, vqvae: VQVAE, *, resolution: int, truncation_voxels: float):
+    def __init__(
+        self,
+        vqvae: VQVAE,
+        *,
+        resolution: int,
+        truncation_voxels: float,
+        mode: Mode | Literal["auto"] = "solid",
+        max_bad_flip_ratio: float = 0.03,
+    ):
+        """How meshes are voxelised is as model.sdf.voxelize says, and should be what the network was trained with."""
         self.vqvae = vqvae.eval()
         self.resolution = resolution
         self.truncation_voxels = truncation_voxels
+        self.mode: Mode | Literal["auto"] = mode
+        self.max_bad_flip_ratio = max_bad_flip_ratio
 
     @property
     def device(self) -> torch.device:
         return self.vqvae.quantizer.codebook.device
+
+    @property
+    def grid_options(self) -> dict[str, Any]:
+        """What model.sdf.voxelize takes to make this tokenizer's grids."""
+        return {key: getattr(self, key) for key in GRID_KEYS}
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -75,14 +93,14 @@ class ShapeTokenizer:
             state = load_file(directory / WEIGHTS_FILE)
             vqvae = VQVAE(SparseSDFVAE(VAEConfig(**config["vae"])), VectorQuantizer(**config["codebook"]))
             vqvae.load_state_dict(state)
-            resolution, truncation_voxels = int(config["resolution"]), float(config["truncation_voxels"])
+            grid = {key: config[key] for key in GRID_KEYS}
         except (OSError, SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             raise InputError(
                 f"{directory}: not a saved tokenizer ({reason}); run dvc repro stage2, or name another: a folder or "
                 "hf://owner/name"
             ) from error
-        tokenizer = ShapeTokenizer(vqvae, resolution=resolution, truncation_voxels=truncation_voxels)
+        tokenizer = ShapeTokenizer(vqvae, **grid)
         tokenizer.vqvae.to(device)
         return tokenizer
 
@@ -97,8 +115,7 @@ class ShapeTokenizer:
         config = {
             "vae": asdict(self.vqvae.vae.config),
             "codebook": {"size": size, "dim": dim},
-            "resolution": self.resolution,
-            "truncation_voxels": self.truncation_voxels,
+            **self.grid_options,
         }
         (directory / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
         save_weights(self.vqvae, directory / WEIGHTS_FILE, dtype=torch.float32)
@@ -141,13 +158,7 @@ class ShapeTokenizer:
                     f"got {type(shape).__name__}; expected trimesh.Trimesh or SparseSDF; load files with "
                     "trimesh.load_mesh, and make one mesh of a scene with its to_mesh()"
                 )
-            shape = voxelize(
-                shape.vertices,
-                shape.faces,
-                resolution=self.resolution,
-                truncation_voxels=self.truncation_voxels,
-                device=str(self.device),
-            )
+            shape = voxelize(shape.vertices, shape.faces, **self.grid_options, device=str(self.device))
         if (shape.resolution, shape.truncation_voxels) != (self.resolution, self.truncation_voxels):
             raise InputError(
                 f"the grid has resolution {shape.resolution} and truncation {shape.truncation_voxels} voxels, but this "
@@ -209,4 +220,3 @@ class ShapeTokenizer:
         """
         codes = self.vocabulary.parse(sequence)
         return Tokens(codes.coords, codes.indices, np.asarray(center, np.float64), scale, self.fingerprint)
-

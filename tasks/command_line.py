@@ -8,13 +8,13 @@ from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tqdm import tqdm
 
 from model.errors import InputError
-from tasks.fanout import Failure, Limits, run_all
-from tasks.meshes import SUFFIXES, find_meshes, load_mesh
+from tasks.fanout import GB, Failure, Limits, run_all
+from tasks.meshes import SUFFIXES, find_meshes, load_mesh, memory_to_load, printable
 from tasks.paths import TOKENIZER
 from tasks.progress import track
 from tasks.stage import INTERRUPTED, write_whole
@@ -104,8 +104,8 @@ def _parser() -> argparse.ArgumentParser:
 class VoxelizeJob(NamedTuple):
     name: str
     path: Path
-    resolution: int
-    truncation_voxels: float
+    options: tuple[tuple[str, Any], ...]  # of model.sdf.voxelize
+    max_memory_gb: float
 
 
 def encode_files(options: argparse.Namespace) -> int:
@@ -164,7 +164,8 @@ def _encode_all(
 
     Reading and voxelizing is done by other processes, which a hostile file may take down without harm.
     """
-    jobs = [VoxelizeJob(name, path, tokenizer.resolution, tokenizer.truncation_voxels) for name, path in files.items()]
+    grid = tuple(tokenizer.grid_options.items())
+    jobs = [VoxelizeJob(name, path, grid, options.max_memory_gb) for name, path in files.items()]
     limits = Limits(options.max_seconds, options.max_memory_gb)
     waiting: dict[str, Tokens | str] = {}
     order = iter(files)
@@ -195,14 +196,20 @@ def _voxelize_file(job: VoxelizeJob) -> "SparseSDF | str":
     from model.sdf import voxelize
 
     try:
+        needed = memory_to_load(job.path) / GB
+        if needed > job.max_memory_gb:
+            return f"reading it takes about {needed:.1f} GB of memory; simplify the mesh or raise --max-memory-gb"
         mesh = load_mesh(job.path)
-        return voxelize(mesh.vertices, mesh.faces, resolution=job.resolution, truncation_voxels=job.truncation_voxels)
+        return voxelize(mesh.vertices, mesh.faces, **dict(job.options))
     except InputError as error:
         return str(error)
     except OSError as error:
         return f"the file can't be opened ({error.strerror}); check its permissions"
     except MemoryError:
         return "there was not enough memory for it; simplify the mesh or raise --max-memory-gb"
+    except Exception as error:  # noqa: BLE001 - one mesh must not end the run, and its line says what happened
+        what = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        return f"voxelizing it failed ({what}); this is a fault of ours, please report it"
 
 
 # --- decode ----------------------------------------------------------------------------------------------------------
@@ -263,7 +270,7 @@ def _load_tokenizer(options: argparse.Namespace) -> "ShapeTokenizer":
 
 def _report(failure: str) -> None:
     """On stderr, above the progress bar where there is one."""
-    tqdm.write(f"rejected {failure}", file=sys.stderr)
+    tqdm.write(printable(f"rejected {failure}"), file=sys.stderr)
 
 
 if __name__ == "__main__":

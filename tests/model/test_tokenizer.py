@@ -286,7 +286,9 @@ def test_shapes_that_have_no_tokens_are_refused(tokenizer: ShapeTokenizer):
 
 
 def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path):
-    with pytest.raises(InputError, match=r"not a saved tokenizer .*config.json.*; run dvc repro stage2, or name another"):
+    with pytest.raises(
+        InputError, match=r"not a saved tokenizer .*config.json.*; run dvc repro stage2, or name another"
+    ):
         ShapeTokenizer.from_pretrained(tmp_path)
 
 
