@@ -219,4 +219,4 @@ class ShapeTokenizer:
         where it is not a shape of this vocabulary.
         """
         codes = self.vocabulary.parse(sequence)
-        return Tokens(codes.coords, codes.indices, np.asarray(center, np.float64), scale, self.fingerprint)
+        return Tokens(codes.coords, codes.indices, np.asarray(center), scale, self.fingerprint)

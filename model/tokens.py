@@ -50,7 +50,7 @@ class Tokens:
     fingerprint: str  # of the tokenizer that made them
 
     def __post_init__(self) -> None:
-        coords, indices, center = np.asarray(self.coords), np.asarray(self.indices), np.asarray(self.center)
+        coords, indices = np.asarray(self.coords), np.asarray(self.indices)
         if coords.ndim != 2 or coords.shape[1] != 3 or indices.ndim != 1 or len(coords) != len(indices):
             raise InputError(
                 f"coords are {list(coords.shape)} and indices {list(indices.shape)}; expected [N, 3] and [N]; "
@@ -61,12 +61,15 @@ class Tokens:
         for name, array in (("coords", coords), ("indices", indices)):
             if not np.issubdtype(array.dtype, np.integer):
                 raise InputError(f"{name} are {array.dtype}; expected integers; convert them")
-        try:
-            affine = np.array([*center.reshape(-1), self.scale], np.float64)
-        except (TypeError, ValueError) as error:
-            raise InputError("center and scale are not all numbers; expected x, y, z and one number") from error
-        if center.shape != (3,) or not np.isfinite(affine).all() or not affine[3] > 0:
-            raise InputError(f"center is {center} and scale {self.scale}; expected 3 finite numbers and one above 0")
+        center, scale = np.asarray(self.center), np.asarray(self.scale)
+        for numbers, shape in ((center, (3,)), (scale, ())):
+            if numbers.dtype.kind not in "iuf" or numbers.shape != shape or not np.isfinite(numbers).all():
+                raise InputError(f"center is {self.center} and scale {self.scale}; expected 3 finite numbers and one")
+        if not scale > 0:
+            raise InputError(f"scale is {self.scale}; expected a number above 0; it is half the cube's side in world")
+        for name, value in (("coords", coords), ("indices", indices), ("center", center.astype(np.float64))):
+            object.__setattr__(self, name, value)  # lists become arrays
+        object.__setattr__(self, "scale", float(scale))
 
     def __len__(self) -> int:
         return len(self.indices)
