@@ -46,7 +46,7 @@ READS = {
 }
 OUTS = {
     "fetch_meshes": {paths.MESHES},
-    "voxelize": {paths.SDF},
+    "voxelize": {paths.SDF, paths.SDF_SECONDS},
     "pretrain_vae": {paths.PRETRAINED},
     "import_vae": {paths.VAE},
     "encode": {paths.LATENTS},
