@@ -173,7 +173,7 @@ def _dask_workers(scheduler: str) -> Iterator[Workers]:
             f"dask_scheduler is {scheduler} but Dask is not installed; pip install '.[dask]', or set it to null"
         ) from None
     try:
-        client = Client(scheduler, timeout=20, set_as_default=False)
+        client = Client(scheduler, timeout=10, set_as_default=False)
     except (OSError, ValueError) as error:
         raise InputError(f"no Dask scheduler answers at {scheduler} ({error}); start one, or correct it") from error
     with client:

@@ -78,7 +78,8 @@ def load_mesh(path: Path) -> Mesh:
     if path.suffix.lower() == ".ply":
         _check_ply_counts(path)
     try:
-        scene = trimesh.load_scene(path, process=False, skip_materials=True)
+        with path.open("rb") as file:  # by its content: trimesh can't take every name
+            scene = trimesh.load_scene(file, file_type=path.suffix.lower()[1:], process=False, skip_materials=True)
         mesh = scene.to_mesh()
     except MemoryError:
         raise  # the file's content is not to blame

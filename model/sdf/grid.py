@@ -84,7 +84,8 @@ def voxelize(
 
     Distances are exact. As a solid, the sign is that of the generalised winding number, so that open meshes work too,
     as far as they have an inside. As a shell, both sides of every face are outside: the distance less one voxel. "auto"
-    makes a shell of what would be a solid with a bad_flip_ratio above `max_bad_flip_ratio`.
+    makes a shell of what would be a solid with a bad_flip_ratio above `max_bad_flip_ratio`. Below resolution 64 the
+    grid's border cuts a shell open.
 
     `device` is where the kernels run: "cpu" (one thread) or "cuda". Raises InputError for what is not a mesh with an
     extent.
