@@ -184,10 +184,12 @@ class ShapeTokenizer:
         indices = torch.from_numpy(tokens.indices.astype(np.int64)).to(self.device)
         decoded = self.vqvae.decode_indices(indices, grid)
         surface = extract_mesh(
-            decoded.coords[:, 1:].cpu().numpy(), decoded.feats[:, 0].cpu().numpy(), resolution=self.resolution
+            decoded.coords[:, 1:].cpu().numpy(),
+            decoded.feats[:, 0].cpu().numpy(),
+            resolution=self.resolution,
+            device=str(self.device),
         )
-        vertices = surface.vertices.astype(np.float64) * tokens.scale + tokens.center
-        return trimesh.Trimesh(vertices, surface.faces, process=False)
+        return trimesh.Trimesh(*surface.in_frame(tokens.center, tokens.scale), process=False)
 
     def check(self, tokens: Tokens) -> None:
         """Raise InputError for tokens of another tokenizer, and for codes and voxels that this one does not have."""
