@@ -42,10 +42,15 @@ class Voxelize(Section):
     meshes: Path
     resolution: Annotated[int, Field(ge=24, le=2048, multiple_of=8)]
     truncation_voxels: Annotated[float, Field(ge=1, le=8)]
+    mode: Literal["auto", "solid", "shell"]
+    max_bad_flip_ratio: Share
     val_share: Annotated[float, Field(gt=0, lt=1)]
     test_share: Annotated[float, Field(gt=0, lt=1)]
     shapes_per_shard: Count
     max_rejected_share: Share
+    max_seconds: Positive
+    max_memory_gb: Positive
+    dask_scheduler: str | None
 
     @model_validator(mode="after")
     def leave_meshes_to_train_on(self) -> Self:

@@ -4,12 +4,14 @@ One shape is one row and one row group, so that any shape is read alone. Two 512
 are in the band and which are inside; the SDF lists the band's values in that order.
 """
 
+import json
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain, islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -25,6 +27,7 @@ INDEX = "index.parquet"
 REJECTS = "rejects.parquet"
 SURFACES = "surfaces.parquet"
 SPLITS = ("train", "val", "test")
+_FACTS = b"facts"
 REMEDY = "delete its folder and run dvc repro -f voxelize"
 
 _CONVENTIONS = {
@@ -43,6 +46,7 @@ _SHAPE_FIELDS = [
     ("center", pa.list_(pa.float64(), 3)),
     ("scale", pa.float64()),
     ("bad_flip_ratio", pa.float64()),
+    ("mode", pa.string()),
 ]
 _SURFACE_FIELDS = [
     ("name", pa.string()),
@@ -70,6 +74,7 @@ def shape_row(name: str, shape: SparseSDF) -> pa.RecordBatch:
         shape.center,
         shape.scale,
         shape.bad_flip_ratio,
+        shape.mode,
     ]
     return _one_row(values, pa.schema(_SHAPE_FIELDS, metadata=metadata))
 
@@ -96,33 +101,40 @@ def shape_of(row: pa.RecordBatch | pa.Table) -> SparseSDF:
         brick_coords=brick_coords,
         brick_inside=bits("inside"),
         bad_flip_ratio=value("bad_flip_ratio").as_py(),
+        mode=value("mode").as_py(),
     )
 
 
 def write_shards(directory: Path, rows: Iterable[pa.RecordBatch], *, shapes_per_shard: int) -> list[Place]:
     """Shapes into shards of bounded length, in the order given; each shard appears whole or not at all."""
     places: list[Place] = []
-    batch: list[pa.RecordBatch] = []
-
-    def flush() -> None:
+    rest = iter(rows)
+    for first in rest:
         shard = f"shard_{len(places) // shapes_per_shard:05d}.parquet"
-        write_row_groups(directory / shard, batch)
-        places.extend(Place(shard, group) for group in range(len(batch)))
-        batch.clear()
-
-    for row in rows:
-        batch.append(row)
-        if len(batch) == shapes_per_shard:
-            flush()
-    if batch:
-        flush()
+        num_groups = write_row_groups(directory / shard, chain([first], islice(rest, shapes_per_shard - 1)))
+        places.extend(Place(shard, group) for group in range(num_groups))
     return places
 
 
-def read_shape_row(path: Path, name: str) -> pa.RecordBatch:
-    """The only row of a file of one shape, under another name."""
+def write_lone_shape(path: Path, shape: SparseSDF, facts: dict[str, Any]) -> None:
+    """A file of one shape that has no name yet, and what is known about it besides."""
+    row = shape_row("", shape)
+    write_row_groups(path, [row.replace_schema_metadata({**row.schema.metadata, _FACTS: json.dumps(facts)})])
+
+
+def read_lone_shape(path: Path, name: str) -> pa.RecordBatch:
+    """The row of a file of one shape, with a name."""
     row = _read_row_group(path, 0).combine_chunks().to_batches()[0]
-    return row.set_column(0, "name", pa.array([name]))
+    metadata = {key: value for key, value in row.schema.metadata.items() if key != _FACTS}
+    return row.replace_schema_metadata(metadata).set_column(0, "name", pa.array([name]))
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """What write_lone_shape was told."""
+    try:
+        return dict(json.loads(pq.read_schema(path).metadata[_FACTS]))
+    except (OSError, pa.ArrowException) as error:
+        raise _damage(path, error) from error
 
 
 def write_surfaces(path: Path, surfaces: Iterable[tuple[str, Surface]]) -> None:
@@ -132,20 +144,22 @@ def write_surfaces(path: Path, surfaces: Iterable[tuple[str, Surface]]) -> None:
     write_row_groups(path, rows, schema)
 
 
-def write_row_groups(path: Path, rows: Iterable[pa.RecordBatch], schema: pa.Schema | None = None) -> None:
-    """One row group per batch, into a file that appears when it is complete."""
+def write_row_groups(path: Path, rows: Iterable[pa.RecordBatch], schema: pa.Schema | None = None) -> int:
+    """One row group per batch, into a file that appears when it is complete. Returns how many there are."""
     partial = partial_name(path)
-    writer = None
+    writer, num_groups = None, 0
     try:
         for row in rows:
             writer = writer or _open_writer(partial, row.schema)
             writer.write_batch(row)
+            num_groups += 1
         writer = writer or (_open_writer(partial, schema) if schema else None)
         if writer is None:
             raise ValueError(f"nothing to write into {path}, and no schema to write nothing with")
         writer.close()
         writer = None
         os.replace(partial, path)
+        return num_groups
     finally:
         if writer is not None:
             writer.close()

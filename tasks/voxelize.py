@@ -1,4 +1,4 @@
-"""Meshes to sparse SDF shards, on all cores: `python -m tasks.voxelize`.
+"""Meshes to sparse SDF shards, on all cores or a Dask cluster: `python -m tasks.voxelize`.
 
 Every mesh is voxelized into a scratch file named by the hash of what it depends on; shards are then put together from
 those. A rerun, an interrupted run or one new mesh therefore costs only what is not there yet.
@@ -6,18 +6,12 @@ those. A rerun, an interrupted run or one new mesh therefore costs only what is 
 
 import hashlib
 import json
-import multiprocessing
-import os
-import signal
 import time
 from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing.connection import wait
 from pathlib import Path
-from threading import Thread
-from typing import Any, NamedTuple
+from shutil import rmtree
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -25,25 +19,40 @@ import pyarrow as pa
 
 import model.sdf
 from model.errors import InputError
-from model.sdf import SparseSDF, normalised_surface, voxelize
+from model.sdf import normalised_surface, voxelize
 from tasks import meshes, shards
-from tasks.meshes import SUFFIXES, find_meshes, load_mesh
-from tasks.paths import METRICS, SDF, VOXELIZE_SCRATCH
+from tasks.fanout import GB, Failure, Limits, run_all
+from tasks.meshes import SUFFIXES, find_meshes, load_mesh, memory_to_load, printable
+from tasks.paths import METRICS, SDF, SDF_SECONDS, VOXELIZE_SCRATCH
 from tasks.progress import track
 from tasks.settings import Settings, Voxelize
 from tasks.stage import run_stage, whole_directory, write_whole
 
 AMBIGUOUS = 0.03  # share of bad flips above which a mesh has no clear inside
+_MARKERS = "under_way"  # a folder in scratch
+_REMEDY = "simplify or remove the mesh, or raise voxelize.{} in params.yaml"
+
+
+class Recipe(NamedTuple):
+    """What a shape depends on besides its file."""
+
+    resolution: int
+    truncation_voxels: float
+    mode: Literal["auto", "solid", "shell"]
+    max_bad_flip_ratio: float
+    version: str  # hash of the code that turns a file into a shape
+
+    def key(self, sha256: str, suffix: str) -> str:
+        """The name in scratch of what becomes of a file."""
+        return hashlib.sha256(json.dumps([sha256, suffix.lower(), *self]).encode()).hexdigest()
 
 
 class Job(NamedTuple):
     name: str
-    path: Path
-    resolution: int
-    truncation_voxels: float
+    path: Path  # absolute, as is scratch: a worker of a cluster may run elsewhere
+    recipe: Recipe
     scratch: Path
-    version: str  # hash of the code that turns a file into a shape
-    marker: Path  # exists while the job runs, so that a dead process leaves its mesh's name
+    max_memory_gb: float
 
 
 @dataclass(frozen=True)
@@ -51,7 +60,6 @@ class Outcome:
     """What became of one mesh file: facts for the index, or the reason why it can't be used."""
 
     name: str
-    path: Path
     key: str = ""
     sha256: str = ""
     facts: dict[str, Any] | None = None
@@ -68,17 +76,21 @@ def voxelize_meshes(settings: Settings) -> None:
             "put some there or set voxelize.meshes in params.yaml"
         )
     outcomes = sorted(_voxelize_all(files, options), key=lambda outcome: outcome.name)
+    assert [outcome.name for outcome in outcomes] == sorted(files)
     usable = [outcome for outcome in outcomes if not outcome.reason]
     rejected = [outcome for outcome in outcomes if outcome.reason]
-    for outcome in rejected:
-        print(f"rejected {outcome.path}: {outcome.reason}")
-    _check_share(rejected, len(outcomes), options)
+    rejects = {printable(files[outcome.name]): outcome.reason for outcome in rejected}
+    for file, reason in rejects.items():
+        print(f"rejected {file}: {reason}")
+    _check_share(rejects, len(outcomes), options)
 
     index = _index(usable, options)
     _check_splits(index, options)
     metrics = _metrics(index, num_rejected=len(rejected))
     with whole_directory(SDF) as directory:
-        _write_dataset(directory, usable, rejected, index, options)
+        _write_dataset(directory, usable, files, rejects, index, options)
+    seconds = {"name": index.name, "seconds": [(outcome.facts or {})["seconds"] for outcome in usable]}
+    shards.write_table(SDF_SECONDS, pa.table(seconds))
     write_whole(METRICS / "voxelize.json", json.dumps(metrics, indent=2) + "\n")
     _forget_all_but(usable + rejected)
 
@@ -100,124 +112,105 @@ def split_of(sha256: str, *, val_share: float, test_share: float) -> str:
 
 
 def _voxelize_all(files: dict[str, Path], options: Voxelize) -> Iterator[Outcome]:
-    VOXELIZE_SCRATCH.mkdir(parents=True, exist_ok=True)
-    version = _code_version()
-    jobs = [
-        Job(
-            name=name,
-            path=path,
-            resolution=options.resolution,
-            truncation_voxels=options.truncation_voxels,
-            scratch=VOXELIZE_SCRATCH,
-            version=version,
-            marker=VOXELIZE_SCRATCH / f"{number}.running",
-        )
-        for number, (name, path) in enumerate(files.items())
-    ]
+    recipe = Recipe(
+        resolution=options.resolution,
+        truncation_voxels=options.truncation_voxels,
+        mode=options.mode,
+        max_bad_flip_ratio=options.max_bad_flip_ratio if options.mode == "auto" else 0.0,
+        version=_code_version(),
+    )
+    scratch = VOXELIZE_SCRATCH.absolute()
+    jobs = (Job(name, path.absolute(), recipe, scratch, options.max_memory_gb) for name, path in files.items())
     _compile_kernels()
-    num_workers = min(len(os.sched_getaffinity(0)), len(jobs))
-    yield from track(_run(jobs, num_workers), len(jobs), description="voxelize", unit="file")
-
-
-def _run(jobs: list[Job], num_workers: int) -> Iterator[Outcome]:
-    """The outcome of every job. When a process dies, the jobs it may have died of run again alone, to tell which."""
-    pending = dict.fromkeys(jobs)
-    while pending:
-        for job in pending:
-            job.marker.unlink(missing_ok=True)
-        for job, outcome in _run_pool(list(pending), num_workers):
-            pending.pop(job)
-            yield outcome
-        for job in [job for job in pending if job.marker.exists()]:
-            pending.pop(job)
-            alone = [outcome for _, outcome in _run_pool([job], 1)]
-            yield alone[0] if alone else Outcome(job.name, job.path, reason=_DIED)
-
-
-_DIED = "the process that voxelized it died, perhaps of too little memory; simplify the mesh"
-
-
-def _run_pool(jobs: list[Job], num_workers: int) -> Iterator[tuple[Job, Outcome]]:
-    """Finished jobs; ends early when a worker process dies."""
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(num_workers, mp_context=context, initializer=_begin_worker)
-    try:
-        futures: dict[Future[Outcome], Job] = {pool.submit(_voxelize_file, job): job for job in jobs}
-        for future in as_completed(futures):
-            try:
-                outcome = future.result()
-            except BrokenProcessPool:
-                continue
-            yield futures[future], outcome
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _begin_worker() -> None:
-    """Ctrl-C is the parent's to handle; and no worker outlives a parent that was killed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    pa.set_cpu_count(1)
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        Thread(target=lambda: (wait([parent.sentinel]), os._exit(1)), daemon=True).start()
+    results = run_all(
+        _voxelize_file,
+        jobs,
+        limits=Limits(options.max_seconds, options.max_memory_gb),
+        markers=VOXELIZE_SCRATCH / _MARKERS,
+        dask_scheduler=options.dask_scheduler,
+    )
+    for job, result in track(results, len(files), description="voxelize", unit="file"):
+        if isinstance(result, Failure):
+            remedy = _REMEDY.format("max_seconds" if result.out_of_time else "max_memory_gb")
+            yield Outcome(job.name, reason=f"{result.reason}; {remedy}")
+        else:
+            yield result
 
 
 def _compile_kernels() -> None:
     """In this process, before the workers start: they would otherwise all compile the same code at once."""
     vertices = np.array([[0.0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]])
-    voxelize(vertices, np.array([[0, 2, 1], [0, 1, 3], [0, 3, 2], [1, 2, 3]]), resolution=16, truncation_voxels=2.0)
+    for faces in ([[0, 2, 1], [0, 1, 3], [0, 3, 2], [1, 2, 3]], [[0, 2, 1], [0, 1, 3], [0, 3, 2]]):
+        voxelize(vertices, np.array(faces), resolution=16, truncation_voxels=2.0, mode="auto", max_bad_flip_ratio=0.0)
 
 
 def _voxelize_file(job: Job) -> Outcome:
-    job.marker.write_text(job.name)
-    outcome = _outcome(job)
-    job.marker.unlink()
-    return outcome
-
-
-def _outcome(job: Job) -> Outcome:
     """What scratch has, or a new attempt. A verdict on the content is kept there; bad luck of this run is not."""
+    pa.set_cpu_count(1)
     try:
-        sha256 = hashlib.sha256(job.path.read_bytes()).hexdigest()
+        needed = memory_to_load(job.path) / GB
+        if needed > job.max_memory_gb:
+            remedy = _REMEDY.format(f"max_memory_gb ({job.max_memory_gb:g})")
+            return Outcome(job.name, reason=f"reading this file takes about {needed:.1f} GB of memory; {remedy}")
+        if not job.path.is_file():
+            return Outcome(job.name, reason="it is no ordinary file; expected a mesh; remove it")
+        with job.path.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        return Outcome(job.name, job.path, reason=f"the file can't be opened ({error.strerror}); check its permissions")
-    depends_on = [sha256, job.path.suffix.lower(), job.resolution, job.truncation_voxels, job.version]
-    key = hashlib.sha256(json.dumps(depends_on).encode()).hexdigest()
-    result = job.scratch / f"{key}.json"
-    if not result.is_file():
+        return Outcome(job.name, reason=f"the file can't be opened ({error.strerror}); check its permissions")
+    key = job.recipe.key(sha256, job.path.suffix)
+    done, refused = (_scratch_file(job.scratch, key, kind) for kind in ("parquet", "json"))
+    if not done.is_file() and not refused.is_file():
         try:
-            verdict = _attempt(job, job.scratch / f"{key}.parquet")
+            _attempt(job, done)
+        except InputError as error:
+            write_whole(refused, json.dumps({"reason": str(error)}))
         except MemoryError:
-            return Outcome(job.name, job.path, reason="there was not enough memory for it; simplify the mesh")
-        write_whole(result, json.dumps(verdict))
-    return Outcome(job.name, job.path, key, sha256, **json.loads(result.read_text()))
+            return Outcome(job.name, reason=f"there was not enough memory for it; {_REMEDY.format('max_memory_gb')}")
+        except Exception as error:  # noqa: BLE001 - one mesh must not end the run, and its reject says what happened
+            what = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            return Outcome(job.name, reason=f"voxelizing it failed ({what}); this is a fault of ours, please report it")
+    if refused.is_file():
+        return Outcome(job.name, key, sha256, reason=json.loads(refused.read_text())["reason"])
+    return Outcome(job.name, key, sha256, facts=shards.read_facts(done))
 
 
-def _attempt(job: Job, target: Path) -> dict[str, Any]:
-    """The facts of the shape, which is written to `target`, or the reason why there is none."""
-    try:
-        mesh = load_mesh(job.path)
-        shape = voxelize(mesh.vertices, mesh.faces, resolution=job.resolution, truncation_voxels=job.truncation_voxels)
-    except InputError as error:
-        return {"reason": str(error)}
+def _scratch_file(scratch: Path, key: str, kind: str) -> Path:
+    """In one of 256 folders: a hundred thousand files in one would make every folder listing slow."""
+    return scratch / key[:2] / f"{key}.{kind}"
+
+
+def _attempt(job: Job, target: Path) -> None:
+    """Writes the shape and its facts to `target`. Raises InputError saying why there is none."""
+    started = time.monotonic()
+    recipe = job.recipe
+    mesh = load_mesh(job.path)
+    shape = voxelize(
+        mesh.vertices,
+        mesh.faces,
+        resolution=recipe.resolution,
+        truncation_voxels=recipe.truncation_voxels,
+        mode=recipe.mode,
+        max_bad_flip_ratio=recipe.max_bad_flip_ratio,
+    )
     if not (shape.sdf < 0).any():
-        return {
-            "reason": f"no voxel is inside it at resolution {job.resolution}; expected a body at least a voxel thick; "
-            "close it, thicken it or raise voxelize.resolution"
-        }
-    shards.write_row_groups(target, [shards.shape_row("", shape)])
-    return {"facts": _facts(shape, num_faces=len(mesh.faces), watertight=mesh.watertight)}
-
-
-def _facts(shape: SparseSDF, *, num_faces: int, watertight: bool) -> dict[str, Any]:
-    return {
-        "num_faces": num_faces,
-        "watertight": watertight,
+        raise InputError(
+            f"no voxel is inside it at resolution {recipe.resolution}; expected a body at least a voxel thick; "
+            "close it, thicken it, raise voxelize.resolution or set voxelize.mode to shell"
+        )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    facts = {
+        "num_faces": len(mesh.faces),
+        "num_dropped_faces": mesh.num_dropped,
+        "watertight": mesh.watertight,
+        "mode": shape.mode,
         "bad_flip_ratio": shape.bad_flip_ratio,
         "inside_share": float((shape.sdf < 0).mean()),  # of the band's voxels
         "num_voxels": len(shape.coords),
         "num_bricks": len(shape.brick_coords),
+        "seconds": time.monotonic() - started,
     }
+    shards.write_lone_shape(target, shape, facts)
 
 
 def _code_version() -> str:
@@ -227,12 +220,12 @@ def _code_version() -> str:
     return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()
 
 
-def _check_share(rejected: list[Outcome], num_files: int, options: Voxelize) -> None:
-    share = len(rejected) / num_files
-    if share > options.max_rejected_share or len(rejected) == num_files:
-        some = "; ".join(f"{outcome.path}: {outcome.reason}" for outcome in rejected[:3])
+def _check_share(rejects: dict[str, str], num_files: int, options: Voxelize) -> None:
+    share = len(rejects) / num_files
+    if share > options.max_rejected_share or len(rejects) == num_files:
+        some = "; ".join(f"{file}: {reason}" for file, reason in list(rejects.items())[:3])
         raise InputError(
-            f"{len(rejected)} of {num_files} meshes can't be used (share {share:.3f}, voxelize.max_rejected_share is "
+            f"{len(rejects)} of {num_files} meshes can't be used (share {share:.3f}, voxelize.max_rejected_share is "
             f"{options.max_rejected_share:g}); repair or remove them, or raise it in params.yaml; the first: {some}"
         )
 
@@ -252,7 +245,8 @@ def _index(usable: list[Outcome], options: Voxelize) -> pd.DataFrame:
     rows = []
     for outcome in usable:
         split = split_of(outcome.sha256, val_share=options.val_share, test_share=options.test_share)
-        rows.append({"name": outcome.name, "split": split, "sha256": outcome.sha256, **(outcome.facts or {})})
+        facts = {key: value for key, value in (outcome.facts or {}).items() if key != "seconds"}
+        rows.append({"name": outcome.name, "split": split, "sha256": outcome.sha256, **facts})
     return pd.DataFrame(rows)
 
 
@@ -263,6 +257,8 @@ def _metrics(index: pd.DataFrame, *, num_rejected: int) -> dict[str, float]:
         "num_rejected": num_rejected,
         "rejected_share": num_rejected / (len(index) + num_rejected),
         "num_watertight": int(index.watertight.sum()),
+        "num_cleaned": int((index.num_dropped_faces > 0).sum()),
+        "num_shells": int((index["mode"] == "shell").sum()),
         "mean_voxels": float(index.num_voxels.mean()),
         "mean_bricks": float(index.num_bricks.mean()),
         "mean_bad_flip_ratio": float(index.bad_flip_ratio.mean()),
@@ -270,9 +266,17 @@ def _metrics(index: pd.DataFrame, *, num_rejected: int) -> dict[str, float]:
 
 
 def _write_dataset(
-    directory: Path, usable: list[Outcome], rejected: list[Outcome], index: pd.DataFrame, options: Voxelize
+    directory: Path,
+    usable: list[Outcome],
+    files: dict[str, Path],
+    rejects: dict[str, str],
+    index: pd.DataFrame,
+    options: Voxelize,
 ) -> None:
-    rows = (shards.read_shape_row(VOXELIZE_SCRATCH / f"{outcome.key}.parquet", outcome.name) for outcome in usable)
+    rows = (
+        shards.read_lone_shape(_scratch_file(VOXELIZE_SCRATCH, outcome.key, "parquet"), outcome.name)
+        for outcome in usable
+    )
     places = shards.write_shards(directory, rows, shapes_per_shard=options.shapes_per_shard)
     index = index.join(pd.DataFrame(places))
     shards.write_index(
@@ -281,10 +285,9 @@ def _write_dataset(
         resolution=options.resolution,
         truncation_voxels=options.truncation_voxels,
     )
-    reasons = {"file": [str(o.path) for o in rejected], "reason": [o.reason for o in rejected]}
     schema = pa.schema([("file", pa.string()), ("reason", pa.string())])
-    shards.write_table(directory / shards.REJECTS, pa.table(reasons, schema=schema))
-    files = {outcome.name: outcome.path for outcome in usable}
+    table = pa.table({"file": list(rejects), "reason": list(rejects.values())}, schema=schema)
+    shards.write_table(directory / shards.REJECTS, table)
     surfaces = ((name, load_mesh(files[name])) for name in index.name[index.split == "test"])
     shards.write_surfaces(
         directory / shards.SURFACES, ((name, normalised_surface(m.vertices, m.faces)) for name, m in surfaces)
@@ -294,9 +297,13 @@ def _write_dataset(
 def _forget_all_but(outcomes: list[Outcome]) -> None:
     """Keeps the scratch folder from growing with every change of parameters or meshes."""
     kept = {outcome.key for outcome in outcomes}
-    for file in VOXELIZE_SCRATCH.iterdir():
-        if file.stem not in kept:
-            file.unlink()
+    for entry in VOXELIZE_SCRATCH.iterdir():
+        if entry.name == _MARKERS or not entry.is_dir():
+            rmtree(entry) if entry.is_dir() else entry.unlink()
+            continue
+        for file in entry.iterdir():
+            if file.stem not in kept:
+                file.unlink()
 
 
 if __name__ == "__main__":

@@ -48,7 +48,7 @@ READS = {
 OUTS = {
     "fetch_meshes": {paths.MESHES},
     "fetch_vae": {paths.FETCHED},
-    "voxelize": {paths.SDF},
+    "voxelize": {paths.SDF, paths.SDF_SECONDS},
     "pretrain_vae": {paths.PRETRAINED},
     "import_vae": {paths.VAE},
     "encode": {paths.LATENTS},

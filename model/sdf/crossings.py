@@ -3,60 +3,29 @@
 Going up a line, passing a face from its back to its front is a step out (-1), from front to back a step in (+1).
 """
 
-import numpy as np
 import warp as wp
-from jaxtyping import Float, Int
 
-from model.sdf.distance import BRICK_SIZE, BRICK_VOXELS
+from model.sdf.distance import BRICK_SIZE, BRICK_VOXELS, Bricks
 
 wp.set_module_options({"enable_backward": False})  # no gradients here: half the code to compile
 
 
-def count_crossings(
-    triangles: Float[np.ndarray, "num_faces 3 3"],
-    brick_coords: Int[np.ndarray, "num_bricks 3"],
-    *,
-    resolution: int,
-    nudge: Float[np.ndarray, "3"],
-    device: str,
-) -> Int[np.ndarray, "num_bricks 8 8 8"] | None:
-    """Whole winding numbers at voxel centres plus `nudge`; triangles in voxels.
+def count_crossings(corners: wp.array, bricks: Bricks, *, nudge: wp.vec3d) -> wp.array | None:
+    """Whole winding numbers at voxel centres plus `nudge`, int32, 512 for every brick; corners vec3d in voxels.
 
     None where a line does not end outside as it began, which rounding can cause at a line that meets a vertex.
     """
-    corners = wp.array(triangles.reshape(-1, 3), dtype=wp.vec3d, device=device)
-    grid = [corners, resolution, wp.vec3d(*(nudge + 0.5))]
-    counts = wp.zeros(len(triangles), dtype=wp.int32, device=device)
-    wp.launch(_count, len(triangles), inputs=[*grid, counts], device=device)
-    ends = counts.numpy().cumsum(dtype=np.int64)
-    starts = wp.array(ends - counts.numpy(), dtype=wp.int64, device=device)
-    line_keys = wp.zeros(int(ends[-1]), dtype=wp.int64, device=device)
-    line_steps = wp.zeros(int(ends[-1]), dtype=wp.int32, device=device)
-    wp.launch(_record, len(triangles), inputs=[*grid, starts, line_keys, line_steps], device=device)
-
-    # A crossing's key is its line and the first voxel above it.
-    order = line_keys.numpy().argsort(kind="stable")
-    keys, steps = line_keys.numpy()[order], line_steps.numpy()[order]
-    height = resolution + 1
-    if np.bincount(keys // height, weights=steps, minlength=1).any():
+    resolution, device = bricks.resolution, bricks.device
+    lines = wp.zeros(resolution**2, dtype=wp.int32, device=device)
+    below = wp.zeros(len(bricks) * BRICK_SIZE**2, dtype=wp.int32, device=device)
+    winding = wp.zeros(len(bricks) * BRICK_VOXELS, dtype=wp.int32, device=device)
+    offset = nudge + wp.vec3d(0.5, 0.5, 0.5)
+    inputs = [corners, resolution, offset, bricks.slots, lines, below, winding]
+    wp.launch(_cross, len(corners) // 3, inputs=inputs, device=device)
+    if lines.numpy().any():
         return None
-
-    table = np.full((resolution // BRICK_SIZE,) * 2 + (resolution // BRICK_SIZE + 1,), -1)
-    table[tuple(brick_coords.T)] = np.arange(len(brick_coords))
-    x, y, z = keys // height // resolution, keys // height % resolution, keys % height
-    slot = table[x // BRICK_SIZE, y // BRICK_SIZE, z // BRICK_SIZE]
-    voxel = ((slot * BRICK_SIZE + x % BRICK_SIZE) * BRICK_SIZE + y % BRICK_SIZE) * BRICK_SIZE + z % BRICK_SIZE
-    near = slot >= 0
-    within = np.bincount(voxel[near], weights=steps[near], minlength=len(brick_coords) * BRICK_VOXELS)
-    within = within.astype(np.int32).reshape(-1, BRICK_SIZE, BRICK_SIZE, BRICK_SIZE).cumsum(3, dtype=np.int32)
-
-    # What a brick's lines have crossed below it; each line sums to 0, so earlier lines add nothing.
-    side = np.arange(BRICK_SIZE)
-    lines = (brick_coords[:, 0, None, None].astype(np.int64) * BRICK_SIZE + side[:, None]) * resolution
-    lines = lines + brick_coords[:, 1, None, None] * BRICK_SIZE + side
-    bottom = lines * height + brick_coords[:, 2, None, None] * BRICK_SIZE
-    crossed = np.concatenate([[0], steps.cumsum(dtype=np.int32)])
-    return within + crossed[np.searchsorted(keys, bottom)][..., None]
+    wp.launch(_climb, len(below), inputs=[below, winding], device=device)
+    return winding
 
 
 @wp.func
@@ -112,43 +81,46 @@ def _crossing(a: wp.vec3d, b: wp.vec3d, c: wp.vec3d, x: wp.float64, y: wp.float6
 
 
 @wp.kernel
-def _count(corners: wp.array[wp.vec3d], resolution: int, offset: wp.vec3d, counts: wp.array[wp.int32]) -> None:
-    t = wp.tid()
-    a = corners[t * 3]
-    b = corners[t * 3 + 1]
-    c = corners[t * 3 + 2]
-    low = wp.min(wp.min(a, b), c)
-    high = wp.max(wp.max(a, b), c)
-    found = int(0)
-    for i in range(_first_line(low[0], offset[0]), _last_line(high[0], offset[0], resolution) + 1):
-        for j in range(_first_line(low[1], offset[1]), _last_line(high[1], offset[1], resolution) + 1):
-            step, _height = _crossing(a, b, c, wp.float64(i) + offset[0], wp.float64(j) + offset[1])
-            found += wp.abs(step)
-    counts[t] = found
-
-
-@wp.kernel
-def _record(
+def _cross(
     corners: wp.array[wp.vec3d],
     resolution: int,
     offset: wp.vec3d,
-    starts: wp.array[wp.int64],
-    line_keys: wp.array[wp.int64],
-    line_steps: wp.array[wp.int32],
+    slots: wp.array[wp.int32],
+    lines: wp.array[wp.int32],
+    below: wp.array[wp.int32],
+    steps: wp.array[wp.int32],
 ) -> None:
+    """Adds each crossing to its line, to the first voxel above it, and to all bricks of the line above that voxel's."""
     t = wp.tid()
     a = corners[t * 3]
     b = corners[t * 3 + 1]
     c = corners[t * 3 + 2]
     low = wp.min(wp.min(a, b), c)
     high = wp.max(wp.max(a, b), c)
-    row = starts[t]
+    bricks = resolution // 8
     for i in range(_first_line(low[0], offset[0]), _last_line(high[0], offset[0], resolution) + 1):
         for j in range(_first_line(low[1], offset[1]), _last_line(high[1], offset[1], resolution) + 1):
             step, height = _crossing(a, b, c, wp.float64(i) + offset[0], wp.float64(j) + offset[1])
             if step != 0:
+                wp.atomic_add(lines, i * resolution + j, step)
                 above = wp.clamp(int(wp.ceil(height - offset[2])), 0, resolution)
-                line = wp.int64(i) * wp.int64(resolution) + wp.int64(j)
-                line_keys[row] = line * wp.int64(resolution + 1) + wp.int64(above)
-                line_steps[row] = step
-                row += wp.int64(1)
+                column = ((i // 8) * bricks + j // 8) * bricks
+                line = (i % 8) * 8 + j % 8
+                if above < resolution:
+                    slot = slots[column + above // 8]
+                    if slot >= 0:
+                        wp.atomic_add(steps, slot * 512 + line * 8 + above % 8, step)
+                for k in range(above // 8 + 1, bricks):
+                    slot = slots[column + k]
+                    if slot >= 0:
+                        wp.atomic_add(below, slot * 64 + line, step)
+
+
+@wp.kernel
+def _climb(below: wp.array[wp.int32], winding: wp.array[wp.int32]) -> None:
+    """Steps at the voxels of a line of a brick to winding numbers, in place."""
+    line = wp.tid()
+    inside = int(below[line])
+    for i in range(line * 8, line * 8 + 8):
+        inside += winding[i]
+        winding[i] = inside

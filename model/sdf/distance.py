@@ -4,7 +4,7 @@ No tree and no search: every triangle visits the bricks near it and lowers the d
 source serves CPU and CUDA. Lengths are in voxels: voxel i of an axis has its centre at i + 0.5.
 """
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 import warp as wp
@@ -16,47 +16,83 @@ BRICK_VOXELS = BRICK_SIZE**3
 wp.config.log_level = wp.LOG_ERROR  # no banner
 wp.set_module_options({"enable_backward": False})  # no gradients here: half the code to compile
 
-_MAX_EDGE = 4.0 * BRICK_SIZE  # longer triangles are split, so that no thread walks through the whole grid
+LONG = 4.0 * BRICK_SIZE  # longer edges are split, so that no thread walks through the whole grid
 _BRICK_REACH = 3.5 * 3**0.5  # from a brick's centre to the farthest voxel centre in it
 _FLAT = 1e-12  # squared sine below which a triangle is treated as its three edges
 
 
-class BrickDistances(NamedTuple):
-    brick_coords: Int[np.ndarray, "num_bricks 3"]  # int32, in bricks, C order of x, y, z
-    distance: Float[np.ndarray, "num_bricks 8 8 8"]  # float32, in voxels; inf where farther than the band
+@dataclass(frozen=True)
+class Bricks:
+    """The bricks that hold a voxel of the band, and the distances in them. Arrays of warp lie on `device`."""
+
+    coords: Int[np.ndarray, "num_bricks 3"]  # int32, in bricks, C order of x, y, z
+    num_voxels: Int[np.ndarray, " num_bricks"]  # int32, of the band
+    resolution: int
+    device: str
+    on_device: wp.array  # vec3i: coords
+    slots: wp.array  # int32, for every brick of the whole grid: its row in coords, or -1
+    distance: wp.array  # float32, 512 for every brick, unsigned; inf beyond the band
+
+    def __len__(self) -> int:
+        return len(self.coords)
 
 
-def band_distances(
-    triangles: Float[np.ndarray, "num_faces 3 3"], *, resolution: int, band_voxels: float, device: str
-) -> BrickDistances:
-    """Exact distance of every voxel nearer than `band_voxels` to a triangle, in the bricks that hold such a voxel."""
+def band_bricks(corners: wp.array, *, resolution: int, truncation: float, level: float, device: str) -> Bricks:
+    """Exact distances of all voxels for which (distance - level) / truncation < 1, to triangles of three corners each.
+
+    `corners` is a device array of vec3d in voxels; the triangles should be short (see split_long).
+    """
     bricks_a_side = resolution // BRICK_SIZE
-    corners = wp.array(split_long(triangles).reshape(-1, 3), dtype=wp.vec3d, device=device)
     num_triangles = len(corners) // 3
+    grid = [bricks_a_side, float(truncation + level)]
     slots = wp.full(bricks_a_side**3, -1, dtype=wp.int32, device=device)
-    grid = [bricks_a_side, float(band_voxels)]
     wp.launch(_mark_bricks, num_triangles, inputs=[corners, *grid, slots], device=device)
-
     marked = np.flatnonzero(slots.numpy() == 0)
-    table = np.full(bricks_a_side**3, -1, np.int32)
-    table[marked] = np.arange(len(marked), dtype=np.int32)
-    slots = wp.array(table, dtype=wp.int32, device=device)
+    _number(slots, marked)
     squared = wp.full(len(marked) * BRICK_VOXELS, np.inf, dtype=wp.float32, device=device)
     wp.launch(_lower_distances, num_triangles, inputs=[corners, *grid, slots, squared], device=device)
 
-    distance = np.sqrt(squared.numpy()).reshape(-1, BRICK_SIZE, BRICK_SIZE, BRICK_SIZE)
-    distance[distance / np.float32(band_voxels) >= 1] = np.inf  # as the stored value rounds
-    occupied = np.isfinite(distance).any((1, 2, 3))
-    brick_coords = np.stack(np.unravel_index(marked, (bricks_a_side,) * 3), 1).astype(np.int32)
-    return BrickDistances(brick_coords[occupied], distance[occupied])
+    band = [float(level), float(truncation)]
+    counts = wp.zeros(len(marked), dtype=wp.int32, device=device)
+    wp.launch(_take_roots, len(marked), inputs=[squared, *band, counts], device=device)
+    num_voxels = counts.numpy()
+    kept = np.flatnonzero(num_voxels)
+    if len(kept) < len(marked):
+        distance = wp.empty(len(kept) * BRICK_VOXELS, dtype=wp.float32, device=device)
+        rows = wp.array(kept.astype(np.int32), dtype=wp.int32, device=device)
+        wp.launch(_gather_bricks, len(distance), inputs=[squared, rows, distance], device=device)
+        _number(slots, marked[kept])
+    else:
+        distance = squared
+    coords = np.stack(np.unravel_index(marked[kept], (bricks_a_side,) * 3), 1).astype(np.int32)
+    return Bricks(
+        coords=coords,
+        num_voxels=num_voxels[kept],
+        resolution=resolution,
+        device=device,
+        on_device=wp.array(coords, dtype=wp.vec3i, device=device),
+        slots=slots,
+        distance=distance,
+    )
 
 
-def split_long(triangles: Float[np.ndarray, "num_faces 3 3"]) -> Float[np.ndarray, "num_pieces 3 3"]:
-    """The same surface with no edge longer than a few bricks: longest edges are halved until none is left."""
+def _number(slots: wp.array, places: Int[np.ndarray, " num_bricks"]) -> None:
+    table = np.full(len(slots), -1, np.int32)
+    table[places] = np.arange(len(places), dtype=np.int32)
+    slots.assign(table)
+
+
+def split_long(
+    triangles: Float[np.ndarray, "num_faces 3 3"], max_edge: float = LONG
+) -> Float[np.ndarray, "num_pieces 3 3"]:
+    """The same surface with no edge longer than `max_edge`: longest edges are halved until none is left.
+
+    Neighbours halve the edge that they share at the same point, so that a closed surface stays closed.
+    """
     done = []
     while len(triangles):
         lengths = np.linalg.norm(np.roll(triangles, -1, 1) - triangles, axis=2)
-        long = lengths.max(1) > _MAX_EDGE
+        long = lengths.max(1) > max_edge
         done.append(triangles[~long])
         # rotate the longest edge to the front: a -> b, c opposite
         turn = (lengths[long].argmax(1)[:, None] + np.arange(3)) % 3
@@ -164,3 +200,24 @@ def _lower_distances(
                                 gap2 = _triangle_squared(p, ra, rb, rc)
                                 if gap2 < band * band:
                                     wp.atomic_min(squared, slot * 512 + (x * 8 + y) * 8 + z, gap2)
+
+
+@wp.kernel
+def _take_roots(squared: wp.array[wp.float32], level: float, truncation: float, counts: wp.array[wp.int32]) -> None:
+    """Squared distances of a brick to distances, in place; beyond the band as the stored value rounds: inf."""
+    brick = wp.tid()
+    found = int(0)
+    for i in range(brick * 512, brick * 512 + 512):
+        distance = wp.sqrt(squared[i])
+        if (distance - level) / truncation < 1.0:
+            found += 1
+            squared[i] = distance
+        else:
+            squared[i] = wp.inf
+    counts[brick] = found
+
+
+@wp.kernel
+def _gather_bricks(source: wp.array[wp.float32], rows: wp.array[wp.int32], target: wp.array[wp.float32]) -> None:
+    i = wp.tid()
+    target[i] = source[rows[i // 512] * 512 + i % 512]

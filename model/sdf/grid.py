@@ -2,15 +2,20 @@
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
+import warp as wp
 from jaxtyping import Bool, Float, Int
 
 from model.errors import InputError
-from model.sdf.distance import BRICK_SIZE, band_distances
-from model.sdf.sign import brick_insides, orient_consistently
-from model.sdf.surface import Surface, extract_mesh
+from model.sdf.distance import BRICK_SIZE, Bricks, band_bricks, split_long
+from model.sdf.rows import bad_flip_ratio, band_rows
+from model.sdf.sign import brick_insides, cap_holes, insides_of_shell, orient_consistently
+from model.sdf.surface import Surface, extract_from_bricks
+
+Mode = Literal["solid", "shell"]
+SHELL_VOXELS = 1.0  # half the thickness of a shell
 
 HALF_EXTENT = 0.95  # the longest side of a normalised mesh runs from -0.95 to 0.95
 
@@ -39,6 +44,7 @@ class SparseSDF:
     brick_coords: Int[np.ndarray, "num_bricks 3"]  # int32, the 8^3 bricks that hold at least one voxel of the band
     brick_inside: Bool[np.ndarray, "num_bricks 8 8 8"]
     bad_flip_ratio: float  # share of the sign changes between neighbours where no surface can be; 0 on closed meshes
+    mode: Mode = "solid"  # "shell": distance to the surface less one voxel; bad_flip_ratio is that of the solid left
 
     @cached_property
     def brick_band(self) -> Bool[np.ndarray, "num_bricks 8 8 8"]:
@@ -59,10 +65,9 @@ class SparseSDF:
 
     def surface(self) -> Surface:
         """The mesh of the grid itself, in the cube: the best that anything working on this grid can reach."""
-        coords, sign = self.beyond()
-        return extract_mesh(
-            np.concatenate([self.coords, coords]), np.concatenate([self.sdf, sign]), resolution=self.resolution
-        )
+        values = np.where(self.brick_inside, np.float32(-1), np.float32(1))
+        values[self.brick_band] = self.sdf  # both go brick by brick
+        return extract_from_bricks(self.brick_coords, values.reshape(-1), resolution=self.resolution)
 
 
 def voxelize(
@@ -71,37 +76,56 @@ def voxelize(
     *,
     resolution: int,
     truncation_voxels: float,
+    mode: Mode | Literal["auto"] = "solid",
+    max_bad_flip_ratio: float = 0.03,
     device: str = "cpu",
 ) -> SparseSDF:
     """The sparse SDF of any triangle mesh, which is first normalised by its bounding box.
 
-    Distances are exact; the sign is that of the generalised winding number, so that open meshes work too. `device` is
-    where the kernels run: "cpu" (one thread) or "cuda". Raises InputError for what is not a mesh with an extent.
+    Distances are exact. As a solid, the sign is that of the generalised winding number, so that open meshes work too,
+    as far as they have an inside. As a shell, both sides of every face are outside: the distance less one voxel. "auto"
+    makes a shell of what would be a solid with a bad_flip_ratio above `max_bad_flip_ratio`. Below resolution 64 the
+    grid's border cuts a shell open.
+
+    `device` is where the kernels run: "cpu" (one thread) or "cuda". Raises InputError for what is not a mesh with an
+    extent.
     """
     if resolution % BRICK_SIZE or resolution <= 0:
         raise InputError(f"resolution is {resolution}; expected a positive multiple of {BRICK_SIZE}; round it")
     if not 0 < truncation_voxels < resolution:
         raise InputError(f"truncation_voxels is {truncation_voxels}; expected between 0 and {resolution}; try 2.0")
+    if mode not in ("auto", "solid", "shell"):
+        raise InputError(f"mode is {mode!r}; expected auto, solid or shell; choose one")
     vertices, faces = check_mesh(vertices, faces)
     center, scale = normalisation(vertices, faces)
     vertices, faces = ((vertices - center) / scale + 1) * (resolution / 2), orient_consistently(faces)  # in voxels
+    triangles = split_long(vertices[faces])
+    corners = wp.array(triangles.reshape(-1, 3), dtype=wp.vec3d, device=device)
 
-    brick_coords, distance = band_distances(
-        vertices[faces], resolution=resolution, band_voxels=truncation_voxels, device=device
-    )
-    inside = brick_insides(vertices, faces, brick_coords, resolution=resolution, device=device)
-    signed = np.where(inside, -distance, distance) / np.float32(truncation_voxels)
-    band = np.abs(signed) < 1
+    def on_grid(level: float) -> Bricks:
+        return band_bricks(corners, resolution=resolution, truncation=truncation_voxels, level=level, device=device)
+
+    ratio, level = 0.0, 0.0
+    if mode != "shell":
+        bricks = on_grid(level)
+        inside = brick_insides(triangles, cap_holes(vertices, faces), bricks)
+        ratio = bad_flip_ratio(bricks, inside)
+    if mode == "shell" or (mode == "auto" and ratio > max_bad_flip_ratio):
+        mode, level = "shell", SHELL_VOXELS
+        bricks = on_grid(level)
+        inside = insides_of_shell(bricks, level)
+    rows = band_rows(bricks, inside, level=level, truncation=truncation_voxels)
     return SparseSDF(
-        coords=voxel_coords(brick_coords, band),
-        sdf=signed[band].astype(np.float32),
+        coords=rows.coords,
+        sdf=rows.sdf,
         resolution=resolution,
         truncation_voxels=float(truncation_voxels),
         center=center,
         scale=scale,
-        brick_coords=brick_coords,
-        brick_inside=inside,
-        bad_flip_ratio=bad_flip_ratio(brick_coords, signed * truncation_voxels, resolution),
+        brick_coords=bricks.coords,
+        brick_inside=inside.numpy().astype(bool).reshape(-1, BRICK_SIZE, BRICK_SIZE, BRICK_SIZE),
+        bad_flip_ratio=ratio,
+        mode="shell" if level else "solid",
     )
 
 
@@ -158,27 +182,3 @@ def voxel_coords(
     """The chosen voxels, brick by brick, each brick in C order."""
     brick, *local = np.nonzero(chosen)
     return (brick_coords[brick] * BRICK_SIZE + np.stack(local, 1)).astype(np.int32)
-
-
-def bad_flip_ratio(
-    brick_coords: Int[np.ndarray, "num_bricks 3"],
-    signed: Float[np.ndarray, "num_bricks 8 8 8"],
-    resolution: int,
-) -> float:
-    """Share of the sign changes between face neighbours whose surface is farther than both could allow.
-
-    A surface between two neighbours has |d_i| + |d_j| <= 1 voxel. `signed` is in voxels, +-inf beyond the band.
-    """
-    bricks_a_side = resolution // BRICK_SIZE
-    slot = np.full((bricks_a_side + 1,) * 3, -1)  # one more layer, always empty, as the neighbour of the last
-    slot[tuple(brick_coords.T)] = np.arange(len(brick_coords))
-    flips = bad = 0
-    for axis in range(3):
-        here = np.moveaxis(signed, axis + 1, 1)
-        beside = slot[tuple((brick_coords + np.eye(3, dtype=int)[axis]).T)]
-        pairs = [(here[:, :-1], here[:, 1:]), (here[beside >= 0, -1], here[beside[beside >= 0], 0])]
-        for first, second in pairs:
-            flipped = np.signbit(first) != np.signbit(second)
-            flips += int(flipped.sum())
-            bad += int((np.abs(first[flipped]) + np.abs(second[flipped]) > 1 + 1e-4).sum())
-    return bad / flips if flips else 0.0

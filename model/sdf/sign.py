@@ -6,36 +6,60 @@ again. The costly solid angles are so needed for the caps only, and on a closed 
 """
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+import warp as wp
+from jaxtyping import Float, Int
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
 from model.sdf.crossings import count_crossings
-from model.sdf.winding import brick_winding_numbers
+from model.sdf.distance import BRICK_SIZE, Bricks, split_long
+from model.sdf.winding import decide_insides
+
+wp.set_module_options({"enable_backward": False})  # no gradients here: half the code to compile
 
 # Every query is this far (in voxels) from its voxel's centre: centres often lie exactly on faces, edges and caps.
-_NUDGE = np.array([1.37e-5, 2.11e-5, 1.73e-5])
+_NUDGE = wp.vec3d(1.37e-5, 2.11e-5, 1.73e-5)
 
 
 def brick_insides(
-    vertices: Float[np.ndarray, "num_vertices 3"],
-    faces: Int[np.ndarray, "num_faces 3"],
-    brick_coords: Int[np.ndarray, "num_bricks 3"],
-    *,
-    resolution: int,
-    device: str,
-) -> Bool[np.ndarray, "num_bricks 8 8 8"]:
-    """Whether |w| > 0.5 at every voxel of the given bricks; vertices in voxels. |w| makes inside-out meshes right."""
-    caps = cap_holes(vertices, faces)
-    winding = None
-    if len(caps) < len(faces):
-        closed = np.concatenate([vertices[faces], caps])
-        winding = count_crossings(closed, brick_coords, resolution=resolution, nudge=_NUDGE, device=device)
-        if winding is not None and len(caps):
-            winding = winding - brick_winding_numbers(caps, brick_coords, nudge=_NUDGE, device=device)
-    if winding is None:
-        winding = brick_winding_numbers(vertices[faces], brick_coords, nudge=_NUDGE, device=device)
-    return np.abs(winding) > 0.5
+    triangles: Float[np.ndarray, "num_triangles 3 3"], caps: Float[np.ndarray, "num_caps 3 3"], bricks: Bricks
+) -> wp.array:
+    """Whether |w| > 0.5, as int8, 512 for every brick. |w| makes inside-out meshes right.
+
+    Triangles (short ones, see split_long) and the caps over their holes (see cap_holes) are in voxels.
+    """
+    caps = split_long(caps, BRICK_SIZE)  # a long sliver is near many voxels, and near ones cost most
+    whole = None
+    if len(caps) < len(triangles):
+        closed = np.concatenate([triangles, caps]).reshape(-1, 3)
+        whole = count_crossings(wp.array(closed, dtype=wp.vec3d, device=bricks.device), bricks, nudge=_NUDGE)
+    if whole is None:
+        whole = wp.zeros(len(bricks.distance), dtype=wp.int32, device=bricks.device)
+        return decide_insides(triangles, whole, bricks, nudge=_NUDGE)
+    if len(caps):
+        return decide_insides(caps, whole, bricks, nudge=_NUDGE)
+    inside = wp.empty(len(whole), dtype=wp.int8, device=bricks.device)
+    wp.launch(_differs_from_zero, len(whole), inputs=[whole, inside], device=bricks.device)
+    return inside
+
+
+def insides_of_shell(bricks: Bricks, level: float) -> wp.array:
+    """Whether a voxel is nearer than `level` to the surface, as int8, 512 for every brick."""
+    inside = wp.empty(len(bricks.distance), dtype=wp.int8, device=bricks.device)
+    wp.launch(_is_nearer, len(inside), inputs=[bricks.distance, float(level), inside], device=bricks.device)
+    return inside
+
+
+@wp.kernel
+def _is_nearer(distance: wp.array[wp.float32], level: float, inside: wp.array[wp.int8]) -> None:
+    i = wp.tid()
+    inside[i] = wp.int8(wp.where(distance[i] < level, 1, 0))
+
+
+@wp.kernel
+def _differs_from_zero(whole: wp.array[wp.int32], inside: wp.array[wp.int8]) -> None:
+    i = wp.tid()
+    inside[i] = wp.int8(wp.where(whole[i] != 0, 1, 0))
 
 
 def cap_holes(

@@ -1,23 +1,24 @@
-"""Marching cubes on a sparse grid: only in cells whose 8 corners are all stored, with memory for stored voxels only.
+"""Marching cubes on a sparse grid: only in cells whose 8 corners are all stored, with memory for stored bricks only."""
 
-The 256 cases are generated, not typed in. On every cube face the crossings of one run of inside corners are joined; the
-rule sees nothing but the face, so the two cells that share it agree and a surface can only end where voxels end.
-"""
-
-from itertools import product
 from typing import NamedTuple
 
 import numpy as np
+import warp as wp
 from jaxtyping import Float, Int
 
-CORNERS = np.array(list(product((0, 1), repeat=3)))  # corner 4 x + 2 y + z
-_EDGES = [(corner, axis) for corner in range(8) for axis in range(3) if CORNERS[corner][axis] == 0]
-_STEP = (4, 2, 1)  # from a corner to its neighbour along x, y, z
+from model.sdf.cases import CASES, EDGES
+from model.sdf.distance import BRICK_SIZE, BRICK_VOXELS
+
+wp.set_module_options({"enable_backward": False})  # no gradients here: half the code to compile
 
 
 class Surface(NamedTuple):
     vertices: Float[np.ndarray, "num_vertices 3"]  # float32, in the [-1, 1] cube
     faces: Int[np.ndarray, "num_faces 3"]  # int32, counter-clockwise seen from outside
+
+    def in_frame(self, center: Float[np.ndarray, "3"], scale: float) -> "Surface":
+        """The same surface in a mesh's own frame: world = cube * scale + center. Vertices become float64."""
+        return Surface(self.vertices.astype(np.float64) * scale + np.asarray(center, np.float64), self.faces)
 
 
 def extract_mesh(
@@ -26,114 +27,256 @@ def extract_mesh(
     *,
     resolution: int,
     iso_level: float = 0.0,
+    device: str = "cpu",
 ) -> Surface:
     """The surface where the SDF (positive outside, any unit) crosses `iso_level`; voxels must be unique, in any order.
 
-    Vertices are shared by all faces around them. Returns no vertices and no faces where nothing crosses.
+    Vertices are shared by all faces around them. Returns no vertices and no faces where nothing crosses. `device` is
+    where the kernels run: "cpu" or "cuda".
     """
-    coords, values = np.asarray(coords, np.int64), np.asarray(sdf, np.float64).reshape(-1) - iso_level
-    if coords.ndim != 2 or coords.shape[1] != 3 or len(coords) != len(values):
-        raise ValueError(f"coords are {coords.shape} and sdf {values.shape}; expected [N, 3] and [N]")
-    stride = resolution + 1  # one more than the grid, so that no neighbour wraps around
-    keys = (coords[:, 0] * stride + coords[:, 1]) * stride + coords[:, 2]
-    order = keys.argsort(kind="stable")
-    coords, values, keys = coords[order], values[order], keys[order]
-
-    corners = _cell_corners(keys, values < 0, stride)
-    case = ((values[corners] < 0) << np.arange(8)).sum(1)
-    counts = _NUM_TRIANGLES[case]
-    cell = np.repeat(np.arange(len(case)), counts)
-    triangle = np.arange(len(cell)) - np.repeat(counts.cumsum() - counts, counts)
-    edge = _TRIANGLES[case[cell], triangle]  # [num_faces, 3]
-
-    # A grid edge is its lower voxel and its axis: the identity by which cells share vertices.
-    lower, axis = np.array(_EDGES).T
-    upper = lower + np.array(_STEP)[axis]
-    identity, first, faces = np.unique(
-        corners[cell[:, None], lower[edge]] * 3 + axis[edge], return_index=True, return_inverse=True
-    )
-    start, end = identity // 3, corners[np.repeat(cell, 3)[first], upper[edge.reshape(-1)[first]]]
-    along = values[start] / (values[start] - values[end])
-    position = coords[start] + 0.5 + along[:, None] * (coords[end] - coords[start])
-    vertices = position * (2 / resolution) - 1
-    return Surface(vertices.astype(np.float32).reshape(-1, 3), faces.reshape(-1, 3).astype(np.int32))
+    coords = np.ascontiguousarray(coords, np.int32)
+    sdf = np.ascontiguousarray(sdf, np.float32).reshape(-1)
+    if coords.ndim != 2 or coords.shape[1] != 3 or len(coords) != len(sdf):
+        raise ValueError(f"coords are {coords.shape} and sdf {sdf.shape}; expected [N, 3] and [N]")
+    if len(coords) and (coords.min() < 0 or coords.max() >= resolution):
+        raise ValueError(f"coords reach from {coords.min()} to {coords.max()}; expected 0 to {resolution - 1}")
+    bricks_a_side = -(-resolution // BRICK_SIZE)
+    voxels = wp.array(coords, dtype=wp.vec3i, device=device)
+    slots = wp.full(bricks_a_side**3, -1, dtype=wp.int32, device=device)
+    wp.launch(_mark, len(coords), inputs=[voxels, bricks_a_side, slots], device=device)
+    table = slots.numpy()
+    marked = np.flatnonzero(table == 0)
+    table[marked] = np.arange(len(marked))
+    slots = wp.array(table, dtype=wp.int32, device=device)
+    values = wp.full(len(marked) * BRICK_VOXELS, np.nan, dtype=wp.float32, device=device)
+    stored = wp.array(sdf, dtype=wp.float32, device=device)
+    wp.launch(_store, len(coords), inputs=[voxels, stored, bricks_a_side, slots, values], device=device)
+    brick_coords = np.stack(np.unravel_index(marked, (bricks_a_side,) * 3), 1).astype(np.int32)
+    return extract_from_bricks(brick_coords, values.numpy(), resolution=resolution, iso_level=iso_level, device=device)
 
 
-def _cell_corners(keys: Int[np.ndarray, " num_voxels"], inside: np.ndarray, stride: int) -> np.ndarray:
-    """Rows of the 8 corners of every cell that has them all and in which the sign changes. [num_cells, 8]"""
-    cells = np.arange(len(keys))
-    rows = cells[:, None]
-    for corner in CORNERS[1:]:
-        wanted = keys[cells] + (corner[0] * stride + corner[1]) * stride + corner[2]
-        found = np.searchsorted(keys, wanted).clip(max=len(keys) - 1)
-        stored = keys[found] == wanted if len(keys) else np.zeros(0, bool)
-        cells, rows = cells[stored], np.column_stack([rows[stored], found[stored]])
-    num_inside = inside[rows].sum(1)
-    return rows[(num_inside > 0) & (num_inside < 8)]
+def extract_from_bricks(
+    brick_coords: Int[np.ndarray, "num_bricks 3"],
+    values: Float[np.ndarray, " num_values"],
+    *,
+    resolution: int,
+    iso_level: float = 0.0,
+    device: str = "cpu",
+) -> Surface:
+    """As extract_mesh, from the 512 values of each brick in C order, float32; NaN where no voxel is stored."""
+    bricks_a_side = -(-resolution // BRICK_SIZE)
+    table = np.full((bricks_a_side,) * 3, -1, np.int32)
+    table[tuple(brick_coords.T)] = np.arange(len(brick_coords))
+
+    def send(array: np.ndarray, dtype: type) -> wp.array:
+        return wp.array(np.ascontiguousarray(array), dtype=dtype, device=device)
+
+    def launch(kernel: wp.Kernel, *inputs: object) -> None:
+        wp.launch(kernel, num_lines, inputs=list(inputs), device=device)
+
+    num_lines = len(brick_coords) * BRICK_SIZE**2
+    grid = [send(brick_coords, wp.vec3i), bricks_a_side, send(table.reshape(-1), wp.int32)]
+    field = [send(values, wp.float32), float(iso_level)]
+    cases = wp.zeros(len(values), dtype=wp.uint8, device=device)  # of the cell whose lowest corner the voxel is
+    cuts = wp.zeros(len(values), dtype=wp.uint8, device=device)  # bit a: the edge along axis a has a vertex
+    num_triangles = send(CASES.num_triangles, wp.int32)
+    triangles_of, vertices_of = (wp.zeros(num_lines, dtype=wp.int32, device=device) for _ in range(2))
+    launch(_classify, *grid, *field, num_triangles, cases, triangles_of)
+    launch(_cut_edges, *grid, *field, cases, cuts, vertices_of)
+
+    num_faces, first_face = _starts(triangles_of)
+    num_vertices, first_vertex = _starts(vertices_of)
+    vertices = wp.empty(num_vertices, dtype=wp.vec3, device=device)
+    faces = wp.empty(num_faces, dtype=wp.vec3i, device=device)
+    launch(_write_vertices, *grid, *field, cuts, first_vertex, 2.0 / resolution, vertices)
+    tables = [num_triangles, send(CASES.triangles, wp.int32), send(EDGES, wp.int32)]
+    launch(_write_faces, *grid, cases, cuts, first_vertex, first_face, *tables, faces)
+    return Surface(vertices.numpy().reshape(-1, 3), faces.numpy().reshape(-1, 3))
 
 
-def _face_cycles() -> list[list[int]]:
-    """The corners of each of the 6 cube faces, counter-clockwise seen from outside the cube."""
-    cycles = []
-    for axis, side in product(range(3), (0, 1)):
-        u, v = _STEP[(axis + 1) % 3], _STEP[(axis + 2) % 3]
-        origin = side * _STEP[axis]
-        cycle = [origin, origin + u, origin + u + v, origin + v]
-        cycles.append(cycle if side else cycle[::-1])
-    return cycles
+def _starts(counts: wp.array) -> tuple[int, wp.array]:
+    """How many there are, and the number of the first one of every line."""
+    ends = counts.numpy().cumsum(dtype=np.int64)
+    total = int(ends[-1]) if len(ends) else 0
+    return total, wp.array((ends - counts.numpy()).astype(np.int32), dtype=wp.int32, device=counts.device)
 
 
-_FACES = _face_cycles()
-_EDGE_OF = {frozenset((c, c + _STEP[a])): i for i, (c, a) in enumerate(_EDGES)}
-_FACES_OF_EDGE = [{f for f, cycle in enumerate(_FACES) if c in cycle and c + _STEP[a] in cycle} for c, a in _EDGES]
+@wp.func
+def _brick_of(voxel: wp.vec3i, bricks_a_side: int) -> int:
+    return ((voxel[0] // 8) * bricks_a_side + voxel[1] // 8) * bricks_a_side + voxel[2] // 8
 
 
-def _contours(case: int) -> list[list[int]]:
-    """The closed loops of cut edges on the cube's surface when the corners in the bit set `case` are inside."""
-    inside = [bool(case >> corner & 1) for corner in range(8)]
-    follow: dict[int, int] = {}
-    for cycle in _FACES:
-        for i in range(4):
-            if inside[cycle[i]] and not inside[cycle[i - 1]]:  # a run of inside corners begins: find its end
-                end = next(j for j in range(i, i + 4) if not inside[cycle[(j + 1) % 4]])
-                entry = _EDGE_OF[frozenset((cycle[i - 1], cycle[i]))]
-                follow[entry] = _EDGE_OF[frozenset((cycle[end % 4], cycle[(end + 1) % 4]))]
-    loops = []
-    while follow:
-        loop = [next(iter(follow))]
-        while (successor := follow.pop(loop[-1])) != loop[0]:
-            loop.append(successor)
-        loops.append(loop)
-    return loops
+@wp.func
+def _local(voxel: wp.vec3i) -> int:
+    return (voxel[0] % 8) * 64 + (voxel[1] % 8) * 8 + voxel[2] % 8
 
 
-def _triangulate(loop: list[int]) -> list[tuple[int, int, int]] | None:
-    """Triangles of a loop without a diagonal in a cube face, where a neighbour's could coincide with it."""
-    if len(loop) == 3:
-        return [(loop[0], loop[1], loop[2])]
-    for i, tip in enumerate(loop):
-        before, after = loop[i - 1], loop[(i + 1) % len(loop)]
-        if not _FACES_OF_EDGE[before] & _FACES_OF_EDGE[after]:
-            rest = _triangulate(loop[:i] + loop[i + 1 :])
-            if rest is not None:
-                return [(before, tip, after), *rest]
-    return None
+@wp.func
+def _find(voxel: wp.vec3i, bricks_a_side: int, slots: wp.array[wp.int32]) -> int:
+    """Where the voxel's values are, or -1."""
+    if wp.min(voxel) < 0 or wp.max(voxel) >= bricks_a_side * 8:
+        return -1
+    slot = slots[_brick_of(voxel, bricks_a_side)]
+    if slot < 0:
+        return -1
+    return slot * 512 + _local(voxel)
 
 
-def _all_cases() -> tuple[np.ndarray, np.ndarray]:
-    table = []
-    for case in range(256):
-        triangles: list[tuple[int, int, int]] = []
-        for loop in _contours(case):
-            pieces = _triangulate(loop)
-            assert pieces is not None, f"case {case} has no triangulation"
-            triangles += pieces
-        table.append(triangles)
-    counts = np.array([len(triangles) for triangles in table])
-    padded = np.zeros((256, counts.max(), 3), np.int64)
-    for case, triangles in enumerate(table):
-        padded[case, : len(triangles)] = np.array(triangles).reshape(-1, 3)
-    return counts, padded
+@wp.func
+def _voxel(bricks: wp.array[wp.vec3i], line: int, z: int) -> wp.vec3i:
+    return bricks[line // 64] * 8 + wp.vec3i(line // 8 % 8, line % 8, z)
 
 
-_NUM_TRIANGLES, _TRIANGLES = _all_cases()
+@wp.func
+def _corner(voxel: wp.vec3i, corner: int) -> wp.vec3i:
+    return voxel + wp.vec3i(corner // 4, corner // 2 % 2, corner % 2)
+
+
+@wp.func
+def _step(axis: int) -> wp.vec3i:
+    step = wp.vec3i(0, 0, 0)
+    step[axis] = 1
+    return step
+
+
+@wp.func
+def _num_bits(mask: int) -> int:
+    """How many of three bits are set."""
+    return (mask & 1) + (mask >> 1 & 1) + (mask >> 2 & 1)
+
+
+@wp.kernel
+def _mark(voxels: wp.array[wp.vec3i], bricks_a_side: int, slots: wp.array[wp.int32]) -> None:
+    slots[_brick_of(voxels[wp.tid()], bricks_a_side)] = 0
+
+
+@wp.kernel
+def _store(
+    voxels: wp.array[wp.vec3i],
+    sdf: wp.array[wp.float32],
+    bricks_a_side: int,
+    slots: wp.array[wp.int32],
+    values: wp.array[wp.float32],
+) -> None:
+    row = wp.tid()
+    values[_find(voxels[row], bricks_a_side, slots)] = sdf[row]
+
+
+@wp.kernel
+def _classify(
+    bricks: wp.array[wp.vec3i],
+    bricks_a_side: int,
+    slots: wp.array[wp.int32],
+    values: wp.array[wp.float32],
+    iso_level: float,
+    num_triangles: wp.array[wp.int32],
+    cases: wp.array[wp.uint8],
+    triangles_of: wp.array[wp.int32],
+) -> None:
+    """The case of every cell of a line, 0 where a corner is not stored, and how many triangles they have together."""
+    line = wp.tid()
+    found = int(0)
+    for z in range(8):
+        case = int(0)
+        corner = int(0)
+        while corner < 8:
+            at = _find(_corner(_voxel(bricks, line, z), corner), bricks_a_side, slots)
+            if at < 0 or wp.isnan(values[wp.max(at, 0)]):
+                case = 0
+                corner = 8
+            else:
+                if values[at] < iso_level:
+                    case += 1 << corner
+                corner += 1
+        cases[line * 8 + z] = wp.uint8(case % 255)  # all inside is as empty as all outside
+        found += num_triangles[case]
+    triangles_of[line] = found
+
+
+@wp.kernel
+def _cut_edges(
+    bricks: wp.array[wp.vec3i],
+    bricks_a_side: int,
+    slots: wp.array[wp.int32],
+    values: wp.array[wp.float32],
+    iso_level: float,
+    cases: wp.array[wp.uint8],
+    cuts: wp.array[wp.uint8],
+    vertices_of: wp.array[wp.int32],
+) -> None:
+    """Which edges from the voxels of a line have a vertex: their sign changes, and one of the cells around is whole."""
+    line = wp.tid()
+    found = int(0)
+    for z in range(8):
+        voxel = _voxel(bricks, line, z)
+        mask = int(0)
+        for axis in range(3):
+            end = _find(voxel + _step(axis), bricks_a_side, slots)
+            if end >= 0 and (values[line * 8 + z] < iso_level) != (values[end] < iso_level):
+                for around in range(4):
+                    low = voxel - _step((axis + 1) % 3) * (around % 2) - _step((axis + 2) % 3) * (around // 2)
+                    cell = _find(low, bricks_a_side, slots)
+                    if cell >= 0 and cases[wp.max(cell, 0)] != wp.uint8(0):
+                        mask = mask | 1 << axis
+        cuts[line * 8 + z] = wp.uint8(mask)
+        found += _num_bits(mask)
+    vertices_of[line] = found
+
+
+@wp.kernel
+def _write_vertices(
+    bricks: wp.array[wp.vec3i],
+    bricks_a_side: int,
+    slots: wp.array[wp.int32],
+    values: wp.array[wp.float32],
+    iso_level: float,
+    cuts: wp.array[wp.uint8],
+    first_vertex: wp.array[wp.int32],
+    voxel_size: float,
+    vertices: wp.array[wp.vec3],
+) -> None:
+    line = wp.tid()
+    row = first_vertex[line]
+    for z in range(8):
+        voxel = _voxel(bricks, line, z)
+        for axis in range(3):
+            if (int(cuts[line * 8 + z]) >> axis & 1) == 1:
+                start = wp.float64(values[line * 8 + z]) - wp.float64(iso_level)
+                end = wp.float64(values[_find(voxel + _step(axis), bricks_a_side, slots)]) - wp.float64(iso_level)
+                place = wp.vec3d(voxel) + wp.vec3d(wp.float64(0.5), wp.float64(0.5), wp.float64(0.5))
+                place[axis] = place[axis] + start / (start - end)
+                vertices[row] = wp.vec3(place * wp.float64(voxel_size)) - wp.vec3(1.0)
+                row += 1
+
+
+@wp.kernel
+def _write_faces(
+    bricks: wp.array[wp.vec3i],
+    bricks_a_side: int,
+    slots: wp.array[wp.int32],
+    cases: wp.array[wp.uint8],
+    cuts: wp.array[wp.uint8],
+    first_vertex: wp.array[wp.int32],
+    first_face: wp.array[wp.int32],
+    num_triangles: wp.array[wp.int32],
+    triangles: wp.array3d[wp.int32],
+    edges: wp.array2d[wp.int32],
+    faces: wp.array[wp.vec3i],
+) -> None:
+    line = wp.tid()
+    row = first_face[line]
+    for z in range(8):
+        case = int(cases[line * 8 + z])
+        for triangle in range(num_triangles[case]):
+            face = wp.vec3i(0, 0, 0)
+            for side in range(3):
+                edge = triangles[case, triangle, side]
+                axis = edges[edge, 1]
+                at = _find(_corner(_voxel(bricks, line, z), edges[edge, 0]), bricks_a_side, slots)
+                # The vertices of a line are numbered voxel by voxel, those of a voxel by axis.
+                vertex = first_vertex[at // 8] + _num_bits(int(cuts[at]) & ((1 << axis) - 1))
+                for before in range(at // 8 * 8, at):
+                    vertex += _num_bits(int(cuts[before]))
+                face[side] = vertex
+            faces[row] = face
+            row += 1

@@ -1,7 +1,9 @@
 """The generalised winding number of a triangle soup: the sum of its solid angles over 4 pi (Jacobson et al. 2013).
 
-Far groups of triangles count as one dipole (Barill et al. 2018, first order), so that a query costs the logarithm of
-the mesh.
+Far groups of triangles count as one dipole (Barill et al. 2018), as soon as a bound on the error of that says that they
+may. The same bound lets one walk through the tree serve many voxels: away from the triangles the winding number is
+smooth, so that its value and gradient in the middle of a block decide on which side of 0.5 the voxels of the block are.
+Only those that this leaves open are asked again, in blocks of half the size, at last one by one.
 """
 
 from typing import NamedTuple
@@ -10,12 +12,15 @@ import numpy as np
 import warp as wp
 from jaxtyping import Float, Int
 
-from model.sdf.distance import BRICK_VOXELS
+from model.sdf.distance import BRICK_SIZE, Bricks
 
 wp.set_module_options({"enable_backward": False})  # no gradients here: half the code to compile
 
-_FAR = 2.5  # a group is one dipole from this many of its radii on
 _TRIANGLES_A_LEAF = 4
+# Largest error that one group may add, as a winding number. The sum is checked in blocks; the errors of single queries
+# have either sign, and tests hold their sum below 0.01.
+_GROUP_ERROR = 1e-3
+_OPEN = 2  # what `inside` holds before it is decided
 
 
 class WindingTree(NamedTuple):
@@ -25,7 +30,7 @@ class WindingTree(NamedTuple):
     leaf_starts: wp.array  # int32, first triangle of every leaf, and the end
     centre: wp.array  # vec3 per node, area-weighted
     vector_area: wp.array  # vec3 per node: sum of area times normal
-    far2: wp.array  # float32 per node: squared distance from which the dipole is used
+    shape: wp.array  # vec3 per node: radius, and what first and second order errors are proportional to
     num_inner: int
 
 
@@ -39,30 +44,35 @@ def winding_numbers(
     return winding.numpy()
 
 
-def brick_winding_numbers(
-    triangles: Float[np.ndarray, "num_faces 3 3"],
-    brick_coords: Int[np.ndarray, "num_bricks 3"],
-    *,
-    nudge: Float[np.ndarray, "3"],
-    device: str,
-) -> Float[np.ndarray, "num_bricks 8 8 8"]:
-    """Winding number at every voxel centre plus `nudge`; triangles in voxels."""
-    winding = wp.zeros(len(brick_coords) * BRICK_VOXELS, dtype=wp.float32, device=device)
-    bricks = wp.array(brick_coords, dtype=wp.vec3i, device=device)
-    inputs = [bricks, wp.vec3d(*nudge), *build_tree(triangles, device=device), winding]
-    wp.launch(_wind_bricks, len(winding), inputs=inputs, device=device)
-    return winding.numpy().reshape(-1, 8, 8, 8)
+def decide_insides(
+    triangles: Float[np.ndarray, "num_faces 3 3"], whole: wp.array, bricks: Bricks, *, nudge: wp.vec3d
+) -> wp.array:
+    """Whether |whole - w| > 0.5, int8, 512 for every brick; w is the winding number at the voxel's centre plus nudge.
+
+    `whole` holds an integer for every voxel; triangles in voxels.
+    """
+    inside = wp.full(len(whole), _OPEN, dtype=wp.int8, device=bricks.device)
+    inputs = [bricks.on_device, nudge, *build_tree(triangles, device=bricks.device), whole, inside]
+    side = BRICK_SIZE
+    while side:
+        blocks = len(bricks) * (BRICK_SIZE // side) ** 3
+        wp.launch(_decide_blocks, blocks, inputs=[side, *inputs], device=bricks.device)
+        side //= 2
+    return inside
 
 
 def build_tree(triangles: Float[np.ndarray, "num_faces 3 3"], *, device: str) -> WindingTree:
-    triangles = triangles[_morton_order(triangles.mean(1))]
+    middle = triangles.mean(1)
+    order = _morton_order(middle)
+    triangles, middle = triangles[order], middle[order]
     depth = max(int(np.log2(max(len(triangles) // _TRIANGLES_A_LEAF, 1))), 0)
     starts = np.arange(2**depth + 1) * len(triangles) // 2**depth
 
-    vector_area = np.cross(triangles[:, 1] - triangles[:, 0], triangles[:, 2] - triangles[:, 0]) / 2
-    area = np.linalg.norm(vector_area, axis=1, keepdims=True) + 1e-12  # keeps the centre of flat groups defined
+    normal = np.cross(triangles[:, 1] - triangles[:, 0], triangles[:, 2] - triangles[:, 0]) / 2
+    area = np.linalg.norm(normal, axis=1, keepdims=True) + 1e-12  # keeps the centre of flat groups defined
+    moment = (normal[:, :, None] * middle[:, None, :]).reshape(-1, 9)
     level = [
-        np.add.reduceat(np.hstack([area, area * triangles.mean(1), vector_area]), starts[:-1]),
+        np.add.reduceat(np.hstack([area, area * middle, normal, moment]), starts[:-1]),
         np.minimum.reduceat(triangles.min(1), starts[:-1]),
         np.maximum.reduceat(triangles.max(1), starts[:-1]),
     ]
@@ -71,8 +81,12 @@ def build_tree(triangles: Float[np.ndarray, "num_faces 3 3"], *, device: str) ->
         sums, low, high = (part.reshape(-1, 2, part.shape[1]) for part in levels[0])
         levels.insert(0, [sums.sum(1), low.min(1), high.max(1)])
     sums, low, high = (np.concatenate(parts) for parts in zip(*levels, strict=True))
-    centre = sums[:, 1:4] / sums[:, :1]
-    radius2 = (np.maximum(high - centre, centre - low) ** 2).sum(1)
+    centre, vector_area = sums[:, 1:4] / sums[:, :1], sums[:, 4:7]
+    radius = np.linalg.norm(np.maximum(high - centre, centre - low), axis=1)
+    # How a dipole field f(x) = S.x / |x|^3 changes over a displacement e, |x| >= d: the first order of a group, whose
+    # moment about its centre is M, is at most sqrt(6) |M| / d^3; the second 3 |S| e^2 / d^4.
+    moment = sums[:, 7:].reshape(-1, 3, 3) - vector_area[:, :, None] * centre[:, None, :]
+    first, second = np.sqrt(6) * np.linalg.norm(moment, axis=(1, 2)), 3 * sums[:, 0]
 
     def send(values: np.ndarray, dtype: type) -> wp.array:
         return wp.array(np.ascontiguousarray(values), dtype=dtype, device=device)
@@ -81,8 +95,8 @@ def build_tree(triangles: Float[np.ndarray, "num_faces 3 3"], *, device: str) ->
         corners=send(triangles.reshape(-1, 3), wp.vec3d),
         leaf_starts=send(starts.astype(np.int32), wp.int32),
         centre=send(centre.astype(np.float32), wp.vec3),
-        vector_area=send(sums[:, 4:].astype(np.float32), wp.vec3),
-        far2=send((_FAR**2 * radius2).astype(np.float32), wp.float32),
+        vector_area=send(vector_area.astype(np.float32), wp.vec3),
+        shape=send(np.stack([radius, first, second], 1).astype(np.float32), wp.vec3),
         num_inner=2**depth - 1,
     )
 
@@ -95,13 +109,59 @@ def _morton_order(points: Float[np.ndarray, "num_points 3"]) -> Int[np.ndarray, 
 
 
 @wp.func
+def _next_node(node: int) -> int:
+    """The node to visit when `node` and all below it are done; 0 when the walk is over."""
+    while node > 0 and node % 2 == 0:  # a right child: its parent is done as well
+        node = (node - 1) // 2
+    return wp.where(node == 0, 0, node + 1)
+
+
+@wp.func
+def _bound(shape: wp.vec3, far: float, reach: float) -> float:
+    """Bound on the error of a group as a dipole over a block; 1, the whole winding number, where the two may meet."""
+    gap = far - shape[0] - reach
+    if gap <= 0.0:
+        return 1.0
+    extent = shape[0] + reach
+    return wp.min((shape[1] + shape[2] * extent * extent / gap) / (gap * gap * gap * 4.0 * wp.pi), 1.0)
+
+
+@wp.func
+def _dipole(vector_area: wp.vec3, to_group: wp.vec3, far: float) -> float:
+    return wp.dot(vector_area, to_group) / (far * far * far)
+
+
+@wp.func
+def _dipole_gradient(vector_area: wp.vec3, to_group: wp.vec3, far: float) -> wp.vec3:
+    return (3.0 * wp.dot(vector_area, to_group) / (far * far) * to_group - vector_area) / (far * far * far)
+
+
+@wp.func
+def _solid_angles(q: wp.vec3d, corners: wp.array[wp.vec3d], first: int, last: int) -> float:
+    total = float(0.0)
+    for t in range(first, last):
+        a = corners[t * 3] - q
+        b = corners[t * 3 + 1] - q
+        c = corners[t * 3 + 2] - q
+        la = wp.length(a)
+        lb = wp.length(b)
+        lc = wp.length(c)
+        # van Oosterom and Strackee 1983
+        below = la * lb * lc + wp.dot(a, b) * lc + wp.dot(b, c) * la + wp.dot(c, a) * lb
+        # in float64, because its sign says on which side of the triangle the point is
+        volume = wp.dot(a, wp.cross(b, c))
+        total += 2.0 * float(wp.atan2(volume, below))
+    return total
+
+
+@wp.func
 def _winding_number(
     q: wp.vec3d,
     corners: wp.array[wp.vec3d],
     leaf_starts: wp.array[wp.int32],
     centre: wp.array[wp.vec3],
     vector_area: wp.array[wp.vec3],
-    far2: wp.array[wp.float32],
+    shape: wp.array[wp.vec3],
     num_inner: int,
 ) -> float:
     total = float(0.0)  # solid angle
@@ -110,57 +170,120 @@ def _winding_number(
     walking = int(1)
     while walking == 1:
         to_group = centre[node] - q32
-        gap2 = wp.dot(to_group, to_group)
-        descend = int(0)
-        if gap2 > far2[node]:
-            total += wp.dot(vector_area[node], to_group) / (gap2 * wp.sqrt(gap2))
+        far = wp.length(to_group)
+        if _bound(shape[node], far, 0.0) <= _GROUP_ERROR:
+            total += _dipole(vector_area[node], to_group, far)
+            node = _next_node(node)
         elif node < num_inner:
-            descend = 1
-        else:
-            leaf = node - num_inner
-            for t in range(leaf_starts[leaf], leaf_starts[leaf + 1]):
-                a = corners[t * 3] - q
-                b = corners[t * 3 + 1] - q
-                c = corners[t * 3 + 2] - q
-                la = wp.length(a)
-                lb = wp.length(b)
-                lc = wp.length(c)
-                # van Oosterom and Strackee 1983
-                below = la * lb * lc + wp.dot(a, b) * lc + wp.dot(b, c) * la + wp.dot(c, a) * lb
-                # in float64, because its sign says on which side of the triangle the point is
-                volume = wp.dot(a, wp.cross(b, c))
-                total += 2.0 * float(wp.atan2(volume, below))
-        if descend == 1:
             node = 2 * node + 1
         else:
-            while node > 0 and node % 2 == 0:  # a right child: its parent is done as well
-                node = (node - 1) // 2
-            if node == 0:
-                walking = 0
-            node += 1
+            total += _solid_angles(q, corners, leaf_starts[node - num_inner], leaf_starts[node - num_inner + 1])
+            node = _next_node(node)
+        if node == 0:
+            walking = 0
     return total / (4.0 * wp.pi)
 
 
+@wp.func
+def _winding_around(
+    q: wp.vec3d,
+    reach: float,
+    corners: wp.array[wp.vec3d],
+    leaf_starts: wp.array[wp.int32],
+    centre: wp.array[wp.vec3],
+    vector_area: wp.array[wp.vec3],
+    shape: wp.array[wp.vec3],
+    num_inner: int,
+) -> tuple[float, wp.vec3, float]:
+    """Winding number at q, its gradient, and a bound on the error of both together anywhere up to `reach` away."""
+    total = float(0.0)
+    gradient = wp.vec3(0.0)
+    error = float(0.0)
+    q32 = wp.vec3(q)
+    node = int(0)
+    walking = int(1)
+    while walking == 1:
+        to_group = centre[node] - q32
+        far = wp.length(to_group)
+        bound = _bound(shape[node], far, reach)
+        if bound <= _GROUP_ERROR:
+            total += _dipole(vector_area[node], to_group, far)
+            gradient += _dipole_gradient(vector_area[node], to_group, far)
+            error += bound
+            node = _next_node(node)
+        elif node < num_inner:
+            node = 2 * node + 1
+        else:
+            for t in range(leaf_starts[node - num_inner], leaf_starts[node - num_inner + 1]):
+                a = wp.vec3(corners[t * 3] - q)
+                b = wp.vec3(corners[t * 3 + 1] - q)
+                c = wp.vec3(corners[t * 3 + 2] - q)
+                middle = (a + b + c) / 3.0
+                area = wp.cross(b - a, c - a) * 0.5
+                radius = wp.max(wp.max(wp.length(a - middle), wp.length(b - middle)), wp.length(c - middle))
+                away = wp.length(middle)
+                error += _bound(wp.vec3(radius, 0.0, 3.0 * wp.length(area)), away, reach)
+                total += _dipole(area, middle, wp.max(away, 1.0e-6))
+                gradient += _dipole_gradient(area, middle, wp.max(away, 1.0e-6))
+            node = _next_node(node)
+        if node == 0 or error >= 0.5:
+            walking = 0
+    return total / (4.0 * wp.pi), gradient / (4.0 * wp.pi), error
+
+
+@wp.func
+def _num_open(inside: wp.array[wp.int8], first: int, side: int) -> int:
+    found = int(0)
+    for x in range(side):
+        for y in range(side):
+            for z in range(side):
+                if inside[first + x * 64 + y * 8 + z] == wp.int8(_OPEN):
+                    found += 1
+    return found
+
+
 @wp.kernel
-def _wind_bricks(
+def _decide_blocks(
+    side: int,
     bricks: wp.array[wp.vec3i],
     nudge: wp.vec3d,
     corners: wp.array[wp.vec3d],
     leaf_starts: wp.array[wp.int32],
     centre: wp.array[wp.vec3],
     vector_area: wp.array[wp.vec3],
-    far2: wp.array[wp.float32],
+    shape: wp.array[wp.vec3],
     num_inner: int,
-    winding: wp.array[wp.float32],
+    whole: wp.array[wp.int32],
+    inside: wp.array[wp.int8],
 ) -> None:
-    i = wp.tid()
-    brick = bricks[i // 512]
-    half = wp.float64(0.5)
-    x = wp.float64(brick[0] * 8 + i // 64 % 8) + half
-    y = wp.float64(brick[1] * 8 + i // 8 % 8) + half
-    z = wp.float64(brick[2] * 8 + i % 8) + half
-    q = wp.vec3d(x, y, z) + nudge
-    winding[i] = _winding_number(q, corners, leaf_starts, centre, vector_area, far2, num_inner)
+    """Decides what is open and can be decided in one block of `side` voxels a side."""
+    block = wp.tid()
+    blocks = 8 // side
+    row = block // (blocks * blocks * blocks)
+    corner = wp.vec3i(block // (blocks * blocks) % blocks, block // blocks % blocks, block % blocks) * side
+    first = row * 512 + corner[0] * 64 + corner[1] * 8 + corner[2]
+    if _num_open(inside, first, side) == 0:
+        return
+    half = wp.float64(side) * wp.float64(0.5)
+    q = wp.vec3d(bricks[row] * 8 + corner) + wp.vec3d(half, half, half) + nudge
+    if side == 1:
+        winding = _winding_number(q, corners, leaf_starts, centre, vector_area, shape, num_inner)
+        inside[first] = wp.int8(wp.where(wp.abs(float(whole[first]) - winding) > 0.5, 1, 0))
+        return
+    middle = float(side - 1) * 0.5
+    winding, gradient, error = _winding_around(
+        q, middle * wp.sqrt(3.0), corners, leaf_starts, centre, vector_area, shape, num_inner
+    )
+    if error >= 0.5:
+        return
+    for x in range(side):
+        for y in range(side):
+            for z in range(side):
+                i = first + x * 64 + y * 8 + z
+                here = winding + wp.dot(gradient, wp.vec3(float(x) - middle, float(y) - middle, float(z) - middle))
+                beyond = wp.abs(float(whole[i]) - here) - 0.5
+                if inside[i] == wp.int8(_OPEN) and wp.abs(beyond) > error:
+                    inside[i] = wp.int8(wp.where(beyond > 0.0, 1, 0))
 
 
 @wp.kernel
@@ -170,9 +293,9 @@ def _wind_points(
     leaf_starts: wp.array[wp.int32],
     centre: wp.array[wp.vec3],
     vector_area: wp.array[wp.vec3],
-    far2: wp.array[wp.float32],
+    shape: wp.array[wp.vec3],
     num_inner: int,
     winding: wp.array[wp.float32],
 ) -> None:
     i = wp.tid()
-    winding[i] = _winding_number(points[i], corners, leaf_starts, centre, vector_area, far2, num_inner)
+    winding[i] = _winding_number(points[i], corners, leaf_starts, centre, vector_area, shape, num_inner)

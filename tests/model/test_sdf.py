@@ -134,6 +134,85 @@ def test_huge_and_tiny_triangles_in_one_mesh() -> None:
     assert np.abs(coarse.sdf[near_box] - reference.sdf).max() < 1e-5
 
 
+@pytest.mark.parametrize("name", ["sphere", "sphere with a hole", "sheet", "overlapping boxes"])
+@pytest.mark.parametrize("turn", [((0, 1, 2), (-1, -1, 1)), ((2, 0, 1), (1, 1, 1)), ((0, 2, 1), (1, -1, 1))])
+def test_a_quarter_turn_permutes_the_voxels(name: str, turn: tuple) -> None:
+    axes, signs = np.array(turn[0]), np.array(turn[1])
+    mesh = MESHES[name]
+    here = dense(voxelize(mesh.vertices, mesh.faces, resolution=32, truncation_voxels=2.0))
+    there = dense(voxelize(mesh.vertices[:, axes] * signs, mesh.faces, resolution=32, truncation_voxels=2.0))
+    turned = np.flip(here.transpose(axes), np.flatnonzero(signs < 0))
+    touched = np.abs(turned) > 1e-4  # on the surface the sign is a matter of rounding
+    assert ((there != 0) == (turned != 0)).all()
+    assert np.abs(there - turned)[touched].max() <= 1e-5
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_flipping_a_tenth_of_the_faces_of_a_closed_mesh_changes_nothing(seed: int) -> None:
+    for mesh in (sphere(3), MESHES["torus"], trimesh.creation.box((1.9, 1.0, 0.4))):
+        flipped = np.random.default_rng(seed).random(len(mesh.faces)) < 0.1
+        messy = np.where(flipped[:, None], mesh.faces[:, ::-1], mesh.faces)
+        tidy = voxelize(mesh.vertices, mesh.faces, resolution=64, truncation_voxels=2.0)
+        mended = voxelize(mesh.vertices, messy, resolution=64, truncation_voxels=2.0)
+        assert np.array_equal(tidy.coords, mended.coords)
+        assert np.array_equal(tidy.sdf, mended.sdf)
+
+
+def test_a_shell_is_the_distance_less_a_voxel_outside_on_both_sides() -> None:
+    mesh, band = sheet(), 2.0
+    shape = voxelize(mesh.vertices, mesh.faces, resolution=64, truncation_voxels=band, mode="shell")
+    chosen = np.random.default_rng(0).choice(64**3, 30_000)
+    points = brute_force.grid_points(64)[chosen]
+    distance = brute_force.distances(points, brute_force.normalised(mesh.vertices, mesh.faces)) * 32
+    stored = dense(shape).reshape(-1)[chosen]
+    decided = np.abs(distance - band - 1) > 1e-4
+    assert ((stored != 0) == (distance < band + 1))[decided].all()
+    assert (stored != 0).sum() > 1000
+    assert np.abs(stored * band + 1 - distance)[stored != 0].max() < 1e-5
+    _, sign = shape.beyond()
+    assert (sign == 1).all()
+    surface = trimesh.Trimesh(*shape.surface(), process=False)
+    assert surface.is_watertight
+    assert surface.volume > 0
+
+
+def test_auto_makes_shells_of_what_has_no_inside() -> None:
+    options = {"resolution": 32, "truncation_voxels": 2.0, "mode": "auto", "max_bad_flip_ratio": 0.05}
+    ball, strip = sphere(), sheet()
+    solid = voxelize(ball.vertices, ball.faces, **options)
+    shell = voxelize(strip.vertices, strip.faces, **options)
+    assert (solid.mode, shell.mode) == ("solid", "shell")
+    assert solid.bad_flip_ratio == 0
+    assert shell.bad_flip_ratio > 0.05
+    expected = voxelize(strip.vertices, strip.faces, resolution=32, truncation_voxels=2.0, mode="shell")
+    assert np.array_equal(shell.sdf, expected.sdf)
+    with pytest.raises(InputError, match="mode is 'hollow'"):
+        voxelize(ball.vertices, ball.faces, resolution=32, truncation_voxels=2.0, mode="hollow")
+
+
+def test_many_holes_are_decided_in_blocks_as_voxel_by_voxel() -> None:
+    """Against the exact sum, at a size where blocks are decided together."""
+    rng = np.random.default_rng(0)
+    mesh = sphere(3)
+    mesh.update_faces(rng.random(len(mesh.faces)) < 0.8)
+    shape = voxelize(mesh.vertices, mesh.faces, resolution=128, truncation_voxels=2.0)
+    rows = rng.choice(len(shape.coords), 2000)
+    points = (shape.coords[rows] + 0.5) * 2 / 128 - 1
+    triangles = brute_force.normalised(mesh.vertices, mesh.faces)
+    winding = np.abs(brute_force.winding_numbers(points, triangles))
+    clear = (np.abs(winding - 0.5) > 0.01) & (np.abs(shape.sdf[rows]) > 1e-3)
+    assert clear.sum() > 1500
+    assert ((shape.sdf[rows] < 0) == (winding > 0.5))[clear].all()
+
+
+def test_a_surface_goes_back_to_the_frame_of_its_mesh() -> None:
+    mesh = sphere(3).apply_scale(7).apply_translation((100, -20, 3))
+    shape = voxelize(mesh.vertices, mesh.faces, resolution=64, truncation_voxels=2.0)
+    surface = shape.surface().in_frame(shape.center, shape.scale)
+    assert surface.vertices.mean(0) == pytest.approx([100, -20, 3], abs=0.01)
+    assert np.linalg.norm(surface.vertices - [100, -20, 3], axis=1).mean() == pytest.approx(7, abs=0.05)
+
+
 def test_degenerate_triangles_change_nothing() -> None:
     vertices, faces = sphere().vertices, sphere().faces
     extra = np.array([[0, 0, 0], [faces[0, 0], faces[0, 0], faces[0, 1]]])

@@ -19,7 +19,7 @@ from model.errors import InputError
 from model.sdf import voxelize
 from tasks import voxelize as stage
 from tasks.meshes import find_meshes, load_mesh
-from tasks.paths import SDF, VOXELIZE_SCRATCH
+from tasks.paths import SDF, SDF_SECONDS, VOXELIZE_SCRATCH
 from tasks.settings import Settings, load_settings
 from tasks.shards import open_shards
 
@@ -56,6 +56,11 @@ def _exported(mesh: trimesh.Trimesh, kind: str) -> bytes:
     return content.encode() if isinstance(content, str) else content
 
 
+def in_scratch() -> dict[str, int]:
+    """Finished meshes and when they were written."""
+    return {path.name: path.stat().st_mtime_ns for path in VOXELIZE_SCRATCH.glob("*/*.*")}
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
@@ -80,8 +85,7 @@ def test_every_file_becomes_a_shape_and_a_rerun_the_same_bytes(here: Path) -> No
     assert figures["num_train"] + figures["num_val"] + figures["num_test"] == 9
 
     first = contents(SDF)
-    for path in VOXELIZE_SCRATCH.iterdir():
-        path.unlink()
+    shutil.rmtree(VOXELIZE_SCRATCH)
     stage.voxelize_meshes(settings_for())
     assert contents(SDF) == first
 
@@ -90,23 +94,23 @@ def test_one_more_mesh_costs_one_mesh_and_moves_none(here: Path) -> None:
     write_balls(here / "meshes")
     stage.voxelize_meshes(settings_for())
     before = open_shards(SDF).index.split
-    done = {path.name: path.stat().st_mtime_ns for path in VOXELIZE_SCRATCH.iterdir()}
+    done = in_scratch()
     trimesh.creation.box((1, 2, 3)).export("meshes/another.stl")
     stage.voxelize_meshes(settings_for())
     after = open_shards(SDF).index.split
     assert set(after.index) - set(before.index) == {"another"}
     assert after[before.index].equals(before)
-    now = {path.name: path.stat().st_mtime_ns for path in VOXELIZE_SCRATCH.iterdir()}
+    now = in_scratch()
     assert done.items() <= now.items()
-    assert len(now) == len(done) + 2  # the shape and its facts
+    assert len(now) == len(done) + 1
 
 
 def test_scratch_of_other_parameters_is_cleared(here: Path) -> None:
     write_balls(here / "meshes")
     stage.voxelize_meshes(settings_for())
-    size = len(list(VOXELIZE_SCRATCH.iterdir()))
+    size = len(in_scratch())
     stage.voxelize_meshes(settings_for(truncation_voxels=3.0))
-    assert len(list(VOXELIZE_SCRATCH.iterdir())) == size
+    assert len(in_scratch()) == size
     assert open_shards(SDF).truncation_voxels == 3.0
 
 
@@ -121,30 +125,113 @@ def test_splits_have_their_shares_and_depend_on_content_alone() -> None:
 
 def test_unusable_files_are_listed_with_reasons(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_balls(here / "meshes")
+    flat = b"OFF\n3 1 0\n0 0 0\n1 0 0\n0 1 0\n3 0 1 2\n"
+    ply = _exported(trimesh.creation.icosphere(1), "ply")
     bad = {
         "empty.obj": b"",
+        "comment.obj": b"# nothing\n",
         "prose.obj": b"Dear reader,\nthis is no mesh.\n",
-        "cut.ply": _exported(trimesh.creation.icosphere(1), "ply")[:700],
+        "binary.glb": bytes(range(256)) * 4,
+        "cut.ply": ply[:700],
+        "cut.glb": _exported(trimesh.creation.icosphere(1), "glb")[:700],
+        "lying.ply": ply.replace(b"element face 80", b"element face 2000000000"),
         "lying.stl": _exported(trimesh.creation.icosphere(1), "stl")[:-50],
         "points.ply": _exported(trimesh.PointCloud(np.eye(3)), "ply"),
-        "nan.off": b"OFF\n3 1 0\n0 0 nan\n1 0 0\n0 1 0\n3 0 1 2\n",
-        "index.off": b"OFF\n3 1 0\n0 0 0\n1 0 0\n0 1 0\n3 0 1 7\n",
-        "flat.off": b"OFF\n3 1 0\n0 0 0\n1 0 0\n0 1 0\n3 0 1 2\n",
+        "nan.off": flat.replace(b"1 0 0", b"1 0 nan"),
+        "infinite.off": flat.replace(b"1 0 0", b"1 0 inf"),
+        "index.off": flat.replace(b"3 0 1 2", b"3 0 1 7"),
+        "point.off": flat.replace(b"0 1 0", b"0 0 0").replace(b"1 0 0", b"0 0 0"),
+        "line.off": flat.replace(b"0 1 0", b"2 0 0"),
+        "flat.off": flat,
+        "huge.off": flat.replace(b"1 0 0", b"1e308 0 0").replace(b"0 0 0", b"-1e308 0 0"),
     }
     for name, content in bad.items():
         Path("meshes", name).write_bytes(content)
-    with pytest.raises(InputError, match=r"8 of 17 meshes.*voxelize\.max_rejected_share is 0"):
+    with pytest.raises(InputError, match=r"16 of 25 meshes.*voxelize\.max_rejected_share is 0"):
         stage.voxelize_meshes(settings_for())
     assert not SDF.exists()
 
-    stage.voxelize_meshes(settings_for(max_rejected_share=0.5))
+    stage.voxelize_meshes(settings_for(max_rejected_share=0.7))
     rejects = pd.read_parquet(SDF / "rejects.parquet")
     assert sorted(Path(file).name for file in rejects.file) == sorted(bad)
     assert rejects.reason.str.len().min() > 20
     assert len(open_shards(SDF).index) == 9
-    assert json.loads(Path("metrics/voxelize.json").read_text())["num_rejected"] == 8
+    assert json.loads(Path("metrics/voxelize.json").read_text())["num_rejected"] == 16
     printed = capsys.readouterr().out
     assert all(f"rejected meshes/{name}: " in printed for name in bad)
+
+
+def test_what_can_be_cleaned_is_cleaned_and_recorded(here: Path) -> None:
+    ball = trimesh.creation.icosphere(2)
+    faces, vertices = ball.faces, np.vstack([ball.vertices, [[np.nan, 0, 0], [0, np.inf, 0]]])
+    faulty = {
+        "unused_nan": faces,
+        "two_not_finite": np.vstack([faces, [[0, 1, len(vertices) - 1], [0, 1, len(vertices) - 2]]]),
+        "degenerate": np.vstack([faces, faces[:5, [0, 0, 1]]]),
+        "repeated": np.vstack([faces, faces[:7], faces[:7, [1, 2, 0]]]),
+        "double_sided": np.vstack([faces, faces[:, ::-1]]),
+    }
+    for name, rows in faulty.items():
+        lines = [f"v {x} {y} {z}" for x, y, z in vertices] + [f"f {a + 1} {b + 1} {c + 1}" for a, b, c in rows]
+        Path(f"{name}.obj").write_text("\n".join(lines))
+    meshes = {name: load_mesh(Path(f"{name}.obj")) for name in faulty}
+    dropped = {name: mesh.num_dropped for name, mesh in meshes.items()}
+    assert dropped == {"unused_nan": 0, "two_not_finite": 2, "degenerate": 5, "repeated": 14, "double_sided": 320}
+    expected = voxelize(ball.vertices, ball.faces, resolution=24, truncation_voxels=2.0)
+    for mesh in meshes.values():
+        assert mesh.watertight
+        shape = voxelize(mesh.vertices, mesh.faces, resolution=24, truncation_voxels=2.0)
+        assert np.array_equal(shape.coords, expected.coords)
+        assert np.abs(shape.sdf - expected.sdf).max() < 1e-5
+
+
+def test_odd_names_directories_and_links(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_balls(here / "meshes")
+    ball = _exported(trimesh.creation.icosphere(1), "stl")
+    for name in ("with space.stl", "ünï çødé.stl", ".hidden.stl", "a\nnewline.stl", "%s{}.stl"):
+        Path("meshes", name).write_bytes(ball)
+    Path(os.fsdecode(b"meshes/no_\xff_text.stl")).write_bytes(ball)
+    Path("meshes/folder.stl").mkdir()
+    Path("meshes/folder.stl/ball.stl").write_bytes(ball)
+    Path("meshes/again").symlink_to(here / "meshes", target_is_directory=True)  # a loop
+    Path("elsewhere").mkdir()
+    Path("elsewhere/linked.stl").write_bytes(ball)
+    Path("meshes/link").symlink_to(here / "elsewhere", target_is_directory=True)
+    os.mkfifo("meshes/pipe.stl")
+    stage.voxelize_meshes(settings_for(max_rejected_share=0.1))
+    rejects = pd.read_parquet(SDF / "rejects.parquet")
+    assert list(rejects.file) == ["meshes/pipe.stl"]
+    assert "no ordinary file" in rejects.reason[0]
+    names = set(open_shards(SDF).index.index)
+    assert {"with space", "ünï çødé", ".hidden", "a\nnewline", "%s{}", "no_\\udcff_text"} <= names
+    assert {"folder.stl/ball", "link/linked"} <= names
+    assert len(names) == 9 + 8
+
+
+def test_an_enormous_file_is_refused_by_its_size(here: Path) -> None:
+    write_balls(here / "meshes")
+    with Path("meshes/enormous.stl").open("wb") as file:
+        file.truncate(10**12)  # sparse: it takes no room
+    with pytest.raises(InputError, match=r"enormous\.stl: reading this file takes about 16000.*max_memory_gb"):
+        stage.voxelize_meshes(settings_for())
+
+
+def test_modes_and_provenance_are_in_the_index(here: Path) -> None:
+    write_balls(here / "meshes")
+    bowl = trimesh.creation.icosphere(3)
+    bowl.update_faces(bowl.triangles_center[:, 2] < 0)
+    bowl.export("meshes/bowl.stl")
+    stage.voxelize_meshes(settings_for(max_bad_flip_ratio=0.02))
+    index = open_shards(SDF).index
+    assert index.loc["bowl", "mode"] == "shell"
+    assert not index.loc["bowl", "watertight"]
+    assert index.loc["bowl", "bad_flip_ratio"] > 0.02
+    assert (index["mode"].drop("bowl") == "solid").all()
+    assert open_shards(SDF).read("bowl").mode == "shell"
+    assert {"sha256", "num_faces", "num_dropped_faces", "num_voxels"} <= set(index.columns)
+    seconds = pd.read_parquet(SDF_SECONDS)
+    assert list(seconds.name) == list(index.index)
+    assert (seconds.seconds > 0).all()
 
 
 def test_no_mesh_at_all_says_where_and_what_to_do(here: Path) -> None:
@@ -158,21 +245,6 @@ def test_an_empty_split_is_refused(here: Path) -> None:
         stage.voxelize_meshes(settings_for())
 
 
-def test_a_process_that_dies_names_its_mesh_and_spares_the_others(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_balls(here / "meshes")
-    Path("meshes/killer.stl").write_bytes(Path("meshes/ball_0.stl").read_bytes())
-    monkeypatch.setattr(stage, "_voxelize_file", _die_of_killer)
-    with pytest.raises(InputError, match=r"1 of 10 meshes.*killer\.stl: the process that voxelized it died"):
-        stage.voxelize_meshes(settings_for())
-
-
-def _die_of_killer(job: stage.Job) -> stage.Outcome:
-    if job.name == "killer":
-        job.marker.write_text("")
-        os.kill(os.getpid(), signal.SIGKILL)
-    return stage._voxelize_file(job)
-
-
 def test_ctrl_c_ends_the_stage_and_keeps_what_was_finished(here: Path) -> None:
     write_balls(here / "meshes", num=40)
     settings_for()
@@ -181,7 +253,7 @@ def test_ctrl_c_ends_the_stage_and_keeps_what_was_finished(here: Path) -> None:
     finished: list[Path] = []
     deadline = time.monotonic() + 120
     while not finished and process.poll() is None and time.monotonic() < deadline:
-        finished = list(VOXELIZE_SCRATCH.glob("*.json"))
+        finished = list(VOXELIZE_SCRATCH.glob("*/*.parquet"))
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)

@@ -1,0 +1,103 @@
+"""From bricks, with a distance and a side at every voxel, to the rows of a sparse SDF."""
+
+from typing import NamedTuple
+
+import numpy as np
+import warp as wp
+from jaxtyping import Float, Int
+
+from model.sdf.distance import Bricks
+
+wp.set_module_options({"enable_backward": False})  # no gradients here: half the code to compile
+
+
+class Rows(NamedTuple):
+    coords: Int[np.ndarray, "num_voxels 3"]  # int32, brick by brick, each in C order
+    sdf: Float[np.ndarray, " num_voxels"]  # float32
+
+
+def band_rows(bricks: Bricks, inside: wp.array, *, level: float, truncation: float) -> Rows:
+    """The voxels of the band: signed distance / truncation at level 0, else (distance - level) / truncation."""
+    ends = bricks.num_voxels.cumsum(dtype=np.int64)
+    starts = wp.array(ends - bricks.num_voxels, dtype=wp.int64, device=bricks.device)
+    coords = wp.empty(int(ends[-1]), dtype=wp.vec3i, device=bricks.device)
+    sdf = wp.empty(int(ends[-1]), dtype=wp.float32, device=bricks.device)
+    inputs = [bricks.on_device, bricks.distance, inside, float(level), float(truncation), starts, coords, sdf]
+    wp.launch(_write_rows, len(bricks), inputs=inputs, device=bricks.device)
+    return Rows(coords.numpy(), sdf.numpy())
+
+
+def bad_flip_ratio(bricks: Bricks, inside: wp.array) -> float:
+    """Share of the sign changes between face neighbours whose surface is farther than both could allow.
+
+    A surface between two neighbours has |d_i| + |d_j| <= 1 voxel.
+    """
+    flips = wp.zeros(2, dtype=wp.int32, device=bricks.device)
+    inputs = [bricks.on_device, bricks.slots, bricks.resolution // 8, bricks.distance, inside, flips]
+    wp.launch(_count_flips, len(bricks) * 64, inputs=inputs, device=bricks.device)
+    all_flips, bad = (int(count) for count in flips.numpy())
+    return bad / all_flips if all_flips else 0.0
+
+
+@wp.kernel
+def _write_rows(
+    bricks: wp.array[wp.vec3i],
+    distance: wp.array[wp.float32],
+    inside: wp.array[wp.int8],
+    level: float,
+    truncation: float,
+    starts: wp.array[wp.int64],
+    coords: wp.array[wp.vec3i],
+    sdf: wp.array[wp.float32],
+) -> None:
+    brick = wp.tid()
+    row = starts[brick]
+    for i in range(512):
+        near = distance[brick * 512 + i]
+        if near < wp.inf:
+            value = near - level
+            if level == 0.0 and inside[brick * 512 + i] == wp.int8(1):
+                value = -near
+            coords[row] = bricks[brick] * 8 + wp.vec3i(i // 64, i // 8 % 8, i % 8)
+            sdf[row] = value / truncation
+            row += wp.int64(1)
+
+
+@wp.kernel
+def _count_flips(
+    bricks: wp.array[wp.vec3i],
+    slots: wp.array[wp.int32],
+    bricks_a_side: int,
+    distance: wp.array[wp.float32],
+    inside: wp.array[wp.int8],
+    flips: wp.array[wp.int32],
+) -> None:
+    """Along one line of 8 voxels, compared with their next neighbours on all axes: sign changes, and bad ones."""
+    line = wp.tid()
+    brick = line // 64
+    found = int(0)
+    bad = int(0)
+    for z in range(8):
+        here = wp.vec3i(line // 8 % 8, line % 8, z)
+        i = line * 8 + z
+        for axis in range(3):
+            there = here
+            there[axis] = here[axis] + 1
+            slot = brick
+            if there[axis] == 8:
+                there[axis] = 0
+                beside = bricks[brick]
+                beside[axis] = beside[axis] + 1
+                slot = int(-1)
+                if beside[axis] < bricks_a_side:
+                    slot = slots[(beside[0] * bricks_a_side + beside[1]) * bricks_a_side + beside[2]]
+            if slot >= 0:
+                j = slot * 512 + there[0] * 64 + there[1] * 8 + there[2]
+                if inside[i] != inside[j]:
+                    found += 1
+                    if distance[i] + distance[j] > 1.0001:
+                        bad += 1
+    if found > 0:
+        wp.atomic_add(flips, 0, found)
+    if bad > 0:
+        wp.atomic_add(flips, 1, bad)

@@ -1,0 +1,107 @@
+"""The stage on a Dask cluster, and the stage that is killed: what was finished stays, nothing is done twice."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from tasks import voxelize as stage
+from tasks.paths import SDF, VOXELIZE_SCRATCH
+from tests.tasks.test_voxelize import contents, in_scratch, settings_for, write_balls
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def scheduler() -> Iterator[str]:
+    """Two workers, each a process of one thread, and their scheduler, each started by its command."""
+    pytest.importorskip("distributed")
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+
+    def start(*command: str) -> subprocess.Popen:
+        return subprocess.Popen(
+            [sys.executable, "-m", "distributed.cli." + command[0], *command[1:]],
+            env=environment,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
+    file = Path("scheduler.json").absolute()
+    started = [
+        start("dask_scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard", f"--scheduler-file={file}")
+    ]
+    started += [
+        start("dask_worker", f"--scheduler-file={file}", "--nworkers", "2", "--nthreads", "1", "--no-dashboard")
+    ]
+    from distributed import Client
+
+    with Client(scheduler_file=str(file), timeout=60, set_as_default=False) as client:
+        client.wait_for_workers(2, timeout=60)
+        address = client.scheduler.address
+    yield address
+    for process in reversed(started):
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(timeout=30)
+
+
+def test_a_cluster_writes_the_same_bytes_and_outlives_the_death_of_a_worker(here: Path, scheduler: str) -> None:
+    write_balls(here / "meshes", num=24)
+    stage.voxelize_meshes(settings_for())
+    alone = contents(SDF)
+    shutil.rmtree(VOXELIZE_SCRATCH)
+
+    victims = _pids(scheduler)
+    assert len(victims) == 2
+
+    def kill_one_midway() -> None:
+        while len(in_scratch()) < 4:
+            time.sleep(0.005)
+        os.kill(victims[0], signal.SIGKILL)
+
+    killer = threading.Thread(target=kill_one_midway)
+    killer.start()
+    stage.voxelize_meshes(settings_for(dask_scheduler=scheduler))
+    killer.join()
+    assert contents(SDF) == alone
+    assert set(_pids(scheduler)) != set(victims)
+    assert pd.read_parquet(SDF / "rejects.parquet").empty
+
+
+def _pids(scheduler: str) -> list[int]:
+    from distributed import Client
+
+    with Client(scheduler, set_as_default=False) as client:
+        return list(client.run(os.getpid).values())
+
+
+def test_after_a_kill_nothing_is_voxelized_twice(here: Path) -> None:
+    write_balls(here / "meshes", num=40)
+    settings_for()
+    command = [sys.executable, "-m", "tasks.voxelize"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+    while len(in_scratch()) < 5:
+        time.sleep(0.005)
+        assert process.poll() is None
+    process.kill()
+    process.wait()
+    time.sleep(1)  # its workers notice and end
+    finished = in_scratch()
+    assert 5 <= len(finished) < 40
+    subprocess.run(command, env=environment, stderr=subprocess.DEVNULL, check=True)
+    assert finished.items() <= in_scratch().items()
+    assert len(in_scratch()) == 40
