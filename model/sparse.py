@@ -5,7 +5,6 @@ depends on coordinates (neighbours, attention windows, parents, children), each 
 shared by every tensor on that grid.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
@@ -70,19 +69,11 @@ class Grid:
         return part
 
     def to(self, device: torch.device | str) -> "Grid":
-        return self._mapped(lambda tensor: tensor.to(device, non_blocking=True))
+        return Grid(self.coords.to(device, non_blocking=True), num_shapes=self.num_shapes, extent=self.extent)
 
     def pin_memory(self) -> "Grid":
         """Page-locked copies, from which .to("cuda") does not wait."""
-        return self._mapped(torch.Tensor.pin_memory)
-
-    def _mapped(self, move: Callable[[Tensor], Tensor]) -> "Grid":
-        """A copy on other memory, with the pooling where it is known: the one thing here that needs a sort."""
-        grid = Grid(move(self.coords), num_shapes=self.num_shapes, extent=self.extent)
-        if "pooling" in self.__dict__:
-            coarse, slot, num_children = self.pooling
-            grid.pooling = Pooling(coarse._mapped(move), move(slot), move(num_children))
-        return grid
+        return Grid(self.coords.pin_memory(), num_shapes=self.num_shapes, extent=self.extent)
 
     @cached_property
     def keys(self) -> Int[Tensor, " num_voxels"]:
