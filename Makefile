@@ -52,4 +52,5 @@ $(SETUP): $(LOCK)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed and %s is %s; run make PYTHON=python3.11" % (sys.executable, sys.version.split()[0]))'
 	$(PYTHON) -m venv $(if $(filter-out $(SETUP),$(wildcard .venv/.installed-*)),--clear) .venv
 	$(BIN)/python -m pip install --disable-pip-version-check --requirement $(LOCK)
+	$(BIN)/python -m pip install --disable-pip-version-check --no-deps --no-build-isolation --editable .  # shape-tokenizer
 	touch $@

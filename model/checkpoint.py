@@ -1,9 +1,11 @@
 """VAE weights in and out: the published layout, spconv's, and ours, all read without executing anything.
 
-| layout    | convolutions                                          | 1x1x1                          |
-| published | `….conv.kernel` [27, in, out], x fastest, then y, z   | `….conv.kernel` [in, out]      |
+| layout    | convolutions                                          | 1x1x1                              |
+| published | `….conv.kernel` [27, in, out], x fastest, then y, z   | `….conv.kernel` [in, out]          |
 | spconv    | `….conv.weight` [out, kx, ky, kz, in]                 | `….conv.weight` [out, 1, 1, 1, in] |
-| ours      | `….weight` [out, kx, ky, kz, in]                      | `….weight` [out, in]           |
+| ours      | `….weight` [out, kx, ky, kz, in]                      | `….weight` [out, in]               |
+
+In files: a state_dict, alone or under the key "vae", as .safetensors or as torch.save writes it.
 """
 
 import json
@@ -11,19 +13,26 @@ import pickle
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
+from zipfile import is_zipfile
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from model.conv import SubMConv3d
 from model.errors import InputError
+from model.hub import local_path
 from model.layers import HEAD_CHANNELS
 from model.vae import SparseSDFVAE, VAEConfig
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
+SUFFIXES = {".safetensors", ".ckpt", ".pt", ".pth", ".bin"}
+
+Layout = Literal["published", "spconv"]
+State = dict[str, Tensor]
 
 
 class CheckpointError(InputError):
@@ -43,6 +52,7 @@ class ImportedKey:
 
 class Import(NamedTuple):
     vae: SparseSDFVAE
+    file: Path
     keys: list[ImportedKey]
     ignored: dict[str, str]  # part of the file, and why it is not used
 
@@ -50,11 +60,12 @@ class Import(NamedTuple):
 def load_vae(
     path: str | Path, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
 ) -> SparseSDFVAE:
-    """The VAE of a checkpoint file or folder, in any known layout, ready for inference.
+    """The VAE of a checkpoint in any known layout, ready for inference.
 
-    Raises CheckpointError with the file and key where something is missing, unknown, misshapen or not finite.
+    `path` is a file, a folder that holds one, or hf://owner/name[@revision]/path on the Hugging Face hub. Raises
+    CheckpointError with the file and key where something is missing, unknown, misshapen or not finite.
     """
-    return import_checkpoint(Path(path)).vae.to(device=device, dtype=dtype).eval()
+    return import_checkpoint(path).vae.to(device=device, dtype=dtype).eval()
 
 
 def save_vae(vae: SparseSDFVAE, directory: Path, *, dtype: torch.dtype = torch.float32) -> None:
@@ -66,16 +77,48 @@ def save_vae(vae: SparseSDFVAE, directory: Path, *, dtype: torch.dtype = torch.f
 
 def save_weights(module: torch.nn.Module, path: Path, *, dtype: torch.dtype) -> None:
     state = {key: value.detach().to("cpu", dtype).contiguous() for key, value in module.state_dict().items()}
-    path.write_bytes(save(state))  # save_file reports a full disk as an error of its own kind
+    _write_safetensors(state, path)
 
 
-def import_checkpoint(path: Path) -> Import:
+def export_vae(vae: SparseSDFVAE, path: Path, *, layout: Layout) -> None:
+    """Weights for users of the original network or of its port to spconv, in float32.
+
+    A .safetensors file holds the state_dict; any other is what torch.save makes of {"vae": state_dict}, as published.
+    """
+    convolutions = {
+        name
+        for name, module in vae.named_modules()
+        if isinstance(module, SubMConv3d) or name.endswith("skip_connection")
+    }
+    state = {}
+    for key, value in vae.state_dict().items():
+        target, tensor = key, value.detach().to("cpu", torch.float32)
+        if key.rsplit(".", 1)[0] in convolutions:
+            target, tensor = _of_convolution(key, tensor, layout)
+        state[target] = tensor.contiguous()
+    if path.suffix == ".safetensors":
+        _write_safetensors(state, path)
+    else:
+        torch.save({"vae": state}, path)
+
+
+def _write_safetensors(state: State, path: Path) -> None:
+    path.touch()
+    mode = path.stat().st_mode  # what the user's umask asks for; save_file makes its own file, for the owner only
+    try:
+        save_file(state, path)
+    except SafetensorError as error:  # a full disk, for one
+        raise OSError(f"{path} can't be written ({error})") from error
+    path.chmod(mode)
+
+
+def import_checkpoint(path: str | Path) -> Import:
     """As load_vae, with an account of every key."""
-    file = path / WEIGHTS_FILE if path.is_dir() else path
+    file = _weights_file(local_path(path))
     state, ignored = _read_state(file)
     keys, renamed = [], {}
-    for source, tensor in state.items():
-        target, converted, transformation = _to_our_layout(source, tensor, file)
+    for source in list(state):
+        target, converted, transformation = _to_our_layout(source, state.pop(source).float(), file)
         if target in renamed:
             raise CheckpointError(f"{file}: {source} and another key both mean {target}; remove one of them")
         renamed[target] = converted
@@ -84,13 +127,26 @@ def import_checkpoint(path: Path) -> Import:
             raise CheckpointError(f"{file}: {source} holds NaN or infinity; the file is damaged, fetch it again")
         keys.append(ImportedKey(source, target, tuple(converted.shape), transformation, norm))
     config = _read_architecture(renamed, file)
-    vae = SparseSDFVAE(config)
+    with torch.device("meta"):  # the weights are those of the file: none are drawn, none are copied
+        vae = SparseSDFVAE(config)
     _check_keys(renamed, vae, file)
-    vae.load_state_dict(renamed)
-    return Import(vae, keys, ignored)
+    vae.load_state_dict(renamed, assign=True)
+    return Import(vae, file, keys, ignored)
 
 
-def _read_state(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _weights_file(path: Path) -> Path:
+    if not path.is_dir():
+        return path
+    if (path / WEIGHTS_FILE).is_file():
+        return path / WEIGHTS_FILE
+    files = sorted(file.name for file in path.iterdir() if file.suffix in SUFFIXES)
+    if len(files) != 1:
+        found = ", ".join(files) or "none"
+        raise CheckpointError(f"{path}: expected {WEIGHTS_FILE} or one file of weights, found {found}; name the file")
+    return path / files[0]
+
+
+def _read_state(file: Path) -> tuple[State, dict[str, str]]:
     if not file.is_file():
         raise CheckpointError(
             f"{file}: no such checkpoint; set import_vae.checkpoint to a file or folder of VAE weights"
@@ -98,20 +154,28 @@ def _read_state(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         if file.suffix == ".safetensors":
             content: Any = load_file(file)
+        elif is_zipfile(file):
+            content = torch.load(file, map_location="cpu", weights_only=True)
         else:
-            content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+            raise ValueError("no zip archive, which torch.save writes")
     except (OSError, SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
         reason = str(error).strip().split("\n")[0]
         raise CheckpointError(f"{file}: not a readable checkpoint ({reason}); fetch it again") from error
     ignored = {}
     if isinstance(content, dict) and isinstance(content.get("vae"), dict):
-        ignored = {key: "not part of the VAE" for key in content if key != "vae"}
+        ignored = {str(key): "not part of the VAE" for key in content if key != "vae"}
         content = content["vae"]
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise CheckpointError(
             f"{file}: expected a state_dict, or one under the key 'vae', got {type(content).__name__}"
         )
-    return {key: value.float() for key, value in content.items()}, ignored
+    if "quantizer.codebook" in content:
+        ignored["quantizer.codebook"] = "the codebook of a tokenizer"
+        content = {key.removeprefix("vae."): value for key, value in content.items() if key.startswith("vae.")}
+    for key, value in content.items():
+        if not value.is_floating_point():
+            raise CheckpointError(f"{file}: {key} is {value.dtype}; expected float32, float16 or bfloat16 weights")
+    return dict(content), ignored
 
 
 def _to_our_layout(key: str, tensor: Tensor, file: Path) -> tuple[str, Tensor, str]:
@@ -128,6 +192,18 @@ def _to_our_layout(key: str, tensor: Tensor, file: Path) -> tuple[str, Tensor, s
     if key.endswith(".conv.kernel"):
         raise CheckpointError(f"{file}: {key} has shape {list(tensor.shape)}; expected [27, in, out] or [in, out]")
     return target, tensor, "as it is"
+
+
+def _of_convolution(key: str, tensor: Tensor, layout: Layout) -> tuple[str, Tensor]:
+    """Name and tensor of one of our convolutions' parameters in another layout: the inverse of _to_our_layout."""
+    stem, leaf = key.rsplit(".", 1)
+    if leaf == "bias":
+        return f"{stem}.conv.bias", tensor
+    if layout == "spconv":
+        return f"{stem}.conv.weight", tensor if tensor.ndim == 5 else tensor[:, None, None, None]
+    if tensor.ndim == 5:
+        return f"{stem}.conv.kernel", tensor.permute(3, 2, 1, 4, 0).flatten(0, 2)
+    return f"{stem}.conv.kernel", tensor.T
 
 
 def _read_architecture(state: dict[str, Tensor], file: Path) -> VAEConfig:

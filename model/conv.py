@@ -1,16 +1,14 @@
 """Submanifold 3^3 convolution: the output lives on the input's voxels.
 
-One module, one autograd function. On CUDA the products with the kernel are spconv's implicit-GEMM kernels; on the CPU,
-where spconv's forward races between threads and its backward needs a CUDA stream, they are gathers and matrix products
-in torch over spconv's rulebook. The gradient of the input is the same convolution with the kernel mirrored. The
-gradient of the kernel is gathered on both: spconv's kernel for it is slow at the few channels of the finest levels.
+One module, one autograd function over spconv's neighbour search. On CUDA each product is a fused kernel of our own
+(model.conv_cuda); on the CPU, where spconv's forward races between threads and its backward needs a CUDA stream, it is
+a gather and a matrix product in torch. The gradient of the input is the same convolution with the kernel mirrored.
 """
 
 import math
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from spconv.core import ConvAlgo
@@ -29,9 +27,8 @@ GEOMETRY = {
     "dilation": [1] * 3,
     "out_padding": [0] * 3,
 }
-COLUMN_ELEMENTS = {"cpu": 2**23, "cuda": 2**26}  # gathered at a time: 32 MB of float32, 128 MB of float16
-ALL_OFFSETS = np.array([0xFFFFFFFF], np.uint32)  # spconv may split a kernel in two; this is the mask of one piece
-ROWS_PER_PRODUCT = 4096  # long thin products are summed from pieces, which fill a GPU and lose less to rounding
+COLUMN_ELEMENTS = 2**23  # gathered at a time: 32 MB of float32
+ROWS_PER_PRODUCT = 4096  # long thin products are summed from pieces, which lose less to rounding
 
 
 class SubMConv3d(nn.Module):
@@ -52,112 +49,44 @@ class SubMConv3d(nn.Module):
             dtype = torch.get_autocast_dtype(feats.device.type)
             feats, weight = feats.to(dtype), weight.to(dtype)
         num_outputs = len(x.grid) if num_outputs is None else num_outputs
-        product = _Convolution.apply(feats, weight, x.grid, num_outputs)
+        product = _Convolution.apply(feats, weight, neighbour_table(x.grid.whole), num_outputs)
         return SparseTensor.on(x.grid.leading(num_outputs), product + self.bias.to(product.dtype))
 
 
 class _Convolution(torch.autograd.Function):
+    """Rows of the inputs and of the outputs are leading rows of the neighbour table; others count as absent."""
+
     @staticmethod
-    def forward(ctx: Any, feats: Tensor, weight: Tensor, grid: Grid, num_outputs: int) -> Tensor:
-        ctx.save_for_backward(feats, weight)
-        ctx.grid = grid
-        return _convolve(feats, weight, rulebook(grid, len(grid), num_outputs))
+    def forward(ctx: Any, feats: Tensor, weight: Tensor, neighbours: Tensor, num_outputs: int) -> Tensor:
+        ctx.save_for_backward(feats, weight, neighbours)
+        return _convolve(feats, weight, neighbours, num_outputs)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        feats, weight = ctx.saved_tensors
-        num_inputs, num_outputs = len(feats), len(grad_output)
+        feats, weight, neighbours = ctx.saved_tensors
         grad_feats = grad_weight = None
         if ctx.needs_input_grad[0]:  # what a voxel gave at offset k, it gets back from its neighbour at -k
             mirrored = weight.flip(1, 2, 3).permute(4, 1, 2, 3, 0)
-            grad_feats = _convolve(grad_output, mirrored, rulebook(ctx.grid, num_outputs, num_inputs))
+            grad_feats = _convolve(grad_output, mirrored, neighbours, len(feats))
         if ctx.needs_input_grad[1]:
-            forward_rules = rulebook(ctx.grid, num_inputs, num_outputs)
-            grad_weight = _kernel_gradient(feats, grad_output, forward_rules).reshape(weight.shape).to(weight.dtype)
+            grad_weight = _kernel_gradient(feats, grad_output, neighbours).reshape(weight.shape).to(weight.dtype)
         return grad_feats, grad_weight, None, None
-
-
-class Rulebook(NamedTuple):
-    """What each output row reads: its neighbours' input rows, by kernel offset (x slowest, as in the weight)."""
-
-    neighbours: Int[Tensor, "27 num_outputs"]  # int32; -1 where there is none
-    masks: Int[Tensor, "num_outputs 1"] | None = None  # on CUDA: int32, bit k says that offset k has a neighbour
-    order: Int[Tensor, " num_outputs"] | None = None  # on CUDA: int32, rows of like masks next to each other
-
-
-def rulebook(grid: Grid, num_inputs: int, num_outputs: int) -> Rulebook:
-    """Of the leading rows of a grid. All of them stem from one search for neighbours, made once per grid."""
-    grid = grid.whole
-    books = grid.rulebooks
-    everything = len(grid), len(grid)
-    if everything not in books:
-        books[everything] = _search_on_cuda(grid) if grid.coords.is_cuda else _search_on_cpu(grid)
-    if (num_inputs, num_outputs) not in books:
-        neighbours = books[everything].neighbours[:, :num_outputs]
-        if num_inputs < len(grid):
-            neighbours = torch.where(neighbours < num_inputs, neighbours, -1)
-        books[num_inputs, num_outputs] = _with_masks(neighbours.contiguous())
-    return books[num_inputs, num_outputs]
-
-
-def _search_on_cpu(grid: Grid) -> Rulebook:
-    _, pairs, counts = spconv_ops.get_indice_pairs(
-        grid.coords, grid.num_shapes, [grid.extent] * 3, ConvAlgo.Native, **GEOMETRY, subm=True
-    )
-    table = torch.full((NUM_OFFSETS, len(grid)), -1, dtype=torch.int32)
-    centre = NUM_OFFSETS // 2
-    table[centre] = torch.arange(len(grid), dtype=torch.int32)
-    for offset in range(centre):  # spconv counts only the first half; the second is its mirror image
-        inputs, outputs = pairs[:, offset, : int(counts[offset])]
-        table[offset, outputs.long()] = inputs
-        table[NUM_OFFSETS - 1 - offset, inputs.long()] = outputs
-    return Rulebook(table)
-
-
-def _search_on_cuda(grid: Grid) -> Rulebook:
-    result = spconv_ops.get_indice_pairs_implicit_gemm(
-        grid.coords,
-        grid.num_shapes,
-        [grid.extent] * 3,
-        ConvAlgo.MaskImplicitGemm,
-        **GEOMETRY,
-        subm=True,
-        is_train=False,
-    )
-    return Rulebook(result[2], result[4][0], result[6][0])
-
-
-def _with_masks(neighbours: Int[Tensor, "27 num_outputs"]) -> Rulebook:
-    if not neighbours.is_cuda:
-        return Rulebook(neighbours)
-    bits = torch.arange(NUM_OFFSETS, dtype=torch.int32, device=neighbours.device)
-    masks = ((neighbours >= 0).int() << bits[:, None]).sum(0, dtype=torch.int32)
-    return Rulebook(neighbours, masks[:, None], masks.argsort().int())
 
 
 def _convolve(
     feats: Float[Tensor, "num_inputs in_channels"],
     weight: Float[Tensor, "out_channels 3 3 3 in_channels"],
-    rules: Rulebook,
+    neighbours: Int[Tensor, "27 num_rows"],
+    num_outputs: int,
 ) -> Float[Tensor, "num_outputs out_channels"]:
-    num_outputs = rules.neighbours.shape[1]
     if feats.is_cuda:
-        return spconv_ops.implicit_gemm(
-            feats.contiguous(),
-            weight.contiguous(),
-            rules.neighbours,
-            [rules.masks],
-            [rules.order],
-            num_outputs,
-            [ALL_OFFSETS],
-            is_train=False,
-            is_subm=True,
-            fp32_accum=True,
-        )[0]
+        from model.conv_cuda import convolve
+
+        return convolve(feats, weight, neighbours, num_outputs)
     kernel = weight.flatten(1).T
     output = feats.new_empty(num_outputs, len(weight))
-    for rows, columns in _columns(feats, rules):
+    for rows, columns in _columns(feats, neighbours, num_outputs):
         torch.mm(columns, kernel, out=output[rows])
     return output
 
@@ -165,12 +94,16 @@ def _convolve(
 def _kernel_gradient(
     feats: Float[Tensor, "num_inputs in_channels"],
     grad_output: Float[Tensor, "num_outputs out_channels"],
-    rules: Rulebook,
+    neighbours: Int[Tensor, "27 num_rows"],
 ) -> Float[Tensor, "out_channels 27*in_channels"]:
     """Sum over voxels of output gradient times gathered neighbourhood, in float32 or more."""
+    if feats.is_cuda:
+        from model.conv_cuda import kernel_gradient
+
+        return kernel_gradient(feats, grad_output, neighbours)
     dtype = torch.promote_types(feats.dtype, torch.float32)
-    total = torch.zeros(grad_output.shape[1], NUM_OFFSETS * feats.shape[1], dtype=dtype, device=feats.device)
-    for rows, columns in _columns(feats, rules):
+    total = torch.zeros(grad_output.shape[1], NUM_OFFSETS * feats.shape[1], dtype=dtype)
+    for rows, columns in _columns(feats, neighbours, len(grad_output)):
         grads = grad_output[rows].T
         whole = len(columns) // ROWS_PER_PRODUCT * ROWS_PER_PRODUCT
         pieces = torch.bmm(
@@ -183,20 +116,48 @@ def _kernel_gradient(
 
 
 def _columns(
-    feats: Float[Tensor, "num_inputs channels"], rules: Rulebook
+    feats: Float[Tensor, "num_inputs channels"], neighbours: Int[Tensor, "27 num_rows"], num_outputs: int
 ) -> Iterator[tuple[slice, Float[Tensor, "num_rows 27*channels"]]]:
     """Blocks of output rows, the features of each one's 27 neighbours side by side; absent neighbours are zeros."""
     num_inputs, channels = feats.shape
-    num_outputs = rules.neighbours.shape[1]
     padded = torch.nn.functional.pad(feats, (0, 0, 0, 1))
-    block = max(ROWS_PER_PRODUCT, COLUMN_ELEMENTS[feats.device.type] // (NUM_OFFSETS * channels))
+    block = max(ROWS_PER_PRODUCT, COLUMN_ELEMENTS // (NUM_OFFSETS * channels))
     for start in range(0, num_outputs, block):
         rows = slice(start, min(start + block, num_outputs))
-        present = rules.neighbours[:, rows].T
-        index = torch.where(present < 0, num_inputs, present).flatten()
+        index = neighbours[:, rows].T
+        index = torch.where(index < 0, num_inputs, index).clamp_(max=num_inputs).flatten()
         yield rows, padded.index_select(0, index).view(-1, NUM_OFFSETS * channels)
 
 
 def neighbour_table(grid: Grid) -> Int[Tensor, "27 num_voxels"]:
-    """Row of the voxel at each kernel offset (x slowest, as in the weight), or -1 where there is none."""
-    return rulebook(grid, len(grid), len(grid)).neighbours
+    """Row of the voxel at each kernel offset (x slowest, as in the weight), or -1 where there is none; int32."""
+    if grid.neighbours is None:
+        grid.neighbours = _search_on_cuda(grid) if grid.coords.is_cuda else _search_on_cpu(grid)
+    return grid.neighbours
+
+
+def _search_on_cpu(grid: Grid) -> Int[Tensor, "27 num_voxels"]:
+    _, pairs, counts = spconv_ops.get_indice_pairs(
+        grid.coords, grid.num_shapes, [grid.extent] * 3, ConvAlgo.Native, **GEOMETRY, subm=True
+    )
+    table = torch.full((NUM_OFFSETS, len(grid)), -1, dtype=torch.int32)
+    centre = NUM_OFFSETS // 2
+    table[centre] = torch.arange(len(grid), dtype=torch.int32)
+    for offset in range(centre):  # spconv counts only the first half; the second is its mirror image
+        inputs, outputs = pairs[:, offset, : int(counts[offset])]
+        table[offset, outputs.long()] = inputs
+        table[NUM_OFFSETS - 1 - offset, inputs.long()] = outputs
+    return table
+
+
+def _search_on_cuda(grid: Grid) -> Int[Tensor, "27 num_voxels"]:
+    return spconv_ops.get_indice_pairs_implicit_gemm(
+        grid.coords,
+        grid.num_shapes,
+        [grid.extent] * 3,
+        ConvAlgo.MaskImplicitGemm,
+        **GEOMETRY,
+        subm=True,
+        is_train=False,
+        do_sort=False,
+    )[2]

@@ -1,6 +1,7 @@
 """What is minimised: reconstruction where the decoder's voxels meet the input's, and the sign everywhere else."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, NamedTuple
 
 import torch
@@ -16,7 +17,7 @@ Recon = Literal["l1", "l2", "l1+l2"]
 
 @dataclass(frozen=True)
 class SDFTarget:
-    """What the decoder shall put out for a batch, and the plan by which it computes just that.
+    """What the decoder shall put out for a batch.
 
     The decoder can subdivide every latent voxel into all its 8^3 children, far more than its input has. The recipe
     compares where both meet, in the band; `beyond` are children outside it, of all latent voxels or of some.
@@ -24,20 +25,18 @@ class SDFTarget:
 
     band: SparseTensor  # stored SDF, |value| < 1; this is also the encoder's input
     beyond: SparseTensor  # +1 outside, -1 inside
-    plan: DecodePlan  # decodes the voxels of `band`, then those of `beyond`
 
-    @staticmethod
-    def of(band: SparseTensor, beyond: SparseTensor) -> "SDFTarget":
-        """Raises ValueError where a voxel beyond the band is no child of a latent voxel."""
-        latents = band.grid.pooled(NUM_LEVELS)
-        plan = plan_decode(latents, torch.cat([band.coords, beyond.coords]), num_levels=NUM_LEVELS)
-        return SDFTarget(band, beyond, plan)
+    @cached_property
+    def plan(self) -> DecodePlan:
+        """Decodes the voxels of `band`, then those of `beyond`. ValueError where one is no child of a latent voxel."""
+        wanted = torch.cat([self.band.coords, self.beyond.coords])
+        return plan_decode(self.band.grid.pooled(NUM_LEVELS), wanted, num_levels=NUM_LEVELS)
 
     def to(self, device: torch.device | str) -> "SDFTarget":
-        return SDFTarget(self.band.to(device), self.beyond.to(device), self.plan.to(device))
+        return SDFTarget(self.band.to(device), self.beyond.to(device))
 
     def pin_memory(self) -> "SDFTarget":
-        return SDFTarget(self.band.pin_memory(), self.beyond.pin_memory(), self.plan.pin_memory())
+        return SDFTarget(self.band.pin_memory(), self.beyond.pin_memory())
 
 
 class Reconstruction(NamedTuple):

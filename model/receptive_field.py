@@ -2,8 +2,8 @@
 
 The decoder turns every latent voxel into 8^3 voxels, three to four times what the band has. Going backwards from the
 wanted voxels, each 3^3 convolution needs one ring more and each subdivision the parents. Values and gradients are those
-of the full decode, for a part of its time and memory. The plan follows from coordinates alone, so a data loader can
-make it. All sets are bit masks over the bricks of the latent voxels: no sorting, no hashing.
+of the full decode, for a part of its time and memory. The plan follows from coordinates alone, so it can be made while
+the network works on the batch before. Sets are masks over the bricks of the latent voxels: no sorting, no hashing.
 """
 
 from dataclasses import dataclass
@@ -33,24 +33,12 @@ class Subdivision(NamedTuple):
     children: Grid  # the second convolution's input
     num_outputs: int  # leading rows of `children`; the second convolution's output
 
-    def to(self, device: torch.device | str) -> "Subdivision":
-        return self._replace(slot=self.slot.to(device, non_blocking=True), children=self.children.to(device))
-
-    def pin_memory(self) -> "Subdivision":
-        return self._replace(slot=self.slot.pin_memory(), children=self.children.pin_memory())
-
 
 @dataclass(frozen=True)
 class DecodePlan:
     """The subdivisions from the latent voxels to the wanted ones, which are the rows of the result, in their order."""
 
     subdivisions: tuple[Subdivision, ...]
-
-    def to(self, device: torch.device | str) -> "DecodePlan":
-        return DecodePlan(tuple(step.to(device) for step in self.subdivisions))
-
-    def pin_memory(self) -> "DecodePlan":
-        return DecodePlan(tuple(step.pin_memory() for step in self.subdivisions))
 
 
 def subdivide(x: SparseTensor, step: Subdivision) -> SparseTensor:

@@ -1,14 +1,13 @@
 """Sparse voxel tensors: features on a set of voxels, and everything that follows from the coordinates alone.
 
 Features change at every layer, coordinates only where the network pools or subdivides. A `Grid` therefore holds what
-depends on coordinates (rulebook, attention windows, parents, children), each made when first asked for and then
+depends on coordinates (neighbours, attention windows, parents, children), each made when first asked for and then
 shared by every tensor on that grid.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -50,6 +49,7 @@ class Grid:
             num_shapes, extent = highest[0] + 1, max(highest[1:]) + 1
         self.num_shapes = num_shapes
         self.extent = extent  # every x, y and z is below it
+        self.neighbours: Tensor | None = None  # [27, num_voxels], found by model.conv when first asked for
         self._whole: Grid | None = None
 
     def __len__(self) -> int:
@@ -61,7 +61,7 @@ class Grid:
         return self if self._whole is None else self._whole
 
     def leading(self, num_voxels: int) -> "Grid":
-        """The first rows as a grid that shares the rulebook of the whole."""
+        """The first rows as a grid that shares the neighbour table of the whole."""
         if num_voxels == len(self):
             return self
         part = Grid(self.coords[:num_voxels], num_shapes=self.num_shapes, extent=self.extent)
@@ -69,19 +69,11 @@ class Grid:
         return part
 
     def to(self, device: torch.device | str) -> "Grid":
-        return self._mapped(lambda tensor: tensor.to(device, non_blocking=True))
+        return Grid(self.coords.to(device, non_blocking=True), num_shapes=self.num_shapes, extent=self.extent)
 
     def pin_memory(self) -> "Grid":
         """Page-locked copies, from which .to("cuda") does not wait."""
-        return self._mapped(torch.Tensor.pin_memory)
-
-    def _mapped(self, move: Callable[[Tensor], Tensor]) -> "Grid":
-        """A copy on other memory, with the pooling where it is known: the one thing here that needs a sort."""
-        grid = Grid(move(self.coords), num_shapes=self.num_shapes, extent=self.extent)
-        if "pooling" in self.__dict__:
-            coarse, slot, num_children = self.pooling
-            grid.pooling = Pooling(coarse._mapped(move), move(slot), move(num_children))
-        return grid
+        return Grid(self.coords.pin_memory(), num_shapes=self.num_shapes, extent=self.extent)
 
     @cached_property
     def keys(self) -> Int[Tensor, " num_voxels"]:
@@ -139,11 +131,6 @@ class Grid:
 
     @cached_property
     def _windows(self) -> dict[tuple[int, int], Windows]:
-        return {}
-
-    @cached_property
-    def rulebooks(self) -> dict[tuple[int, int], Any]:
-        """Filled by model.conv, which alone knows what is in it."""
         return {}
 
 

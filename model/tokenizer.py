@@ -2,9 +2,11 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -15,39 +17,60 @@ from safetensors.torch import load_file
 
 from model.checkpoint import save_weights
 from model.errors import InputError
+from model.hub import local_path
+from model.model_card import model_card
 from model.quantizer import VectorQuantizer, nearest_codes
 from model.sdf import SparseSDF, extract_mesh, voxelize
-from model.sparse import Grid, from_arrays
-from model.vae import SparseSDFVAE, VAEConfig
+from model.sdf.grid import Mode
+from model.sparse import Grid, batch_tensors, from_arrays
+from model.tokens import Tokens, Vocabulary
+from model.vae import DOWNSAMPLING, SparseSDFVAE, VAEConfig
 from model.vqvae import VQVAE
+
+__all__ = ["ShapeTokenizer", "Tokens"]
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """A shape as integers: one code per occupied latent voxel, and the affine back to the mesh's own frame."""
-
-    coords: Int[np.ndarray, "num_tokens 3"]  # int32, latent voxels of 8^3 voxels each, in C order
-    indices: Int[np.ndarray, " num_tokens"]  # int64, rows of the codebook
-    center: Float[np.ndarray, "3"]  # world = cube * scale + center
-    scale: float
-    fingerprint: str  # of the tokenizer that made them
-
-    def __len__(self) -> int:
-        return len(self.indices)
+CARD_FILE = "README.md"
+GRID_KEYS = ("resolution", "truncation_voxels", "mode", "max_bad_flip_ratio")
 
 
 class ShapeTokenizer:
-    def __init__(self, vqvae: VQVAE, *, resolution: int, truncation_voxels: float):
+    """Meshes in any frame to integers, and integers back to meshes.
+
+    The same shape gives the same tokens for any number of threads, batch and device, except at rounding ties: a latent
+    whose two nearest codes are equally far to about 1e-5 of the distance may get either.
+    """
+
+    def __init__(
+        self,
+        vqvae: VQVAE,
+        *,
+        resolution: int,
+        truncation_voxels: float,
+        mode: Mode | Literal["auto"] = "solid",
+        max_bad_flip_ratio: float = 0.03,
+    ):
+        """How meshes are voxelised is as model.sdf.voxelize says, and should be what the network was trained with."""
         self.vqvae = vqvae.eval()
         self.resolution = resolution
         self.truncation_voxels = truncation_voxels
+        self.mode: Mode | Literal["auto"] = mode
+        self.max_bad_flip_ratio = max_bad_flip_ratio
 
     @property
     def device(self) -> torch.device:
         return self.vqvae.quantizer.codebook.device
+
+    @property
+    def grid_options(self) -> dict[str, Any]:
+        """What model.sdf.voxelize takes to make this tokenizer's grids."""
+        return {key: getattr(self, key) for key in GRID_KEYS}
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """Of the flat sequences; vocabulary.size is what a language model needs to know."""
+        return Vocabulary(len(self.vqvae.quantizer.codebook), self.resolution // DOWNSAMPLING)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -59,76 +82,143 @@ class ShapeTokenizer:
         return digest.hexdigest()[:16]
 
     @staticmethod
-    def from_pretrained(directory: str | Path, *, device: torch.device | str = "cpu") -> "ShapeTokenizer":
-        """A tokenizer that save_pretrained wrote. Raises InputError naming the file that is missing or damaged."""
-        directory = Path(directory)
+    def from_pretrained(path: str | Path, *, device: torch.device | str = "cpu") -> "ShapeTokenizer":
+        """A tokenizer that save_pretrained wrote: a folder, or hf://owner/name[@revision] on the Hugging Face hub.
+
+        Raises InputError naming the file that is missing or damaged.
+        """
+        directory = local_path(path)
         try:
             config = json.loads((directory / CONFIG_FILE).read_text())
             state = load_file(directory / WEIGHTS_FILE)
             vqvae = VQVAE(SparseSDFVAE(VAEConfig(**config["vae"])), VectorQuantizer(**config["codebook"]))
             vqvae.load_state_dict(state)
-            resolution, truncation_voxels = config["resolution"], config["truncation_voxels"]
+            grid = {key: config[key] for key in GRID_KEYS}
         except (OSError, SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
             reason = " ".join(f"{type(error).__name__}: {error}".split())
-            raise InputError(f"{directory}: not a saved tokenizer ({reason}); run dvc repro stage2") from error
-        tokenizer = ShapeTokenizer(vqvae, resolution=resolution, truncation_voxels=truncation_voxels)
+            raise InputError(
+                f"{directory}: not a saved tokenizer ({reason}); run dvc repro stage2, or name another: a folder or "
+                "hf://owner/name"
+            ) from error
+        tokenizer = ShapeTokenizer(vqvae, **grid)
         tokenizer.vqvae.to(device)
         return tokenizer
 
-    def save_pretrained(self, directory: str | Path) -> None:
-        """config.json and model.safetensors (float32)."""
+    def save_pretrained(self, directory: str | Path, metrics: Mapping[str, Mapping[str, Any]] | None = None) -> None:
+        """config.json, model.safetensors (float32) and a model card, README.md: a folder that the hub takes as it is.
+
+        `metrics` are the figures of the card, by row and name, as in metrics/evaluate.json.
+        """
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         size, dim = self.vqvae.quantizer.codebook.shape
         config = {
             "vae": asdict(self.vqvae.vae.config),
             "codebook": {"size": size, "dim": dim},
-            "resolution": self.resolution,
-            "truncation_voxels": self.truncation_voxels,
+            **self.grid_options,
         }
         (directory / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
         save_weights(self.vqvae, directory / WEIGHTS_FILE, dtype=torch.float32)
+        card = model_card(config, vocabulary=self.vocabulary, fingerprint=self.fingerprint, metrics=metrics or {})
+        (directory / CARD_FILE).write_text(card)
+
+    def encode(self, shape: trimesh.Trimesh | SparseSDF) -> Tokens:
+        """Tokens of a mesh in any frame and scale, or of a grid that was voxelised before.
+
+        Raises InputError for what has no surface, no extent or no inside at this resolution.
+        """
+        return self.encode_batch([shape])[0]
 
     @torch.no_grad()
-    def encode(self, shape: trimesh.Trimesh | SparseSDF) -> Tokens:
-        """Tokens of a mesh in any frame and scale, or of a grid that was voxelised before."""
-        if isinstance(shape, trimesh.Trimesh):
-            shape = voxelize(
-                shape.vertices, shape.faces, resolution=self.resolution, truncation_voxels=self.truncation_voxels
+    def encode_batch(self, shapes: Sequence[trimesh.Trimesh | SparseSDF]) -> list[Tokens]:
+        """Tokens of each shape, the network running once for all; memory grows with the voxels of all of them."""
+        grids = [self.voxelize(shape) for shape in shapes]
+        tensors = [from_arrays(grid.coords, grid.sdf, extent=self.resolution) for grid in grids]
+        z_e = self.vqvae.encode(batch_tensors(tensors).to(self.device))
+        indices = nearest_codes(z_e.feats, self.vqvae.quantizer.codebook)
+        order = z_e.grid.keys.argsort()  # by shape, then in C order
+        coords, codes = z_e.coords[order].cpu().numpy(), indices[order].cpu().numpy()
+        ends = np.searchsorted(coords[:, 0], np.arange(len(grids) + 1))
+        return [
+            Tokens(
+                coords=coords[start:end, 1:],
+                indices=codes[start:end],
+                center=np.asarray(grid.center, np.float64),
+                scale=float(grid.scale),
+                fingerprint=self.fingerprint,
             )
+            for grid, start, end in zip(grids, ends[:-1], ends[1:], strict=True)
+        ]
+
+    def voxelize(self, shape: trimesh.Trimesh | SparseSDF) -> SparseSDF:
+        """The grid that encode works on; one that is given comes back if it is of this tokenizer's kind."""
+        if not isinstance(shape, SparseSDF):
+            if not isinstance(shape, trimesh.Trimesh):
+                raise InputError(
+                    f"got {type(shape).__name__}; expected trimesh.Trimesh or SparseSDF; load files with "
+                    "trimesh.load_mesh, and make one mesh of a scene with its to_mesh()"
+                )
+            shape = voxelize(shape.vertices, shape.faces, **self.grid_options, device=str(self.device))
         if (shape.resolution, shape.truncation_voxels) != (self.resolution, self.truncation_voxels):
             raise InputError(
                 f"the grid has resolution {shape.resolution} and truncation {shape.truncation_voxels} voxels, but this "
                 f"tokenizer was trained at {self.resolution} and {self.truncation_voxels}; voxelise it again"
             )
-        x = from_arrays(shape.coords, shape.sdf, extent=self.resolution).to(self.device)
-        z_e = self.vqvae.encode(x)
-        indices = nearest_codes(z_e.feats, self.vqvae.quantizer.codebook)
-        order = z_e.grid.keys.argsort()
-        return Tokens(
-            coords=z_e.coords[order, 1:].cpu().numpy(),
-            indices=indices[order].cpu().numpy(),
-            center=np.asarray(shape.center, np.float64),
-            scale=float(shape.scale),
-            fingerprint=self.fingerprint,
-        )
+        if not (shape.sdf < 0).any():
+            raise InputError(
+                f"no voxel is inside it at resolution {self.resolution}; expected a body at least a voxel thick; "
+                "close it or thicken it"
+            )
+        return shape
 
     @torch.no_grad()
     def decode(self, tokens: Tokens) -> trimesh.Trimesh:
-        """The mesh in its original frame. Raises InputError for tokens that are not this tokenizer's."""
+        """The mesh in its original frame; without faces where the decoded field changes sign nowhere.
+
+        The order of the tokens means nothing. Raises InputError for tokens that are not this tokenizer's.
+        """
+        self.check(tokens)
+        tokens = tokens.in_c_order()
+        coords = torch.from_numpy(np.pad(tokens.coords, ((0, 0), (1, 0))).astype(np.int32))
+        grid = Grid(coords.to(self.device), num_shapes=1, extent=self.resolution // DOWNSAMPLING)
+        indices = torch.from_numpy(tokens.indices.astype(np.int64)).to(self.device)
+        decoded = self.vqvae.decode_indices(indices, grid)
+        surface = extract_mesh(
+            decoded.coords[:, 1:].cpu().numpy(),
+            decoded.feats[:, 0].cpu().numpy(),
+            resolution=self.resolution,
+            device=str(self.device),
+        )
+        return trimesh.Trimesh(*surface.in_frame(tokens.center, tokens.scale), process=False)
+
+    def check(self, tokens: Tokens) -> None:
+        """Raise InputError for tokens of another tokenizer, and for codes and voxels that this one does not have."""
         if tokens.fingerprint != self.fingerprint:
             raise InputError(
                 f"the tokens come from tokenizer {tokens.fingerprint} but this is {self.fingerprint}; "
                 "decode them with the one that made them"
             )
-        coords = torch.from_numpy(np.pad(tokens.coords, ((0, 0), (1, 0))).astype(np.int32))
-        grid = Grid(coords.to(self.device), num_shapes=1, extent=self.resolution // 8)
-        decoded = self.vqvae.decode_indices(torch.from_numpy(tokens.indices).to(self.device), grid)
-        surface = extract_mesh(
-            decoded.coords[:, 1:].cpu().numpy(), decoded.feats[:, 0].cpu().numpy(), resolution=self.resolution
-        )
-        vertices = surface.vertices.astype(np.float64) * tokens.scale + tokens.center
-        return trimesh.Trimesh(vertices, surface.faces, process=False)
+        self.vocabulary.check(tokens)
 
-    def reconstruct(self, mesh: trimesh.Trimesh) -> trimesh.Trimesh:
+    def reconstruct(self, mesh: trimesh.Trimesh | SparseSDF) -> trimesh.Trimesh:
         return self.decode(self.encode(mesh))
+
+    def to_sequence(self, tokens: Tokens) -> list[int]:
+        """The shape as a flat sequence for a language model, as Vocabulary says; it carries no frame."""
+        self.check(tokens)
+        return self.vocabulary.flatten(tokens)
+
+    def from_sequence(
+        self,
+        sequence: Sequence[int] | Int[np.ndarray, " length"],
+        *,
+        center: Float[np.ndarray, "3"] | Sequence[float] = (0.0, 0.0, 0.0),
+        scale: float = 1.0,
+    ) -> Tokens:
+        """The inverse of to_sequence, in C order. Without center and scale the shape stays in the [-1, 1] cube.
+
+        A sequence does not say which tokenizer it is of: it is taken for this one's. Raises InputError with the place
+        where it is not a shape of this vocabulary.
+        """
+        codes = self.vocabulary.parse(sequence)
+        return Tokens(codes.coords, codes.indices, np.asarray(center), scale, self.fingerprint)

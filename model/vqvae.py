@@ -26,7 +26,7 @@ class VQVAE(nn.Module):
         if dim != vae.config.latent_channels:
             raise InputError(
                 f"latents have {vae.config.latent_channels} channels but codebook.dim is {dim}; "
-                f"set codebook.dim: {vae.config.latent_channels} in params.yaml"
+                "set codebook.dim: auto in params.yaml"
             )
         self.vae = vae
         self.quantizer = quantizer

@@ -1,6 +1,7 @@
 """Shapes from shards, in batches that follow from seed and step alone, so that a resumed run sees the same."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count, islice
 from typing import NamedTuple
@@ -72,12 +73,12 @@ def view_tensor(sdf: SparseSDF, coords: np.ndarray, values: np.ndarray, *, symme
 
 def sdf_target(sdf: SparseSDF) -> SDFTarget:
     """All voxels of one shape."""
-    return SDFTarget.of(view_tensor(sdf, sdf.coords, sdf.sdf), view_tensor(sdf, *sdf.beyond()))
+    return SDFTarget(view_tensor(sdf, sdf.coords, sdf.sdf), view_tensor(sdf, *sdf.beyond()))
 
 
 def collate(samples: Sequence[Sample]) -> ShapeBatch:
     names, bands, beyonds = zip(*samples, strict=True)
-    return ShapeBatch(names, SDFTarget.of(batch_tensors(list(bands)), batch_tensors(list(beyonds))))
+    return ShapeBatch(names, SDFTarget(batch_tensors(list(bands)), batch_tensors(list(beyonds))))
 
 
 def draw_views(
@@ -117,8 +118,25 @@ def load_batches(shards: Shards, params: ShapeTraining, *, start: int, device: t
         generator=torch.Generator(),  # or it would draw from the global one, and a resumed run see other noise
         pin_memory=device.type == "cuda",
     )
-    for batch in loader:
-        yield batch.to(device)
+    yield from _prepared_ahead(loader, device) if device.type == "cuda" else loader
+
+
+def _prepared_ahead(batches: Iterable[ShapeBatch], device: torch.device) -> Iterator[ShapeBatch]:
+    """Batches moved and planned on a stream of their own, while the network still works on the one before."""
+    stream = torch.cuda.Stream(device)
+    in_use: deque[tuple[torch.cuda.Event, ShapeBatch]] = deque()  # memory of a batch is free once its step has ended
+    for loaded in batches:
+        if len(in_use) > 1:
+            step_ended, _ = in_use.popleft()
+            stream.wait_event(step_ended)
+        with torch.cuda.stream(stream):
+            batch = loaded.to(device)
+            batch.target.plan  # noqa: B018  # made here, and kept
+        torch.cuda.current_stream(device).wait_stream(stream)
+        yield batch
+        step_ended = torch.cuda.Event()
+        step_ended.record()
+        in_use.append((step_ended, batch))
 
 
 def training_batches(

@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import asdict
-from pathlib import Path
 
 from model.checkpoint import Import, import_checkpoint, save_vae
 from model.errors import InputError
@@ -12,16 +11,15 @@ from tasks.stage import run_stage, whole_directory, write_whole
 
 
 def import_vae(settings: Settings) -> None:
-    source = Path(settings.import_vae.checkpoint)
+    source = settings.import_vae.checkpoint
     imported = import_checkpoint(source)
     latent_channels = imported.vae.config.latent_channels
-    if latent_channels != settings.codebook.dim:
+    if settings.codebook.dim not in ("auto", latent_channels):
         raise InputError(
             f"the VAE of import_vae.checkpoint ({source}) has {latent_channels} latent channels but codebook.dim is "
-            f"{settings.codebook.dim}; set codebook.dim: {latent_channels} in params.yaml"
+            f"{settings.codebook.dim}; set codebook.dim: auto in params.yaml"
         )
-    if zero_layers := all_zero_layers(imported):
-        print(f"all-zero layers: {', '.join(zero_layers)}")
+    zero_layers = all_zero_layers(imported)
     with whole_directory(VAE) as directory:
         save_vae(imported.vae, directory)
         report = {"keys": [asdict(key) for key in imported.keys], "ignored": imported.ignored}
@@ -33,7 +31,21 @@ def import_vae(settings: Settings) -> None:
         "num_all_zero_weights": len(zero_layers),
     }
     write_whole(METRICS / "import_vae.json", json.dumps(figures, indent=2) + "\n")
-    print(f"imported {figures['num_parameters']} parameters under {figures['num_keys']} keys from {source}")
+    print(report_table(imported))
+    for part, reason in imported.ignored.items():
+        print(f"ignored: {part} ({reason})")
+    print(f"all-zero layers: {', '.join(zero_layers) or 'none'}")
+    print(f"imported {figures['num_parameters']} parameters under {figures['num_keys']} keys from {imported.file}")
+
+
+def report_table(imported: Import) -> str:
+    """One line a key: what it was called, what it is called here, its shape, what was done to it, its norm."""
+    rows = [("from", "to", "shape", "transformation", "norm")] + [
+        (key.source, key.target, "x".join(map(str, key.shape)), key.transformation, f"{key.norm:.4g}")
+        for key in imported.keys
+    ]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
 
 def all_zero_layers(imported: Import) -> list[str]:

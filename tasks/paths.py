@@ -6,6 +6,7 @@ MESHES = Path("data/meshes")
 SDF = Path("data/sdf")
 SDF_SECONDS = Path("data/sdf_seconds.parquet")  # apart from data/sdf, whose bytes must not depend on the clock
 PRETRAINED = Path("artifacts/pretrain_vae")
+FETCHED = Path("artifacts/fetch_vae")
 VAE = Path("artifacts/vae")
 LATENTS = Path("artifacts/latents")
 CODEBOOK = Path("artifacts/codebook")

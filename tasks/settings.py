@@ -108,6 +108,10 @@ class PretrainVae(ShapeTraining):
     lambda_kl: NotNegative
 
 
+class FetchVae(Section):
+    source: Annotated[str, Field(pattern=r"^(hf://|https://huggingface\.co/)")]
+
+
 class ImportVae(Section):
     checkpoint: str
 
@@ -119,7 +123,7 @@ class Encode(Section):
 
 class Codebook(Section):
     size: Annotated[int, Field(ge=2)]
-    dim: Count
+    dim: Count | Literal["auto"]
     lambda_vq: Positive
 
 
@@ -156,6 +160,7 @@ class Settings(Section):
     fetch_meshes: FetchMeshes
     voxelize: Voxelize
     pretrain_vae: PretrainVae
+    fetch_vae: FetchVae
     import_vae: ImportVae
     encode: Encode
     codebook: Codebook
@@ -167,7 +172,7 @@ class Settings(Section):
     @model_validator(mode="after")
     def codes_fit_the_latents(self) -> Self:
         trained_here = Path(self.import_vae.checkpoint).is_relative_to(PRETRAINED)
-        if trained_here and self.codebook.dim != self.pretrain_vae.latent_channels:
+        if trained_here and self.codebook.dim not in ("auto", self.pretrain_vae.latent_channels):
             raise ValueError(
                 f"codebook.dim is {self.codebook.dim} but pretrain_vae.latent_channels is "
                 f"{self.pretrain_vae.latent_channels}; make them equal"

@@ -35,15 +35,18 @@ class VectorBatch:
 
 
 def stage1(settings: Settings) -> None:
-    params, size, dim = settings.stage1, settings.codebook.size, settings.codebook.dim
+    params, size = settings.stage1, settings.codebook.size
     device = pick_device()
     torch.manual_seed(params.seed)
     files = {split: latents_file(LATENTS, split) for split in ("train", "val")}
     cached = read_vectors(files["train"], max_per_shape=params.max_vectors_per_shape, seed=params.seed)
     vectors = cached.unique(dim=0).to(device)  # a pattern that every shape has must not draw all codes to itself
     heldout = read_vectors(files["val"], max_per_shape=None, seed=params.seed).to(device)
-    if vectors.shape[1] != dim:
-        raise InputError(f"latents have {vectors.shape[1]} channels but codebook.dim is {dim}; make them equal")
+    dim = vectors.shape[1]
+    if settings.codebook.dim not in ("auto", dim):
+        raise InputError(
+            f"latents have {dim} channels but codebook.dim is {settings.codebook.dim}; set codebook.dim: auto"
+        )
 
     inputs = [*files.values(), SDF / "index.parquet", *VAE.iterdir()]
     resume = ResumePoint("stage1", fingerprint([params, settings.codebook], inputs))

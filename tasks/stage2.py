@@ -56,11 +56,17 @@ def stage2(settings: Settings) -> None:
         description="stage2",
     )
     after = check()
-    tokenizer = ShapeTokenizer(vqvae, resolution=shards.resolution, truncation_voxels=shards.truncation_voxels)
-    with whole_directory(TOKENIZER) as directory:
-        tokenizer.save_pretrained(directory)
+    tokenizer = ShapeTokenizer(
+        vqvae,
+        resolution=shards.resolution,
+        truncation_voxels=shards.truncation_voxels,
+        mode=settings.voxelize.mode,
+        max_bad_flip_ratio=settings.voxelize.max_bad_flip_ratio,
+    )
     usage = heldout_usage(vqvae, shards, settings.encode.heldout_symmetries)
     figures = {"before": before, "after": after, "heldout": asdict(usage)}
+    with whole_directory(TOKENIZER) as directory:
+        tokenizer.save_pretrained(directory, figures)
     write_whole(METRICS / "stage2.json", json.dumps(figures, indent=2) + "\n")
     resume.clear()
     if after["val_l1"] >= before["val_l1"]:

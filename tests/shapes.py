@@ -39,7 +39,7 @@ def voxelized(mesh: trimesh.Trimesh, *, resolution: int = 32) -> SparseSDF:
 
 def as_target(sdf: SparseSDF) -> SDFTarget:
     """What a data loader makes of it, without the loader."""
-    return SDFTarget.of(
+    return SDFTarget(
         as_tensor(sdf.coords, sdf.sdf, extent=sdf.resolution), as_tensor(*sdf.beyond(), extent=sdf.resolution)
     )
 

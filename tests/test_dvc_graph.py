@@ -28,6 +28,7 @@ PLUMBING = {"model.errors", "tasks.paths", "tasks.progress", "tasks.settings", "
 # What each stage reads and writes, in the words of the code.
 READS = {
     "fetch_meshes": set(),
+    "fetch_vae": set(),
     "voxelize": {"${voxelize.meshes}"},
     "pretrain_vae": {paths.SDF},
     "import_vae": {"${import_vae.checkpoint}"},
@@ -46,6 +47,7 @@ READS = {
 }
 OUTS = {
     "fetch_meshes": {paths.MESHES},
+    "fetch_vae": {paths.FETCHED},
     "voxelize": {paths.SDF, paths.SDF_SECONDS},
     "pretrain_vae": {paths.PRETRAINED},
     "import_vae": {paths.VAE},
@@ -237,7 +239,7 @@ def test_stage_reads_and_writes_the_paths_of_the_code(stage: str):
     assert {entry for entry in STAGES[stage]["deps"] if not is_code(entry)} == {str(path) for path in READS[stage]}
     assert set(entries(stage, "outs")) == {str(path) for path in OUTS[stage]}
     assert set(entries(stage, "plots")) == {str(path) for path in PLOTS.get(stage, set())}
-    metrics = set() if stage == "fetch_meshes" else {str(paths.METRICS / f"{stage}.json")}
+    metrics = set() if stage in {"fetch_meshes", "fetch_vae"} else {str(paths.METRICS / f"{stage}.json")}
     assert set(entries(stage, "metrics")) == metrics
 
 
@@ -278,20 +280,25 @@ def upstreams_of_evaluate(root: Path, parameters: dict[str, dict[str, Any]]) -> 
 
 
 @pytest.mark.parametrize("own_meshes", [False, True])
-@pytest.mark.parametrize("own_vae", [False, True])
-def test_optional_upstreams_join_only_when_pointed_at(tmp_path: Path, own_meshes: bool, own_vae: bool):
+@pytest.mark.parametrize(
+    ("checkpoint", "vae_upstream"),
+    [("vae.safetensors", set()), (paths.PRETRAINED, {"pretrain_vae"}), (paths.FETCHED, {"fetch_vae"})],
+)
+def test_optional_upstreams_join_only_when_pointed_at(
+    tmp_path: Path, own_meshes: bool, checkpoint: str | Path, vae_upstream: set[str]
+):
     for file in DVC_FILES:
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / file, tmp_path / file)
     Repo.init(str(tmp_path), no_scm=True).close()
     parameters = yaml.safe_load((ROOT / "params.yaml").read_text())
     parameters["voxelize"]["meshes"] = "/somewhere/chairs" if own_meshes else str(paths.MESHES)
-    parameters["import_vae"]["checkpoint"] = "vae.safetensors" if own_vae else str(paths.PRETRAINED / "vae.safetensors")
+    parameters["import_vae"]["checkpoint"] = str(checkpoint)
 
     upstreams = upstreams_of_evaluate(tmp_path, parameters)
 
     assert ("fetch_meshes" in upstreams) == (not own_meshes)
-    assert ("pretrain_vae" in upstreams) == (not own_vae)
-    assert upstreams - {"fetch_meshes", "pretrain_vae"} == {
+    assert upstreams & {"pretrain_vae", "fetch_vae"} == vae_upstream
+    assert upstreams - {"fetch_meshes", "pretrain_vae", "fetch_vae"} == {
         "voxelize", "import_vae", "encode", "stage1", "gate", "stage2",
     }  # fmt: skip

@@ -27,10 +27,12 @@ def extract_mesh(
     *,
     resolution: int,
     iso_level: float = 0.0,
+    device: str = "cpu",
 ) -> Surface:
     """The surface where the SDF (positive outside, any unit) crosses `iso_level`; voxels must be unique, in any order.
 
-    Vertices are shared by all faces around them. Returns no vertices and no faces where nothing crosses.
+    Vertices are shared by all faces around them. Returns no vertices and no faces where nothing crosses. `device` is
+    where the kernels run: "cpu" or "cuda".
     """
     coords = np.ascontiguousarray(coords, np.int32)
     sdf = np.ascontiguousarray(sdf, np.float32).reshape(-1)
@@ -39,17 +41,18 @@ def extract_mesh(
     if len(coords) and (coords.min() < 0 or coords.max() >= resolution):
         raise ValueError(f"coords reach from {coords.min()} to {coords.max()}; expected 0 to {resolution - 1}")
     bricks_a_side = -(-resolution // BRICK_SIZE)
-    voxels = wp.array(coords, dtype=wp.vec3i, device="cpu")
-    slots = wp.full(bricks_a_side**3, -1, dtype=wp.int32, device="cpu")
-    wp.launch(_mark, len(coords), inputs=[voxels, bricks_a_side, slots], device="cpu")
+    voxels = wp.array(coords, dtype=wp.vec3i, device=device)
+    slots = wp.full(bricks_a_side**3, -1, dtype=wp.int32, device=device)
+    wp.launch(_mark, len(coords), inputs=[voxels, bricks_a_side, slots], device=device)
     table = slots.numpy()
     marked = np.flatnonzero(table == 0)
     table[marked] = np.arange(len(marked))
-    values = wp.full(len(marked) * BRICK_VOXELS, np.nan, dtype=wp.float32, device="cpu")
-    stored = wp.array(sdf, dtype=wp.float32, device="cpu")
-    wp.launch(_store, len(coords), inputs=[voxels, stored, bricks_a_side, slots, values], device="cpu")
+    slots = wp.array(table, dtype=wp.int32, device=device)
+    values = wp.full(len(marked) * BRICK_VOXELS, np.nan, dtype=wp.float32, device=device)
+    stored = wp.array(sdf, dtype=wp.float32, device=device)
+    wp.launch(_store, len(coords), inputs=[voxels, stored, bricks_a_side, slots, values], device=device)
     brick_coords = np.stack(np.unravel_index(marked, (bricks_a_side,) * 3), 1).astype(np.int32)
-    return extract_from_bricks(brick_coords, values.numpy(), resolution=resolution, iso_level=iso_level)
+    return extract_from_bricks(brick_coords, values.numpy(), resolution=resolution, iso_level=iso_level, device=device)
 
 
 def extract_from_bricks(
@@ -58,6 +61,7 @@ def extract_from_bricks(
     *,
     resolution: int,
     iso_level: float = 0.0,
+    device: str = "cpu",
 ) -> Surface:
     """As extract_mesh, from the 512 values of each brick in C order, float32; NaN where no voxel is stored."""
     bricks_a_side = -(-resolution // BRICK_SIZE)
@@ -65,27 +69,25 @@ def extract_from_bricks(
     table[tuple(brick_coords.T)] = np.arange(len(brick_coords))
 
     def send(array: np.ndarray, dtype: type) -> wp.array:
-        return wp.array(np.ascontiguousarray(array), dtype=dtype, device="cpu")
+        return wp.array(np.ascontiguousarray(array), dtype=dtype, device=device)
 
     def launch(kernel: wp.Kernel, *inputs: object) -> None:
-        wp.launch(kernel, num_lines, inputs=list(inputs), device="cpu")
+        wp.launch(kernel, num_lines, inputs=list(inputs), device=device)
 
     num_lines = len(brick_coords) * BRICK_SIZE**2
     grid = [send(brick_coords, wp.vec3i), bricks_a_side, send(table.reshape(-1), wp.int32)]
     field = [send(values, wp.float32), float(iso_level)]
-    cases = wp.zeros(len(values), dtype=wp.uint8, device="cpu")  # of the cell whose lowest corner the voxel is
-    cuts = wp.zeros(
-        len(values), dtype=wp.uint8, device="cpu"
-    )  # bit a: the edge from the voxel along axis a has a vertex
+    cases = wp.zeros(len(values), dtype=wp.uint8, device=device)  # of the cell whose lowest corner the voxel is
+    cuts = wp.zeros(len(values), dtype=wp.uint8, device=device)  # bit a: the edge along axis a has a vertex
     num_triangles = send(CASES.num_triangles, wp.int32)
-    triangles_of, vertices_of = (wp.zeros(num_lines, dtype=wp.int32, device="cpu") for _ in range(2))
+    triangles_of, vertices_of = (wp.zeros(num_lines, dtype=wp.int32, device=device) for _ in range(2))
     launch(_classify, *grid, *field, num_triangles, cases, triangles_of)
     launch(_cut_edges, *grid, *field, cases, cuts, vertices_of)
 
     num_faces, first_face = _starts(triangles_of)
     num_vertices, first_vertex = _starts(vertices_of)
-    vertices = wp.empty(num_vertices, dtype=wp.vec3, device="cpu")
-    faces = wp.empty(num_faces, dtype=wp.vec3i, device="cpu")
+    vertices = wp.empty(num_vertices, dtype=wp.vec3, device=device)
+    faces = wp.empty(num_faces, dtype=wp.vec3i, device=device)
     launch(_write_vertices, *grid, *field, cuts, first_vertex, 2.0 / resolution, vertices)
     tables = [num_triangles, send(CASES.triangles, wp.int32), send(EDGES, wp.int32)]
     launch(_write_faces, *grid, cases, cuts, first_vertex, first_face, *tables, faces)
@@ -96,7 +98,7 @@ def _starts(counts: wp.array) -> tuple[int, wp.array]:
     """How many there are, and the number of the first one of every line."""
     ends = counts.numpy().cumsum(dtype=np.int64)
     total = int(ends[-1]) if len(ends) else 0
-    return total, wp.array((ends - counts.numpy()).astype(np.int32), dtype=wp.int32, device="cpu")
+    return total, wp.array((ends - counts.numpy()).astype(np.int32), dtype=wp.int32, device=counts.device)
 
 
 @wp.func

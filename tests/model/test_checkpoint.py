@@ -1,16 +1,21 @@
 """Weights in every layout give the same network; every fault of a file is named."""
 
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
-from model.checkpoint import CheckpointError, import_checkpoint, load_vae, save_vae
+from model.checkpoint import CheckpointError, export_vae, import_checkpoint, load_vae, save_vae
+from model.quantizer import VectorQuantizer
 from model.sparse import SparseTensor
+from model.tokenizer import ShapeTokenizer
 from model.vae import SparseSDFVAE, VAEConfig
+from model.vqvae import VQVAE
 from tests.shapes import random_tensor, relative_error
 
 State = dict[str, torch.Tensor]
@@ -124,6 +129,78 @@ def test_half_precision_on_disk_is_near(vae: SparseSDFVAE, tmp_path: Path):
         assert relative_error(got, expected) < 1e-3
 
 
+@pytest.mark.parametrize("suffix", [".ckpt", ".safetensors"])
+@pytest.mark.parametrize("layout", ["published", "spconv"])
+def test_export_and_import_are_inverse_to_the_bit(vae: SparseSDFVAE, tmp_path: Path, layout: str, suffix: str):
+    """There and back from either side; what is written is what the tables above say, written out independently."""
+    exported = tmp_path / f"exported{suffix}"
+    export_vae(vae, exported, layout=layout)
+    assert_equal_states(load_vae(exported).state_dict(), vae.state_dict())
+    written = load_file(exported) if suffix == ".safetensors" else torch.load(exported, weights_only=True)["vae"]
+    assert_equal_states(written, {"published": published, "spconv": spconv_layout}[layout](vae))
+
+
+def test_a_wrong_axis_order_would_not_pass_for_the_right_one(vae: SparseSDFVAE, tmp_path: Path):
+    export_vae(vae, tmp_path / "vae.safetensors", layout="published")
+    state = load_file(tmp_path / "vae.safetensors")
+    kernel = state[FIRST_KERNEL]
+    state[FIRST_KERNEL] = kernel.view(3, 3, 3, *kernel.shape[1:]).transpose(0, 2).reshape(kernel.shape).contiguous()
+    save_file(state, tmp_path / "z_fastest.safetensors")
+    with pytest.raises(AssertionError):
+        assert_equal_states(load_vae(tmp_path / "z_fastest.safetensors").state_dict(), vae.state_dict())
+
+
+def assert_equal_states(got: State, expected: State) -> None:
+    assert got.keys() == expected.keys()
+    for key, value in expected.items():
+        assert got[key].dtype == value.dtype
+        assert torch.equal(got[key], value), key
+
+
+def test_a_folder_may_hold_one_file_of_weights_under_any_name(vae: SparseSDFVAE, tmp_path: Path):
+    write_published(vae, tmp_path)
+    assert_same_function(load_vae(tmp_path), vae)
+    write_spconv(vae, tmp_path)
+    with pytest.raises(CheckpointError, match=r"expected model\.safetensors or one file of weights, found published"):
+        load_vae(tmp_path)
+
+
+def test_a_tokenizer_holds_a_vae(vae: SparseSDFVAE, tmp_path: Path):
+    tokenizer = ShapeTokenizer(VQVAE(vae, VectorQuantizer(16, 4)), resolution=32, truncation_voxels=2.0)
+    tokenizer.save_pretrained(tmp_path)
+    imported = import_checkpoint(tmp_path)
+    assert_same_function(imported.vae, vae)
+    assert imported.ignored == {"quantizer.codebook": "the codebook of a tokenizer"}
+
+
+def test_saved_weights_can_be_read_by_those_who_read_other_files(vae: SparseSDFVAE, tmp_path: Path):
+    save_vae(vae, tmp_path)
+    (tmp_path / "other").touch()
+    assert (tmp_path / "model.safetensors").stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
+def test_half_precision_files_become_float32(vae: SparseSDFVAE, tmp_path: Path):
+    for dtype in (torch.float16, torch.bfloat16):
+        torch.save({"vae": {key: value.to(dtype) for key, value in published(vae).items()}}, tmp_path / "half.ckpt")
+        assert {p.dtype for p in load_vae(tmp_path / "half.ckpt").parameters()} == {torch.float32}
+
+
+def test_weights_take_memory_once(tmp_path: Path):
+    """A file of 75 MB; the stage may take 2.5 times a file of 150, the interpreter and its libraries included."""
+    torch.save({"vae": published(SparseSDFVAE(VAEConfig(512, 1, 8)))}, tmp_path / "large.ckpt")
+    program = f"""
+import resource
+from pathlib import Path
+from model.checkpoint import import_checkpoint, save_vae
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+before = peak()
+save_vae(import_checkpoint(Path({str(tmp_path / "large.ckpt")!r})).vae, Path({str(tmp_path / "ours")!r}))
+print(peak() - before)
+"""
+    finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert int(finished.stdout) < 1.5 * (tmp_path / "large.ckpt").stat().st_size
+
+
 def test_another_order_of_the_offsets_is_another_network(vae: SparseSDFVAE, tmp_path: Path):
     """What the order x, y, z of the flat kernel index means can be seen in the output: z fastest would be wrong."""
     state = published(vae)
@@ -198,6 +275,10 @@ def with_one(value: float) -> Callable[[torch.Tensor], torch.Tensor]:
         (put(FIRST_KERNEL, with_one(float("nan"))), r"out_layers\.0\.conv\.kernel holds NaN or infinity"),
         (put("decoder.out_layer.weight", with_one(float("inf"))), r"decoder\.out_layer\.weight holds NaN or infinity"),
         (put("decoder.input_layer.weight", lambda t: t[:63]), r"has 63 channels; expected a multiple of 64"),
+        (
+            put("decoder.out_layer.bias", lambda t: t.long()),
+            r"decoder\.out_layer\.bias is torch\.int64; expected float32",
+        ),
     ],
 )
 def test_a_faulty_key_is_named_with_its_file(vae: SparseSDFVAE, tmp_path: Path, change: Callable, message: str):

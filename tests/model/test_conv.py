@@ -81,7 +81,7 @@ def test_is_the_same_to_the_bit_from_run_to_run():
 def test_blocks_of_rows_change_nothing(monkeypatch):
     """Memory is bounded by blocks of rows, and those are summed in pieces; with small bounds there are many of both."""
     arguments = case(in_channels=8, out_channels=8)
-    monkeypatch.setattr(conv, "COLUMN_ELEMENTS", {"cpu": 27 * 8 * 50})
+    monkeypatch.setattr(conv, "COLUMN_ELEMENTS", 27 * 8 * 50)
     monkeypatch.setattr(conv, "ROWS_PER_PRODUCT", 16)
     for got, expected in zip(sparse(*arguments), dense(*arguments), strict=True):
         assert relative_error(got, expected) <= TOLERANCE
@@ -89,7 +89,7 @@ def test_blocks_of_rows_change_nothing(monkeypatch):
 
 def test_more_voxels_than_a_block_holds():
     arguments = case(in_channels=64, out_channels=4, extent=22)
-    assert len(arguments[0].coords) > conv.COLUMN_ELEMENTS["cpu"] // (27 * 64)
+    assert len(arguments[0].coords) > conv.COLUMN_ELEMENTS // (27 * 64)
     for got, expected in zip(sparse(*arguments), dense(*arguments), strict=True):
         assert relative_error(got, expected) <= TOLERANCE
 
@@ -140,7 +140,7 @@ def test_gradients_agree_with_differences_in_float64():
     assert torch.autograd.gradcheck(convolve, (feats, layer.weight), fast_mode=True)
 
 
-def test_one_rulebook_serves_every_layer_on_a_grid():
+def test_one_search_for_neighbours_serves_every_layer_on_a_grid():
     x = random_tensor(2)
     SubMConv3d(2, 2)(SubMConv3d(2, 2)(x))
     assert conv.neighbour_table(x.grid) is conv.neighbour_table(x.with_feats(x.feats * 2).grid)

@@ -12,7 +12,7 @@ def on(coords: list[list[int]], values: list[float]) -> SparseTensor:
 
 LINE = [[0, x, 0, 0] for x in range(6)]
 BAND, BEYOND = on([LINE[2], LINE[0]], [0.75, 0.5]), on([LINE[4], LINE[3], LINE[1]], [-1.0, -1.0, -1.0])
-TARGET = SDFTarget.of(BAND, BEYOND)
+TARGET = SDFTarget(BAND, BEYOND)
 DECODED = on([LINE[2], LINE[0], LINE[4], LINE[3], LINE[1]], [0.25, 0.5, -1.0, 1.0, -0.5])
 
 
@@ -60,7 +60,7 @@ def test_no_voxel_beyond_the_band_costs_nothing():
     """A wide band can fill its bricks."""
     nothing = SparseTensor.on(Grid(torch.zeros(0, 4, dtype=torch.int32), num_shapes=1, extent=6), torch.zeros(0, 1))
     decoded = SparseTensor(DECODED.coords[:2], DECODED.feats[:2])
-    fit = reconstruction_loss(decoded, SDFTarget.of(BAND, nothing), kind="l1")
+    fit = reconstruction_loss(decoded, SDFTarget(BAND, nothing), kind="l1")
     assert fit.outside == 0
     assert fit.recon == 0.25
 

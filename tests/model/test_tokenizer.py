@@ -2,10 +2,12 @@ import dataclasses
 import json
 from pathlib import Path
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
 import trimesh
+import yaml
 
 from model.errors import InputError
 from model.quantizer import VectorQuantizer
@@ -44,13 +46,6 @@ def tokens(tokenizer: ShapeTokenizer) -> Tokens:
     return tokenizer.encode(ring_and_box())
 
 
-def assert_same(first: Tokens, second: Tokens) -> None:
-    np.testing.assert_array_equal(first.coords, second.coords)
-    np.testing.assert_array_equal(first.indices, second.indices)
-    np.testing.assert_array_equal(first.center, second.center)
-    assert (first.scale, first.fingerprint) == (second.scale, second.fingerprint)
-
-
 # --- tokens ----------------------------------------------------------------------------------------------------------
 
 
@@ -65,11 +60,11 @@ def test_one_token_per_occupied_brick_in_c_order(tokens: Tokens):
 
 def test_tokens_are_the_same_every_time(tokenizer: ShapeTokenizer, tokens: Tokens):
     assert len(set(tokens.indices.tolist())) > 1
-    assert_same(tokenizer.encode(ring_and_box()), tokens)
+    assert tokenizer.encode(ring_and_box()) == tokens
 
 
 def test_a_grid_gives_the_tokens_of_its_mesh(tokenizer: ShapeTokenizer, tokens: Tokens):
-    assert_same(tokenizer.encode(voxelized(ring_and_box())), tokens)
+    assert tokenizer.encode(voxelized(ring_and_box())) == tokens
 
 
 def test_moving_and_scaling_a_mesh_changes_only_the_affine(tokenizer: ShapeTokenizer, tokens: Tokens):
@@ -81,6 +76,12 @@ def test_moving_and_scaling_a_mesh_changes_only_the_affine(tokenizer: ShapeToken
     np.testing.assert_array_equal(moved.indices, tokens.indices)
     assert moved.scale == pytest.approx(4 * tokens.scale)
     np.testing.assert_allclose(moved.center, 4 * tokens.center + [16, -8, 64], atol=1e-6)
+
+
+def assert_same_mesh(first: trimesh.Trimesh, second: trimesh.Trimesh) -> None:
+    assert len(first.faces) > 0
+    np.testing.assert_array_equal(first.vertices, second.vertices)
+    np.testing.assert_array_equal(first.faces, second.faces)
 
 
 # --- back to a mesh --------------------------------------------------------------------------------------------------
@@ -145,30 +146,85 @@ def test_a_saved_tokenizer_gives_the_same_tokens_and_the_same_mesh(
     tokenizer.save_pretrained(tmp_path / "tokenizer")
     loaded = ShapeTokenizer.from_pretrained(tmp_path / "tokenizer")
     assert (loaded.resolution, loaded.truncation_voxels) == (RESOLUTION, 2.0)
-    assert_same(loaded.encode(ring_and_box()), tokens)
+    assert loaded.encode(ring_and_box()) == tokens
     np.testing.assert_array_equal(loaded.decode(tokens).vertices, tokenizer.decode(tokens).vertices)
 
 
-def test_tokens_survive_as_plain_numbers(tokenizer: ShapeTokenizer, tokens: Tokens):
-    text = json.dumps(vars(tokens), default=np.ndarray.tolist)
-    fields = json.loads(text)
-    back = Tokens(
-        np.array(fields["coords"], np.int32),
-        np.array(fields["indices"]),
-        np.array(fields["center"]),
-        fields["scale"],
-        fields["fingerprint"],
-    )
-    assert_same(back, tokens)
-    np.testing.assert_array_equal(tokenizer.decode(back).vertices, tokenizer.decode(tokens).vertices)
+def test_a_saved_folder_explains_itself(tokenizer: ShapeTokenizer, tmp_path: Path):
+    tokenizer.save_pretrained(tmp_path, {"vae": {"cd_l1": 0.00946}, "codebook": {"stage2": {"usage": 0.5}}})
+    card = (tmp_path / "README.md").read_text()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["README.md", "config.json", "model.safetensors"]
+    assert yaml.safe_load(card.split("---")[1])["library_name"] == "shape-tokenizer"
+    assert f"`{tokenizer.fingerprint}`" in card
+    assert f"{tokenizer.vocabulary.size} integers, 2 octree levels" in card
+    assert "| | vae | codebook stage2 |" in card
+    assert "| cd_l1 | 0.00946 |  |" in card
+    assert "| usage |  | 0.5 |" in card
+    tokenizer.save_pretrained(tmp_path)
+    assert "None were given" in (tmp_path / "README.md").read_text()
+
+
+def test_a_model_of_the_hub_comes_from_its_cache_without_network(
+    tokenizer: ShapeTokenizer, tokens: Tokens, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    model = tmp_path / "models--someone--shapes"
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    tokenizer.save_pretrained(model / "snapshots" / commit)
+    (model / "refs").mkdir()
+    (model / "refs" / "main").write_text(commit)
+    assert ShapeTokenizer.from_pretrained("hf://someone/shapes").encode(ring_and_box()) == tokens
+    with pytest.raises(InputError, match="hf://someone/others: neither in the hub's cache nor to be fetched"):
+        ShapeTokenizer.from_pretrained("hf://someone/others")
 
 
 def test_the_order_of_tokens_means_nothing(tokenizer: ShapeTokenizer, tokens: Tokens):
     order = np.random.default_rng(0).permutation(len(tokens))
     shuffled = dataclasses.replace(tokens, coords=tokens.coords[order], indices=tokens.indices[order])
-    got, expected = tokenizer.decode(shuffled), tokenizer.decode(tokens)
-    assert len(got.vertices) == len(expected.vertices)
-    np.testing.assert_allclose(np.sort(got.vertices, 0), np.sort(expected.vertices, 0), atol=1e-3)
+    assert shuffled != tokens
+    assert shuffled.in_c_order() == tokens
+    assert_same_mesh(tokenizer.decode(shuffled), tokenizer.decode(tokens))
+
+
+# --- many at once, and on any machine --------------------------------------------------------------------------------
+
+
+def test_a_batch_gives_each_shape_its_own_tokens(tokenizer: ShapeTokenizer):
+    shapes = [ring_and_box(), trimesh.creation.icosphere(), voxelized(trimesh.creation.box((1, 2, 3)))]
+    alone = [tokenizer.encode(shape) for shape in shapes]
+    assert tokenizer.encode_batch(shapes) == alone
+    assert tokenizer.encode_batch(shapes[::-1]) == alone[::-1]
+    assert len({len(tokens) for tokens in alone}) == 3
+
+
+def test_tokens_do_not_depend_on_the_number_of_threads(tokenizer: ShapeTokenizer, tokens: Tokens):
+    threads = torch.get_num_threads()
+    try:
+        for number in (1, 2, 4):
+            torch.set_num_threads(number)
+            assert tokenizer.encode(ring_and_box()) == tokens
+    finally:
+        torch.set_num_threads(threads)
+
+
+# --- the flat sequence -----------------------------------------------------------------------------------------------
+
+
+def test_a_mesh_survives_the_sequence_to_the_bit(tokenizer: ShapeTokenizer, tokens: Tokens):
+    sequence = tokenizer.to_sequence(tokens)
+    assert max(sequence) < tokenizer.vocabulary.size == 64 + 255 + 2 + 2  # codes, occupancies, start and end, levels
+    back = tokenizer.from_sequence(json.loads(json.dumps(sequence)), center=tokens.center, scale=tokens.scale)
+    assert back == tokens
+    assert_same_mesh(tokenizer.decode(back), tokenizer.decode(tokens))
+
+
+def test_a_sequence_alone_decodes_in_the_cube(tokenizer: ShapeTokenizer, tokens: Tokens):
+    in_cube = tokenizer.decode(tokenizer.from_sequence(tokenizer.to_sequence(tokens)))
+    assert np.abs(in_cube.vertices).max() <= 1
+    there = tokenizer.decode(tokens)
+    np.testing.assert_array_equal(there.vertices, in_cube.vertices * tokens.scale + tokens.center)
+    np.testing.assert_array_equal(there.faces, in_cube.faces)
 
 
 # --- what is refused -------------------------------------------------------------------------------------------------
@@ -199,8 +255,40 @@ def test_a_grid_of_another_resolution_is_refused(tokenizer: ShapeTokenizer):
         tokenizer.encode(voxelized(ring_and_box(), resolution=64))
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"indices": lambda tokens: tokens.indices + 63}, r"indices are outside the codebook.*expected 0 to 63"),
+        ({"coords": lambda tokens: tokens.coords + 2}, r"latent voxels are outside the grid.*expected 0 to 3"),
+        ({"coords": lambda tokens: tokens.coords // 2}, r"latent voxels are there more than once"),
+        ({"fingerprint": lambda tokens: "another"}, r"tokens come from tokenizer another"),
+    ],
+)
+def test_tokens_that_are_not_of_this_tokenizer_are_refused(
+    tokenizer: ShapeTokenizer, tokens: Tokens, change: dict, message: str
+):
+    wrong = dataclasses.replace(tokens, **{name: made_from(tokens) for name, made_from in change.items()})
+    for refuse in (tokenizer.decode, tokenizer.to_sequence):
+        with pytest.raises(InputError, match=message):
+            refuse(wrong)
+
+
+def test_shapes_that_have_no_tokens_are_refused(tokenizer: ShapeTokenizer):
+    sheet = trimesh.Trimesh([[0, 0, 0], [1, 0, 0], [0, 1, 0]], [[0, 1, 2]], process=False)
+    with pytest.raises(InputError, match=r"no voxel is inside it at resolution 32; expected a body"):
+        tokenizer.encode(sheet)
+    with pytest.raises(InputError, match=r"the mesh has no faces"):
+        tokenizer.encode(trimesh.Trimesh(np.zeros((3, 3)), np.zeros((0, 3), int), process=False))
+    with pytest.raises(InputError, match=r"all 1 faces lie in one point"):
+        tokenizer.encode(trimesh.Trimesh(np.zeros((3, 3)), [[0, 1, 2]], process=False))
+    with pytest.raises(InputError, match=r"got Scene; expected trimesh.Trimesh or SparseSDF"):
+        tokenizer.encode(trimesh.Scene([ring_and_box()]))
+
+
 def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path):
-    with pytest.raises(InputError, match="not a saved tokenizer"):
+    with pytest.raises(
+        InputError, match=r"not a saved tokenizer .*config.json.*; run dvc repro stage2, or name another"
+    ):
         ShapeTokenizer.from_pretrained(tmp_path)
 
 

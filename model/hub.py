@@ -1,0 +1,45 @@
+"""Files and folders on the Hugging Face hub: hf://owner/name[@revision]/path, or the address of their page."""
+
+from pathlib import Path
+
+from huggingface_hub import hf_hub_download, parse_hf_uri, snapshot_download
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HfUriError, HFValidationError
+
+from model.errors import InputError
+
+PREFIXES = ("hf://", "https://huggingface.co/")
+
+
+def is_hub_id(source: str | Path) -> bool:
+    return str(source).startswith(PREFIXES)
+
+
+def local_path(source: str | Path) -> Path:
+    """Where the file or folder is on this machine; what is on the hub is fetched into the hub's cache first.
+
+    A path whose last part has a suffix is a file, any other a folder, of which only files that weights come in are
+    fetched. Raises InputError where the id is wrong, or the network is away and the cache does not have it.
+    """
+    if not is_hub_id(source):
+        return Path(source)
+    try:
+        place = parse_hf_uri(str(source))
+        path = place.path_in_repo
+        if Path(path).suffix:
+            return Path(hf_hub_download(place.id, path, repo_type=place.type, revision=place.revision))
+        patterns = [f"{path}/{pattern}".lstrip("/") for pattern in ("*.json", "*.safetensors")]
+        root = snapshot_download(place.id, repo_type=place.type, revision=place.revision, allow_patterns=patterns)
+        return Path(root) / path
+    except (HfUriError, HFValidationError) as error:
+        raise InputError(
+            f"{source}: not an id of the hub ({_first_line(error)}); expected hf://owner/name[@revision]/path"
+        ) from error
+    except (HfHubHTTPError, EntryNotFoundError, OSError) as error:  # OSError: no network, and not in the cache
+        raise InputError(
+            f"{source}: neither in the hub's cache nor to be fetched ({_first_line(error)}); check the name and the "
+            "network, or fetch it on another machine and name the file's path here"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
