@@ -94,8 +94,8 @@ def _loops(from_: Int[np.ndarray, " num_edges"], to: Int[np.ndarray, " num_edges
         leaving.setdefault(vertex, []).append(edge)
     ends, loop = to.tolist(), np.empty(len(from_), np.int64)
     num_loops = 0
-    for vertex in list(leaving):
-        path: list[int] = []  # edges
+    for first in list(leaving):
+        vertex, path = first, list[int]()  # edges
         place = {vertex: 0}  # of the vertices on the path
         while path or leaving[vertex]:
             path.append(leaving[vertex].pop())
