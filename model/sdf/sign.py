@@ -94,11 +94,21 @@ def _loops(from_: Int[np.ndarray, " num_edges"], to: Int[np.ndarray, " num_edges
         leaving.setdefault(vertex, []).append(edge)
     ends, loop = to.tolist(), np.empty(len(from_), np.int64)
     num_loops = 0
+
+    def closes(edge: int) -> tuple[int, int]:
+        """How soon, after this edge or the next, and how short a loop would be closed."""
+        end = ends[edge]
+        if end in place:
+            return 2, place[end]
+        return max(((1, place[ends[then]]) for then in leaving[end] if ends[then] in place), default=(0, 0))
+
     for first in list(leaving):
         vertex, path = first, list[int]()  # edges
         place = {vertex: 0}  # of the vertices on the path
         while path or leaving[vertex]:
-            path.append(leaving[vertex].pop())
+            choice = max(leaving[vertex], key=closes) if len(leaving[vertex]) > 1 else leaving[vertex][0]
+            leaving[vertex].remove(choice)
+            path.append(choice)
             vertex = ends[path[-1]]
             if vertex in place:
                 begin = place[vertex]
