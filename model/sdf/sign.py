@@ -28,9 +28,9 @@ def brick_insides(
 
     Triangles (short ones, see split_long) and the caps over their holes (see cap_holes) are in voxels.
     """
-    caps = split_long(caps, BRICK_SIZE)  # a long sliver is near many voxels, and near ones cost most
     whole = None
-    if len(caps) < len(triangles):
+    if len(caps) <= 2 * len(triangles):  # more are those of loose triangles, and no better than these
+        caps = split_long(caps, BRICK_SIZE)  # a long sliver is near many voxels, and near ones cost most
         closed = np.concatenate([triangles, caps]).reshape(-1, 3)
         whole = count_crossings(wp.array(closed, dtype=wp.vec3d, device=bricks.device), bricks, nudge=_NUDGE)
     if whole is None:
@@ -65,7 +65,7 @@ def _differs_from_zero(whole: wp.array[wp.int32], inside: wp.array[wp.int8]) -> 
 def cap_holes(
     vertices: Float[np.ndarray, "num_vertices 3"], faces: Int[np.ndarray, "num_faces 3"]
 ) -> Float[np.ndarray, "num_caps 3 3"]:
-    """Triangles that make the mesh closed: each connected part of its boundary, joined to the part's mean vertex.
+    """Triangles that make the mesh closed: each loop of its boundary, joined to the loop's mean vertex.
 
     Boundary is where an edge is not run through equally often in both directions, so that this holds for any triangles.
     """
@@ -77,11 +77,48 @@ def cap_holes(
     from_, to = np.where(excess > 0, high, low).repeat(times), np.where(excess > 0, low, high).repeat(times)
     if not len(from_):
         return np.zeros((0, 3, 3))
-    graph = coo_matrix((np.ones(len(from_), bool), (from_, to)), shape=(len(vertices), len(vertices)))
-    part = connected_components(graph, directed=False)[1][from_]
-    sums = np.stack([np.bincount(part, weights=vertices[from_, axis]) for axis in range(3)], 1)
-    apex = sums[part] / np.bincount(part)[part, None]
+    loop = _loops(from_, to)
+    sums = np.stack([np.bincount(loop, weights=vertices[from_, axis]) for axis in range(3)], 1)
+    apex = sums[loop] / np.bincount(loop)[loop, None]
     return np.stack([vertices[from_], vertices[to], apex], 1)
+
+
+def _loops(from_: Int[np.ndarray, " num_edges"], to: Int[np.ndarray, " num_edges"]) -> Int[np.ndarray, " num_edges"]:
+    """For each edge the number of its loop, where every vertex is left as often as it is reached.
+
+    Small loops make small caps, which only the voxels near them have to look at; so a walk that comes back to a vertex
+    has closed a loop, however many others go through that vertex.
+    """
+    leaving: dict[int, list[int]] = {}
+    for edge, vertex in enumerate(from_.tolist()):
+        leaving.setdefault(vertex, []).append(edge)
+    ends, loop = to.tolist(), np.empty(len(from_), np.int64)
+    num_loops = 0
+
+    def closes(edge: int) -> tuple[int, int]:
+        """How soon, after this edge or the next, and how short a loop would be closed."""
+        end = ends[edge]
+        if end in place:
+            return 2, place[end]
+        return max(((1, place[ends[then]]) for then in leaving[end] if ends[then] in place), default=(0, 0))
+
+    for first in list(leaving):
+        vertex, path = first, list[int]()  # edges
+        place = {vertex: 0}  # of the vertices on the path
+        while path or leaving[vertex]:
+            choice = max(leaving[vertex], key=closes) if len(leaving[vertex]) > 1 else leaving[vertex][0]
+            leaving[vertex].remove(choice)
+            path.append(choice)
+            vertex = ends[path[-1]]
+            if vertex in place:
+                begin = place[vertex]
+                for edge in path[begin:]:
+                    loop[edge] = num_loops
+                    del place[ends[edge]]
+                del path[begin:]
+                num_loops += 1
+            place[vertex] = len(path)
+    return loop
 
 
 def orient_consistently(faces: Int[np.ndarray, "num_faces 3"]) -> Int[np.ndarray, "num_faces 3"]:

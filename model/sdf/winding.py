@@ -19,7 +19,7 @@ wp.set_module_options({"enable_backward": False})  # no gradients here: half the
 _TRIANGLES_A_LEAF = 4
 # Largest error that one group may add, as a winding number. The sum is checked in blocks; the errors of single queries
 # have either sign, and tests hold their sum below 0.01.
-_GROUP_ERROR = 1e-3
+_GROUP_ERROR = 3e-3
 _OPEN = 2  # what `inside` holds before it is decided
 
 

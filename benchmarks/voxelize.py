@@ -1,0 +1,231 @@
+"""Seconds, peak memory and sign errors of mesh to signed distance near the surface, beside libigl, Open3D, trimesh and
+mesh2sdf; one core, the same meshes, one run.
+
+    python benchmarks/voxelize.py FOLDER MESH [MESH ...] --output FILE [--peers PYTHON] [--resolutions 128 256 512]
+    python benchmarks/voxelize.py --device cuda --output FILE     # this project alone, 70 000 triangles at R = 512
+
+PYTHON is an interpreter with the peers: libigl 2.6.3, open3d 0.20.0, trimesh 5.2.0 with rtree 1.4.1, mesh2sdf 1.1.0.
+None of them makes a sparse grid, so each is asked for the voxels that ours stored: the time to find these is not in
+theirs, though it is in ours. libigl answers with the winding number, Open3D with the parity of one ray, trimesh with
+its own nearest face and mesh2sdf with the whole dense grid. Signs are compared with a float64 winding number at 1000 of
+these voxels. What takes more than --limit seconds is ended and has no figures.
+"""
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+for threads in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "IGL_NUM_THREADS"):
+    os.environ[threads] = "1"  # before numpy reads it
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import numpy as np  # noqa: E402
+
+BAND = 2.0
+METHODS = ("ours", "libigl", "open3d", "trimesh", "mesh2sdf")
+
+
+def asked(method: str, vertices: np.ndarray, faces: np.ndarray, coords: np.ndarray, size: int) -> np.ndarray:
+    """Signed distance in the cube at the voxels, vertices in the cube as well."""
+    points = (coords + 0.5) * 2 / size - 1
+    if method == "libigl":
+        import igl
+
+        return np.asarray(igl.signed_distance(points, vertices, faces, igl.SIGNED_DISTANCE_TYPE_FAST_WINDING_NUMBER)[0])
+    if method == "open3d":
+        import open3d
+
+        scene = open3d.t.geometry.RaycastingScene(nthreads=1)
+        scene.add_triangles(vertices.astype(np.float32), faces.astype(np.uint32))
+        return scene.compute_signed_distance(points.astype(np.float32), nthreads=1).numpy()
+    if method == "trimesh":
+        import trimesh
+
+        mesh = trimesh.Trimesh(vertices, faces, process=False)
+        return -trimesh.proximity.signed_distance(mesh, points)
+    import mesh2sdf
+
+    return mesh2sdf.compute(vertices, faces, size)[tuple(coords.T)]
+
+
+def measure(job: dict[str, Any]) -> None:
+    """One method on one mesh, in a process of its own; figures to stdout as JSON."""
+    data = np.load(job["data"])
+    vertices, faces, size = data["vertices"], data["faces"], int(job["resolution"])
+    call: Callable[[], Any]
+    if job["method"] == "ours":
+        from model.sdf import voxelize
+
+        def call() -> Any:
+            return voxelize(vertices, faces, resolution=size, truncation_voxels=BAND)
+
+        voxelize(vertices, faces, resolution=16, truncation_voxels=BAND)  # loads the kernels
+    else:
+
+        def call() -> Any:
+            return asked(job["method"], vertices, faces, data["coords"], size)
+
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    seconds = []
+    while len(seconds) < 3 and sum(seconds) < 20:
+        started = time.perf_counter()
+        result = call()
+        seconds.append(time.perf_counter() - started)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    if job["method"] == "ours":
+        np.savez(job["out"], coords=result.coords, sdf=result.sdf)
+        signed = result.sdf
+    else:
+        signed = result
+    print(
+        json.dumps(
+            {
+                "seconds": statistics.median(seconds),
+                "runs": len(seconds),
+                "peak_mb": peak / 1024,
+                "peak_above_start_mb": (peak - before) / 1024,
+                "negative": (np.asarray(signed)[data["sampled"]] < 0).tolist() if "sampled" in data else None,
+            }
+        )
+    )
+
+
+def run(python: str, job: dict[str, Any], limit: float) -> dict[str, Any]:
+    command = ["taskset", "-c", "0", python, __file__, "--job", json.dumps(job)]
+    try:
+        process = subprocess.run(command, capture_output=True, timeout=limit, text=True, check=False)
+    except subprocess.TimeoutExpired:
+        return {"error": f"more than {limit:g} s"}
+    if process.returncode:
+        return {"error": (process.stderr.strip().splitlines() or [f"exit {process.returncode}"])[-1][:200]}
+    return dict(json.loads(process.stdout.splitlines()[-1]))
+
+
+def compare(options: argparse.Namespace) -> dict[str, Any]:
+    from model.sdf import normalised_surface
+    from tasks.meshes import load_mesh
+    from tests.model import brute_force_sdf as brute_force
+
+    rows = []
+    for name in options.meshes:
+        mesh = load_mesh(options.folder / name)
+        surface = normalised_surface(mesh.vertices, mesh.faces)
+        vertices = surface.vertices.astype(np.float64)
+        faces = surface.faces.astype(np.int64)
+        for size in options.resolutions:
+            with tempfile.TemporaryDirectory() as folder:
+                data, out = Path(folder, "data.npz"), Path(folder, "out.npz")
+                np.savez(data, vertices=vertices, faces=faces)
+                row = {"mesh": name, "faces": len(faces), "closed": mesh.watertight, "resolution": size}
+                row["ours"] = run(
+                    sys.executable,
+                    {"data": str(data), "out": str(out), "method": "ours", "resolution": size},
+                    options.limit,
+                )
+                shape = np.load(out)
+                sampled = np.random.default_rng(0).choice(len(shape["coords"]), 1000)
+                points = (shape["coords"][sampled] + 0.5) * 2 / size - 1
+                winding = np.abs(brute_force.winding_numbers(points, vertices[faces]))
+                clear = (np.abs(winding - 0.5) > 0.01) & (np.abs(shape["sdf"][sampled]) > 1e-3)
+                truth = winding > 0.5
+                row["clear_samples"] = int(clear.sum())
+                row["ours"]["negative"] = (shape["sdf"][sampled] < 0).tolist()
+                np.savez(data, vertices=vertices, faces=faces, coords=shape["coords"], sampled=sampled)
+                for method in METHODS[1:] if options.peers else ():
+                    job = {"data": str(data), "method": method, "resolution": size}
+                    row[method] = run(options.peers, job, options.limit)
+                for method in METHODS:
+                    negative = row.get(method, {}).pop("negative", None)
+                    if negative is not None:
+                        row[method]["sign_errors"] = int((np.array(negative) != truth)[clear].sum())
+                rows.append(row)
+                print(json.dumps(row), file=sys.stderr, flush=True)
+    return {"band_voxels": BAND, "limit_seconds": options.limit, "rows": rows}
+
+
+def torus(major: int, minor: int) -> tuple[np.ndarray, np.ndarray]:
+    """2 * major * minor triangles of a ring whose shape a formula gives."""
+    u, v = np.meshgrid(np.arange(major) * 2 * np.pi / major, np.arange(minor) * 2 * np.pi / minor, indexing="ij")
+    ring = 0.7 + 0.25 * np.cos(v)
+    vertices = np.stack([ring * np.cos(u), ring * np.sin(u), 0.25 * np.sin(v)], -1).reshape(-1, 3)
+    i, j = np.meshgrid(np.arange(major), np.arange(minor), indexing="ij")
+    a, b = i * minor + j, (i + 1) % major * minor + j
+    c, d = (i + 1) % major * minor + (j + 1) % minor, i * minor + (j + 1) % minor
+    faces = np.concatenate([np.stack([a, b, c], -1).reshape(-1, 3), np.stack([a, c, d], -1).reshape(-1, 3)])
+    return vertices, faces
+
+
+def on_gpu(device: str) -> dict[str, Any]:
+    """Median milliseconds, and distance and sign against the torus's formula, which the facets undercut a little."""
+    import warp as wp
+
+    from model.sdf import voxelize
+
+    size = 512
+    report: dict[str, Any] = {"device": device, "warp": wp.__version__, "resolution": size, "band_voxels": BAND}
+    if device.startswith("cuda"):
+        report["name"] = wp.get_device(device).name
+    for name, hole in (("closed", 0), ("with a hole", 700)):
+        vertices, faces = torus(200, 175)
+        faces = faces[hole:]
+        options = {"resolution": size, "truncation_voxels": BAND, "device": device}
+        started = time.perf_counter()
+        shape = voxelize(vertices, faces, **options)  # compiles
+        first = time.perf_counter() - started
+        times = []
+        while len(times) < 3 or (len(times) < 20 and sum(times) < 10_000):
+            started = time.perf_counter()
+            shape = voxelize(vertices, faces, **options)
+            times.append((time.perf_counter() - started) * 1000)
+        points = ((shape.coords + 0.5) * 2 / size - 1) * shape.scale + shape.center
+        ring = np.hypot(points[:, 0], points[:, 1]) - 0.7
+        expected = (np.hypot(ring, points[:, 2]) - 0.25) / (2 / size * shape.scale)
+        got = shape.sdf * BAND
+        error = np.abs(np.abs(got) - np.abs(expected))
+        clear = np.abs(expected) > 0.2
+        report[name] = {
+            "faces": len(faces),
+            "median_ms": statistics.median(times),
+            "min_ms": min(times),
+            "first_call_seconds": first,
+            "voxels": len(got),
+            "bad_flip_ratio": shape.bad_flip_ratio,
+            "median_distance_difference_voxels": float(np.median(error)),
+            "p999_distance_difference_voxels": float(np.quantile(error, 0.999)),
+            "sign_differences": int(((got < 0) != (expected < 0))[clear].sum()),
+        }
+    return report
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", type=Path, nargs="?")
+    parser.add_argument("meshes", nargs="*")
+    parser.add_argument("--output", type=Path)
+    parser.add_argument("--peers")
+    parser.add_argument("--resolutions", type=int, nargs="+", default=[128, 256, 512])
+    parser.add_argument("--limit", type=float, default=120)
+    parser.add_argument("--device")
+    parser.add_argument("--job")
+    options = parser.parse_args()
+    if options.job:
+        measure(json.loads(options.job))
+        return
+    report = on_gpu(options.device) if options.device else compare(options)
+    document = json.dumps(report, indent=1)
+    if options.output:
+        options.output.write_text(document + "\n")
+    print(document)
+
+
+if __name__ == "__main__":
+    main()
