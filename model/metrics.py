@@ -21,6 +21,7 @@ FSCORE_THRESHOLDS = (0.001, 0.005, 0.01, 0.02)  # distances in the cube
 SPURIOUS_VOXELS = 2.0  # predicted surface farther than this from the truth is spurious
 IOU_NOISE = (0.01, 0.05)  # range of the standard deviation of the points around the surface
 IOU_POINTS_SHARE = 0.1  # winding numbers cost more than neighbours, and IoU needs fewer points
+BAND_EDGE = 0.9  # voxel sets are those nearer than this: a network's far voxels lie around 1, on either side of it
 CUBE_DIAGONAL = 2.0 * 3.0**0.5
 NUM_RESAMPLES = 2000
 
@@ -262,8 +263,8 @@ class SdfMetrics:
 
     sdf_l1: float  # mean |difference| over the true band voxels that the prediction holds
     sign_errors: float  # share of them on the wrong side
-    band_precision: float  # share of predicted band voxels (|value| < 1) that are in the true band
-    band_recall: float  # share of true band voxels that are in the predicted band
+    band_precision: float  # share of the voxels predicted near the surface (|value| < 0.9) that truly are
+    band_recall: float  # share of the voxels truly near the surface that are predicted so
 
 
 def compare_sdf(
@@ -283,13 +284,13 @@ def compare_sdf(
     _, row, true_row = np.intersect1d(keys, true_keys, assume_unique=True, return_indices=True)
     if len(row) == 0:
         raise ValueError(f"none of {len(keys)} predicted voxels is among the {len(true_keys)} voxels of the true band")
-    in_band = np.abs(sdf) < 1
-    num_common = int(in_band[row].sum())
+    near, truly_near = np.abs(sdf) < BAND_EDGE, np.abs(true_sdf) < BAND_EDGE
+    num_common = int((near[row] & truly_near[true_row]).sum())
     return SdfMetrics(
         sdf_l1=float(np.abs(sdf[row] - true_sdf[true_row]).mean(dtype=np.float64)),
         sign_errors=float(((sdf[row] < 0) != (true_sdf[true_row] < 0)).mean()),
-        band_precision=num_common / max(int(in_band.sum()), 1),
-        band_recall=num_common / len(true_keys),
+        band_precision=num_common / max(int(near.sum()), 1),
+        band_recall=num_common / max(int(truly_near.sum()), 1),
     )
 
 
@@ -319,6 +320,38 @@ def summarise(values: Sequence[float | None], *, seed: int) -> Summary | None:
     low, high = np.percentile(means, [2.5, 97.5])
     median, p95 = np.percentile(present, [50, 95])
     return Summary(float(present.mean()), float(median), float(p95), float(low), float(high), len(present))
+
+
+class Change(NamedTuple):
+    """One figure of the same shapes in two runs, or two rows of one run."""
+
+    old_mean: float
+    new_mean: float
+    mean: float  # of new - old, shape by shape
+    ci_low: float  # 95 % bootstrap interval of that mean; does not hold 0 where the change is more than chance
+    ci_high: float
+    num_lower: int  # shapes whose figure fell
+    num_higher: int
+    num_shapes: int  # that have the figure in both
+
+
+def summarise_change(old: Sequence[float | None], new: Sequence[float | None], *, seed: int) -> Change | None:
+    """The paired difference: what shapes differ in by themselves drops out. None where no shape has both figures."""
+    pairs = np.array([p for p in zip(old, new, strict=True) if None not in p], np.float64).reshape(-1, 2)
+    difference = summarise(list(pairs[:, 1] - pairs[:, 0]), seed=seed)
+    if difference is None:
+        return None
+    before, after = pairs.T
+    return Change(
+        old_mean=float(before.mean()),
+        new_mean=float(after.mean()),
+        mean=difference.mean,
+        ci_low=difference.ci_low,
+        ci_high=difference.ci_high,
+        num_lower=int((after < before).sum()),
+        num_higher=int((after > before).sum()),
+        num_shapes=len(pairs),
+    )
 
 
 class _Nearest(NamedTuple):

@@ -1,5 +1,6 @@
 """Exact distance and side of points relative to a triangle mesh, by warp-lang on the CPU, for evaluation."""
 
+from threading import Lock
 from typing import no_type_check
 
 import numpy as np
@@ -9,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 wp.config.log_level = wp.LOG_WARNING  # its start-up banner is nothing a stage's user needs
 
 _FAR = 10.0  # farther than any two points of the cube
+_ONE_AT_A_TIME = Lock()  # comparisons may run in threads; Warp does not say that its launches may
 
 
 @no_type_check
@@ -40,11 +42,12 @@ class SurfaceQuery:
             faces = faces[:, ::-1]  # inside out: the winding number would be -1 inside
         used = vertices[faces.ravel()]
         self.low, self.high = used.min(0), used.max(0)  # corners of the bounding box
-        self._mesh = wp.Mesh(
-            points=wp.array(vertices, dtype=wp.vec3, device="cpu"),
-            indices=wp.array(np.ascontiguousarray(faces).ravel(), dtype=wp.int32, device="cpu"),
-            support_winding_number=True,
-        )
+        with _ONE_AT_A_TIME:
+            self._mesh = wp.Mesh(
+                points=wp.array(vertices, dtype=wp.vec3, device="cpu"),
+                indices=wp.array(np.ascontiguousarray(faces).ravel(), dtype=wp.int32, device="cpu"),
+                support_winding_number=True,
+            )
 
     def distance(self, points: Float[np.ndarray, "num_points 3"]) -> Float[np.ndarray, " num_points"]:
         return self._launch(_distances, points)
@@ -57,11 +60,12 @@ class SurfaceQuery:
         return inside
 
     def _launch(self, kernel: wp.Kernel, points: Float[np.ndarray, "num_points 3"]) -> Float[np.ndarray, " num_points"]:
-        out = wp.empty(len(points), dtype=wp.float32, device="cpu")
-        if len(points):
-            inputs = [self._mesh.id, wp.array(points.astype(np.float32), dtype=wp.vec3, device="cpu")]
-            wp.launch(kernel, dim=len(points), inputs=inputs, outputs=[out], device="cpu")
-        return out.numpy()
+        with _ONE_AT_A_TIME:
+            out = wp.empty(len(points), dtype=wp.float32, device="cpu")
+            if len(points):
+                inputs = [self._mesh.id, wp.array(points.astype(np.float32), dtype=wp.vec3, device="cpu")]
+                wp.launch(kernel, dim=len(points), inputs=inputs, outputs=[out], device="cpu")
+            return out.numpy()
 
 
 def is_closed(vertices: Float[np.ndarray, "num_vertices 3"], faces: Int[np.ndarray, "num_faces 3"]) -> bool:

@@ -1,35 +1,40 @@
 """Measure on the test split what the grid, the VAE, stage 1 and stage 2 each lose, and show it."""
 
 import json
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
-from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
 from model.errors import InputError
-from model.metrics import Mesh, TriangleMesh, Truth, compare_sdf, summarise
+from model.metrics import Truth, compare_sdf, summarise
+from model.render import SheetRow
+from tasks.compare import PER_SHAPE
 from tasks.device import pick_device
+from tasks.figures import COSTS
+from tasks.gallery import PICTURED, Gallery
 from tasks.paths import EVALUATION, METRICS, PLOTS, SDF
-from tasks.plots import ShapePictures, draw_history, draw_shapes, draw_usage, read_history, usage_table
+from tasks.plots import draw_history, draw_shapes, draw_usage, read_history, usage_table
 from tasks.progress import track
 from tasks.reconstructions import CodeUse, Reconstruction, Reconstructor
-from tasks.report import TIMES, Report, write_report
+from tasks.report import Aggregates, Ranking, Report, write_report
 from tasks.settings import Evaluate, Settings
-from tasks.shards import Shards, open_shards
+from tasks.shards import Shards, open_shards, write_table
 from tasks.stage import run_stage, whole_directory, write_whole
 
 ROWS = ("reference", "floor", "vae", "stage1", "stage2")  # reference: the truth against a second sample of itself
-PICTURED = ("truth", "vae", "stage1", "stage2")
 RANKED_BY = "cd_l1"  # of stage 2
-# Columns whose means are metrics, by how they begin. Times differ from run to run; the rest is detail of the table.
+# Columns whose means are metrics, by how they begin. Times differ from run to run; the rest is detail of the tables.
 SUMMARISED = (
     *("cd_", "fscore_", "normal_consistency", "spurious_area", "volume_iou", "surface_iou"),
-    *("sdf_l1", "sign_errors", "num_tokens", "bits"),
+    *("sdf_l1", "sign_errors", "band_", "num_tokens", "bits"),
 )
 NO_FIELD = {"sdf_l1": None, "sign_errors": None, "band_precision": None, "band_recall": None}
 
@@ -43,78 +48,128 @@ def evaluate(settings: Settings) -> None:
     reconstructor = Reconstructor.load(pick_device())
 
     with TemporaryDirectory() as scratch:
-        table = measure(shards, reconstructor, params, Path(scratch))
-        sheet = draw_shapes(pictures_of(table, params.picture_shapes, Path(scratch)))
-    metrics = summarise_rows(table, seed=params.seed) | {"codebook": summarise_codes(reconstructor.use)}
-    counts = {stage: use.counts.numpy() for stage, use in reconstructor.use.items()}
-    plots = {
-        "shapes.png": sheet,
-        "loss_curves.png": draw_history(histories),
-        "usage_histogram.png": draw_usage(counts),
-        "usage_histogram.tsv": usage_table(counts).encode(),
-    }
-    with whole_directory(EVALUATION) as directory:
-        table.to_parquet(directory / "per_shape.parquet", compression="zstd", index=False)
-        report = Report(table, metrics, plots, resolution=shards.resolution, num_points=params.num_points)
-        write_report(directory / "report.html", report)
+        gallery = Gallery(Path(scratch))
+        table = measure(shards, reconstructor, params, gallery)
+        aggregates = aggregate(table, seed=params.seed)
+        metrics = summarise_rows(table, aggregates) | {"codebook": summarise_codes(reconstructor.use)}
+        counts = {stage: use.counts.numpy() for stage, use in reconstructor.use.items()}
+        ranking = rank(table)
+        plots = {
+            "shapes.png": draw_shapes(list(sheet_rows(ranking, spread(ranking, params.picture_shapes), gallery))),
+            "loss_curves.png": draw_history(histories),
+            "usage_histogram.png": draw_usage(counts),
+            "usage_histogram.tsv": usage_table(counts).encode(),
+        }
+        report = Report(
+            table,
+            aggregates,
+            ranking,
+            metrics,
+            histories,
+            {"usage_histogram.png": plots["usage_histogram.png"]} | codebook_pictures(),
+            gallery,
+            sheet=spread(ranking, params.report_shapes),
+            scenes=spread(ranking, params.report_views),
+            conditions=conditions(shards, params),
+        )
+        with whole_directory(EVALUATION) as directory:
+            write_per_shape(directory / PER_SHAPE, table, report.conditions)
+            aggregates_table(aggregates).to_parquet(directory / "aggregates.parquet", compression="zstd", index=False)
+            write_report(directory / "report.html", report)
     for name, content in plots.items():
         write_whole(PLOTS / name, content)
     write_whole(METRICS / "evaluate.json", json.dumps(metrics, indent=2) + "\n")
     print_outcome(metrics)
 
 
-def measure(shards: Shards, reconstructor: Reconstructor, params: Evaluate, scratch: Path) -> pd.DataFrame:
-    """One line per test shape and row, with every figure. The meshes of shape i go to scratch/i.npz."""
+def measure(shards: Shards, reconstructor: Reconstructor, params: Evaluate, gallery: Gallery) -> pd.DataFrame:
+    """One line per test shape and row, with every figure. The meshes go to the gallery.
+
+    The network runs alone, so that its times and memory are its own; the rows are then compared side by side.
+    """
     lines: list[dict[str, Any]] = []
     names = shards.names("test")
-    for number, name in enumerate(track(names, len(names), description="evaluate", unit="shape")):
-        shape, surface = shards.read(name), shards.read_surface(name)
-        truth = Truth(surface, num_points=params.num_points, seed=params.seed)
-        results = chain([Reconstruction("reference", surface)], reconstructor.rows(shape))
-        meshes: dict[str, Mesh] = {"truth": surface}
-        for result in results:
-            geometry = truth.compare(
-                result.mesh,
-                thresholds=params.fscore_thresholds,
-                voxel_size=2 / shards.resolution,
-                with_iou=result.row != "reference",
-            )
-            field = NO_FIELD
-            if result.coords is not None and result.sdf is not None:
-                field = asdict(compare_sdf(result.coords, result.sdf, shape.coords, shape.sdf))
-            costs = {key: getattr(result, key) for key in ("num_tokens", "bits", *TIMES)}
-            lines.append({"shape": name, "row": result.row} | geometry.as_row() | field | costs)
-            meshes[result.row] = result.mesh
-        save_meshes(scratch / f"{number}.npz", {row: meshes[row] for row in PICTURED})
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
+        for name in track(names, len(names), description="evaluate", unit="shape"):
+            shape, surface = shards.read(name), shards.read_surface(name)
+            results = [Reconstruction("reference", surface), *reconstructor.rows(shape)]
+            truth = Truth(surface, num_points=params.num_points, seed=params.seed)
+            geometries = compare_all(truth, results, params, voxel_size=2 / shards.resolution, threads=threads)
+            for result, geometry in zip(results, geometries, strict=True):
+                field = NO_FIELD
+                if result.coords is not None and result.sdf is not None:
+                    field = asdict(compare_sdf(result.coords, result.sdf, shape.coords, shape.sdf))
+                costs = {key: getattr(result, key) for key in ("num_tokens", "bits", *(cost.column for cost in COSTS))}
+                lines.append({"shape": name, "row": result.row} | geometry | field | costs)
+            gallery.add(name, {"truth": surface} | {result.row: result.mesh for result in results})
     table = pd.DataFrame(lines)
     numbers = table.columns.difference(["shape", "row", "failed"])
     return table.astype(dict.fromkeys(numbers, "float64") | {"num_tokens": "Int64"})
 
 
-def summarise_rows(table: pd.DataFrame, *, seed: int) -> dict[str, dict[str, float | int]]:
-    """The metrics file: for each row the means over all test shapes, and more about the figure it is ranked by.
+def compare_all(
+    truth: Truth, results: Sequence[Reconstruction], params: Evaluate, *, voxel_size: float, threads: ThreadPoolExecutor
+) -> Iterator[dict[str, Any]]:
+    """The geometry of each result as a line of the table, in order."""
 
-    A failed shape counts with the worst value of every figure. Where only some shapes have a figure (IoU needs closed
-    surfaces), the mean is theirs, and num_closed says how many they are; a figure that no shape has is left out.
+    def compare(result: Reconstruction) -> dict[str, Any]:
+        return truth.compare(
+            result.mesh,
+            thresholds=params.fscore_thresholds,
+            voxel_size=voxel_size,
+            with_iou=result.row != "reference",
+        ).as_row()
+
+    return threads.map(compare, results)
+
+
+def aggregate(table: pd.DataFrame, *, seed: int) -> Aggregates:
+    """Every figure of every row over all shapes; a failed shape counts with the worst value of each.
+
+    A figure that no shape has is left out.
     """
-    means = [column for column in table.columns if column.startswith(SUMMARISED)]
-    summaries: dict[str, dict[str, float | int]] = {}
+    columns = table.columns.difference(["shape", "row", "failed", *(cost.column for cost in COSTS)], sort=False)
+    aggregates: Aggregates = {}
     for row in ROWS:
         lines = table[table.row == row]
+        summaries = {c: summarise([None if pd.isna(v) else float(v) for v in lines[c]], seed=seed) for c in columns}
+        aggregates[row] = {column: summary for column, summary in summaries.items() if summary is not None}
+    return aggregates
+
+
+def aggregates_table(aggregates: Aggregates) -> pd.DataFrame:
+    """A line per row and figure."""
+    return pd.DataFrame(
+        [
+            {"row": row, "figure": figure, **summary._asdict()}
+            for row, summaries in aggregates.items()
+            for figure, summary in summaries.items()
+        ]
+    )
+
+
+def summarise_rows(table: pd.DataFrame, aggregates: Aggregates) -> dict[str, dict[str, float | int]]:
+    """The metrics file: for each row the means over all test shapes, and more about the figure it is ranked by.
+
+    Where only some shapes have a figure (IoU needs closed surfaces), the mean is theirs, and num_closed says how many
+    they are.
+    """
+    metrics: dict[str, dict[str, float | int]] = {}
+    for row, summaries in aggregates.items():
         figures: dict[str, float | int] = {}
-        for column in means:
-            summary = summarise([None if pd.isna(v) else float(v) for v in lines[column]], seed=seed)
-            if summary is None:
+        for column, summary in summaries.items():
+            if not column.startswith(SUMMARISED):
                 continue
             figures[column] = rounded(summary.mean)
             if column == RANKED_BY:
                 for part in ("median", "p95", "ci_low", "ci_high"):
                     figures[f"{column}_{part}"] = rounded(getattr(summary, part))
+        lines = table[table.row == row]
         figures["num_closed"] = int(lines.volume_iou.notna().sum())
         figures["failures"] = int(lines.failed.sum())
         figures["num_shapes"] = len(lines)
-        summaries[row] = figures
-    return summaries
+        metrics[row] = figures
+    return metrics
 
 
 def summarise_codes(use: Mapping[str, CodeUse]) -> dict[str, dict[str, float | int]]:
@@ -129,30 +184,43 @@ def summarise_codes(use: Mapping[str, CodeUse]) -> dict[str, dict[str, float | i
     return figures
 
 
-def pictures_of(table: pd.DataFrame, num_shapes: int, scratch: Path) -> Iterator[ShapePictures]:
-    """Test shapes spread evenly from the best to the worst of stage 2, both included."""
-    errors = table.pivot(index="shape", columns="row", values=RANKED_BY)
-    numbers = {name: number for number, name in enumerate(table["shape"].unique())}
-    ranked = errors["stage2"].sort_values(kind="stable").index
-    chosen = np.unique(np.linspace(0, len(ranked) - 1, min(num_shapes, len(ranked))).round().astype(int))
-    for rank in chosen:
-        name = ranked[rank]
-        distances = " / ".join(f"{errors.loc[name, row]:.4f}" for row in PICTURED[1:])
-        label = f"{rank + 1} of {len(ranked)}: {name}   CD-L1 {distances}"
-        yield ShapePictures(label, load_meshes(scratch / f"{numbers[name]}.npz"))
+def rank(table: pd.DataFrame) -> Ranking:
+    """The best result of stage 2 first."""
+    errors: Ranking = {}
+    for shape, row, error in table[["shape", "row", RANKED_BY]].itertuples(index=False):
+        errors.setdefault(shape, {})[row] = error
+    return dict(sorted(errors.items(), key=lambda item: item[1]["stage2"]))
 
 
-def save_meshes(path: Path, meshes: Mapping[str, Mesh]) -> None:
-    arrays: dict[str, Any] = {}
-    for row, mesh in meshes.items():
-        arrays |= {f"{row}_vertices": np.asarray(mesh.vertices, np.float32), f"{row}_faces": np.asarray(mesh.faces)}
-    np.savez(path, **arrays)
+def spread(ranking: Ranking, count: int) -> list[str]:
+    """At most `count` shapes, evenly from first to last, both included."""
+    shapes = list(ranking)
+    chosen = np.unique(np.linspace(0, len(shapes) - 1, min(count, len(shapes))).round().astype(int))
+    return [shapes[i] for i in chosen]
 
 
-def load_meshes(path: Path) -> list[TriangleMesh]:
-    """In the order of PICTURED."""
-    with np.load(path) as arrays:
-        return [TriangleMesh(arrays[f"{row}_vertices"], arrays[f"{row}_faces"]) for row in PICTURED]
+def sheet_rows(ranking: Ranking, shapes: Sequence[str], gallery: Gallery) -> Iterator[SheetRow]:
+    places = {shape: place for place, shape in enumerate(ranking, start=1)}
+    for shape in shapes:
+        distances = " / ".join(f"{ranking[shape][row]:.4f}" for row in PICTURED[1:])
+        label = f"{places[shape]} of {len(ranking)}: {shape}   CD-L1 {distances}"
+        yield SheetRow(label, gallery.pictures(shape))
+
+
+def codebook_pictures() -> dict[str, bytes]:
+    """What earlier stages drew of the codebook."""
+    return {path.name: path.read_bytes() for path in sorted(PLOTS.glob("codebook_*.png"))}
+
+
+def conditions(shards: Shards, params: Evaluate) -> dict[str, int]:
+    """What figures depend on besides the shapes, as tasks.compare wants it."""
+    return {"resolution": shards.resolution, "num_points": params.num_points, "seed": params.seed}
+
+
+def write_per_shape(path: Path, table: pd.DataFrame, measured: Mapping[str, int]) -> None:
+    arrow = pa.Table.from_pandas(table, preserve_index=False)
+    described = {key: str(value) for key, value in measured.items()}
+    write_table(path, arrow.replace_schema_metadata({**(arrow.schema.metadata or {}), **described}))
 
 
 def rounded(value: float | int) -> float | int:

@@ -1,9 +1,8 @@
 """Pictures of a run, as small PNG files: shapes side by side, loss curves, code usage."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -13,13 +12,13 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from model.errors import InputError
-from model.metrics import Mesh
-from model.render import WHITE, SheetRow, draw_sheet, render_mesh
+from model.render import WHITE, SheetRow, draw_sheet
 
 COLUMNS = ("truth", "VAE", "stage 1", "stage 2")
-PICTURE_SIZE = 176  # pixels
 BLOCKS = 2  # shapes side by side
 GAP = 24  # pixels between them
+WEBP_QUALITY = 82
+DOTS_PER_INCH = 100
 NUM_COLOURS = 64  # of a sheet's palette: grey-blue shades need no more, and it makes the file four times smaller
 
 # Panels of the loss curves, each with the columns it shows where a history has them.
@@ -32,28 +31,23 @@ PANELS: Mapping[str, Sequence[str]] = {
     "gradient norm": ("grad_norm",),
     "seconds per step": ("seconds_per_step",),
 }
+DASHED = ("commitment_loss",)  # its values are those of vq_loss, whose line would be hidden
 LOGARITHMIC = ("training losses", "gradient norm")
 
 
-class ShapePictures(NamedTuple):
-    label: str
-    meshes: Sequence[Mesh]  # truth first, in the order of COLUMNS
-
-
-def draw_shapes(shapes: Iterable[ShapePictures]) -> bytes:
-    """The picture sheet: each shape's truth and reconstructions, all in the view that frames its truth."""
-    rows = []
-    for shape in shapes:
-        frame = np.asarray(shape.meshes[0].vertices)
-        pictures = [
-            render_mesh(np.asarray(mesh.vertices), np.asarray(mesh.faces), size=PICTURE_SIZE, frame_of=frame)
-            for mesh in shape.meshes
-        ]
-        rows.append(SheetRow(shape.label, pictures))
+def draw_shapes(rows: Sequence[SheetRow]) -> bytes:
+    """The picture sheet: each shape's pictures, in the order of COLUMNS."""
     height = -(-len(rows) // BLOCKS)
     blocks = [draw_sheet(COLUMNS, rows[i : i + height]) for i in range(0, len(rows), height)]
     sheet = _side_by_side(blocks)
     return _png(Image.fromarray(sheet).quantize(NUM_COLOURS, dither=Image.Dither.NONE))
+
+
+def webp(picture: UInt8[np.ndarray, "height width 3"]) -> bytes:
+    """A tenth of what PNG takes for a shaded shape."""
+    buffer = BytesIO()
+    Image.fromarray(picture).save(buffer, format="WEBP", quality=WEBP_QUALITY, method=6)
+    return buffer.getvalue()
 
 
 def _side_by_side(blocks: Sequence[UInt8[np.ndarray, "height width 3"]]) -> UInt8[np.ndarray, "tallest total_width 3"]:
@@ -96,7 +90,8 @@ def draw_history(histories: Mapping[str, pd.DataFrame]) -> bytes:
 def _draw_curves(axes: Axes, history: pd.DataFrame, names: Sequence[str]) -> None:
     for name in names:
         logged = history[["step", name]].dropna()
-        axes.plot(logged["step"], logged[name], label=name, linewidth=1.1, marker="." if len(logged) < 20 else "")
+        marker, dashes = "." if len(logged) < 20 else "", "--" if name in DASHED else "-"
+        axes.plot(logged["step"], logged[name], label=name, linewidth=1.1, marker=marker, linestyle=dashes)
     axes.tick_params(labelsize=7)
     axes.grid(alpha=0.25)
     if not names:
@@ -107,7 +102,7 @@ def _draw_curves(axes: Axes, history: pd.DataFrame, names: Sequence[str]) -> Non
 
 def draw_usage(counts: Mapping[str, Int[np.ndarray, " codebook_size"]]) -> bytes:
     """How often each code occurs, most frequent first; a flat line at 1 would be a codebook used evenly."""
-    figure = Figure(figsize=(7, 3.6), layout="constrained")
+    figure = Figure(figsize=(5.2, 3.2), layout="constrained")
     axes = figure.subplots()
     for stage, count in counts.items():
         relative = np.sort(count)[::-1] * len(count) / max(int(count.sum()), 1)
@@ -115,7 +110,6 @@ def draw_usage(counts: Mapping[str, Int[np.ndarray, " codebook_size"]]) -> bytes
     axes.axhline(1, color="0.6", linewidth=0.8, linestyle="--", label="even use")
     axes.set_xlabel("code, by frequency")
     axes.set_ylabel("frequency / even share")
-    axes.set_title("Use of the codes by the test split's tokens", fontsize=10)
     axes.grid(alpha=0.25)
     axes.legend(fontsize=8)
     return _png_of(figure)
@@ -130,8 +124,9 @@ def usage_table(counts: Mapping[str, Int[np.ndarray, " codebook_size"]]) -> str:
 
 def _png_of(figure: Figure) -> bytes:
     buffer = BytesIO()
-    figure.savefig(buffer, format="png", dpi=80, metadata={"Software": None})
-    return _png(Image.open(buffer).convert("RGB").quantize(NUM_COLOURS, dither=Image.Dither.NONE))
+    figure.savefig(buffer, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})
+    coverage = Image.Quantize.MAXCOVERAGE  # the usual median cut merges the colours of thin lines
+    return _png(Image.open(buffer).convert("RGB").quantize(NUM_COLOURS, method=coverage, dither=Image.Dither.NONE))
 
 
 def _png(image: Image.Image) -> bytes:

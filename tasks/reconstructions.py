@@ -18,6 +18,7 @@ from model.sparse import SparseTensor, from_arrays
 from model.tokenizer import ShapeTokenizer
 from model.vae import SparseSDFVAE
 from tasks.codebook import load_codebook
+from tasks.memory import PeakMemory
 from tasks.paths import TOKENIZER, VAE
 
 T = TypeVar("T")
@@ -35,6 +36,17 @@ class Reconstruction:
     bits: float | None = None  # num_tokens * log2(codebook size); where the tokens lie is not counted
     encode_ms: float | None = None  # band voxels to latents, or tokens
     decode_ms: float | None = None  # latents, or tokens, to a mesh
+    memory_mb: float | None = None  # the peak of both
+
+
+class Cost(NamedTuple):
+    ms: float
+    memory_mb: float | None
+
+    def then(self, second: "Cost") -> "Cost":
+        """Of one after the other."""
+        peaks = [peak for peak in (self.memory_mb, second.memory_mb) if peak is not None]
+        return Cost(self.ms + second.ms, max(peaks, default=None))
 
 
 class Quantized(NamedTuple):
@@ -92,22 +104,22 @@ class Reconstructor:
 
     def rows(self, shape: SparseSDF) -> Iterator[Reconstruction]:
         """floor, vae, stage1 and stage2, in this order."""
-        mesh, decode_ms = self._time(shape.surface)
-        yield Reconstruction("floor", mesh, decode_ms=decode_ms)
+        mesh, cost = self._measure(shape.surface)
+        yield Reconstruction("floor", mesh, decode_ms=cost.ms, memory_mb=cost.memory_mb)
 
         band = from_arrays(shape.coords, shape.sdf, extent=shape.resolution).to(self.device)
-        z_e, encode_ms = self._time(lambda: self.vae.encode(band).mean)
-        yield self._decode("vae", self.vae, z_e, shape.resolution, encode_ms=encode_ms)
+        z_e, encoding = self._measure(lambda: self.vae.encode(band).mean)
+        yield self._decode("vae", self.vae, z_e, shape.resolution, encoding)
 
-        quantized, quantize_ms = self._time(lambda: self.use["stage1"].quantize(z_e))
-        yield self._decode("stage1", self.vae, quantized, shape.resolution, encode_ms=encode_ms + quantize_ms)
+        quantized, quantizing = self._measure(lambda: self.use["stage1"].quantize(z_e))
+        yield self._decode("stage1", self.vae, quantized, shape.resolution, encoding.then(quantizing))
 
         trained = self.tokenizer.vqvae
-        quantized, encode_ms = self._time(lambda: self.use["stage2"].quantize(trained.encode(band)))
-        yield self._decode("stage2", trained.vae, quantized, shape.resolution, encode_ms=encode_ms)
+        quantized, encoding = self._measure(lambda: self.use["stage2"].quantize(trained.encode(band)))
+        yield self._decode("stage2", trained.vae, quantized, shape.resolution, encoding)
 
     def _decode(
-        self, row: str, vae: SparseSDFVAE, latents: SparseTensor | Quantized, resolution: int, *, encode_ms: float
+        self, row: str, vae: SparseSDFVAE, latents: SparseTensor | Quantized, resolution: int, encoding: Cost
     ) -> Reconstruction:
         tokens = latents if isinstance(latents, Quantized) else None
         z = latents.latents if isinstance(latents, Quantized) else latents
@@ -117,7 +129,7 @@ class Reconstructor:
             coords, sdf = decoded.coords[:, 1:].cpu().numpy(), decoded.feats[:, 0].cpu().numpy()
             return coords, sdf, extract_mesh(coords, sdf, resolution=resolution)
 
-        (coords, sdf, mesh), decode_ms = self._time(decode)
+        (coords, sdf, mesh), decoding = self._measure(decode)
         return Reconstruction(
             row,
             mesh,
@@ -125,15 +137,16 @@ class Reconstructor:
             sdf,
             num_tokens=tokens.num_tokens if tokens else None,
             bits=tokens.bits if tokens else None,
-            encode_ms=encode_ms,
-            decode_ms=decode_ms,
+            encode_ms=encoding.ms,
+            decode_ms=decoding.ms,
+            memory_mb=encoding.then(decoding).memory_mb,
         )
 
-    def _time(self, work: Callable[[], T]) -> tuple[T, float]:
-        """The result, and milliseconds until the device had it."""
-        start = time.perf_counter()
+    def _measure(self, work: Callable[[], T]) -> tuple[T, Cost]:
+        """The result, and what it took until the device had it."""
+        peak, start = PeakMemory(self.device), time.perf_counter()
         with torch.no_grad():
             result = work()
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-        return result, 1000 * (time.perf_counter() - start)
+        return result, Cost(1000 * (time.perf_counter() - start), peak.megabytes())

@@ -1,200 +1,284 @@
-"""The evaluation as one HTML file that needs nothing else: no network, no script, no other file."""
+"""The evaluation as one HTML file that needs nothing else: no network, no other file.
 
+report.html is the page, report.js turns the meshes in it; what is written here is what changes from run to run.
+"""
+
+import json
 from base64 import b64encode
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from importlib.resources import files
 from math import exp
 from pathlib import Path
+from string import Template
 from typing import Any
 
 import pandas as pd
 
-ROW_TITLES = {
-    "reference": "truth, sampled twice",
-    "floor": "voxel grid (floor)",
-    "vae": "VAE, not quantised",
-    "stage1": "after stage 1",
-    "stage2": "after stage 2",
-}
-NOTHING = "-"
-TIMES = ("encode_ms", "decode_ms")
-EXTREMES = 8  # shapes listed at either end
+from model.metrics import Change, Summary
+from tasks.compare import compare_rows, num_better, verdict
+from tasks.figures import COSTS, NOTHING, ROW_TITLES, Figure, figures_of
+from tasks.gallery import PICTURED, Gallery
+from tasks.plots import COLUMNS, draw_history, webp
+from tasks.viewer import FIXED_POINT, Scene, scene_of
 
-MEANINGS = {
-    "CD-L1": "Chamfer distance: mean distance from the reconstruction to the truth and back, averaged. In units of "
-    "the [-1, 1] cube that the mesh is normalised into. Smaller is better.",
-    "CD-L2": "Sum of both mean squared distances. Smaller is better.",
-    "F at t": "Harmonic mean of precision (share of the reconstruction within t of the truth) and recall (the "
-    "reverse). Larger is better.",
-    "normals": "Mean cosine between the normals of nearest points. The second figure ignores the sign: use it where "
-    "the true mesh's winding is not consistent. Larger is better.",
-    "spurious": "Share of the reconstructed area farther than 2 voxels from the true surface. Smaller is better.",
-    "SDF L1, signs": "Mean error of the stored value (unit: the truncation distance) and share of wrong signs, over "
-    "the voxels of the true band. Smaller is better.",
-    "V-IoU, S-IoU": "Overlap of the solids at points spread evenly, and at points near the true surface; only "
-    "where both surfaces are closed, which the last figure counts. Larger is better.",
-    "tokens, bits": "Tokens per shape, and tokens times log2 of the codebook size. Where the tokens lie is not "
-    "counted.",
-    "encode, decode ms": "Medians: voxels to latents or tokens, and those to a mesh. Voxelising is not counted.",
-    "failed": "Shapes without any surface. They count in every mean, with the worst possible value.",
-    "truth, sampled twice": "Surfaces are compared by random points, so even a perfect reconstruction has a distance. "
-    "This row is that distance: no row can be better.",
+Aggregates = dict[str, dict[str, Summary]]  # by row and figure
+Ranking = dict[str, dict[str, float]]  # CD-L1 by shape and row, the best of stage 2 first
+
+EXTREMES = 8  # shapes listed at either end
+PARTS = ("mean", "median", "p95", "ci_low", "ci_high")
+
+CODEBOOK_TITLES = {
+    "usage_histogram.png": "How often the test split's tokens take each code, most frequent first",
+    "codebook_spectrum.png": "Spectrum of the latents",
+    "codebook_pca.png": "Latents and codes in the plane of the largest variance",
 }
 
 
 @dataclass(frozen=True)
 class Report:
     table: pd.DataFrame  # a line per shape and row
+    aggregates: Aggregates
+    ranking: Ranking
     metrics: Mapping[str, Any]  # of the metrics file
-    plots: Mapping[str, bytes]  # PNG by file name
-    resolution: int
-    num_points: int
+    histories: Mapping[str, pd.DataFrame]  # of training, by stage
+    codebook_plots: Mapping[str, bytes]  # PNG by file name
+    gallery: Gallery
+    sheet: Sequence[str]  # shapes with pictures
+    scenes: Sequence[str]  # shapes to turn in 3D
+    conditions: Mapping[str, int]  # resolution, num_points, seed
 
 
 def write_report(path: Path, report: Report) -> None:
-    num_shapes = report.table["shape"].nunique()
-    sections = [
-        "<h1>Shape tokenizer: evaluation</h1>",
-        f"<p>{num_shapes} test shapes, resolution {report.resolution}, {report.num_points:,} surface points per mesh. "
-        "Means over shapes; in brackets the 95 % bootstrap interval of the mean.</p>",
-        _summary_table(report),
-        _definitions(),
-        "<h2>Pictures</h2><p>From the best to the worst reconstruction by stage 2. CD-L1 after VAE / stage 1 / stage 2."
-        "</p>",
-        _picture(report.plots["shapes.png"], "truth, VAE, stage 1 and stage 2 side by side"),
-        "<h2>Codebook on the test split</h2>",
-        _codebook_table(report.metrics["codebook"]),
-        _picture(report.plots["usage_histogram.png"], "how often each code is used"),
-        "<h2>Training</h2>",
-        _picture(report.plots["loss_curves.png"], "loss curves of both stages"),
-        "<h2>Best and worst shapes</h2>",
-        _extremes(report.table),
-    ]
-    path.write_text(_PAGE.format(body="\n".join(sections)), encoding="utf-8")
-
-
-def _summary_table(report: Report) -> str:
-    thresholds = [key.removeprefix("fscore_") for key in report.metrics["floor"] if key.startswith("fscore_")]
-    table = report.table
-    milliseconds = {(row, key): table[table.row == row][key].median() for row in ROW_TITLES for key in TIMES}
-    columns: dict[str, Callable[[str, Mapping[str, Any]], str]] = {
-        "CD-L1": lambda _, m: (
-            f"{_number(m['cd_l1'])} <small>[{_number(m['cd_l1_ci_low'])}, {_number(m['cd_l1_ci_high'])}]</small>"
+    scenes = [scene_of(shape, report.gallery) for shape in report.scenes]
+    page = Template(_resource("report.html"))
+    html = page.substitute(
+        conditions=_conditions(report),
+        headline=_headline(report),
+        figures=_figures(report),
+        change=_change(report),
+        meanings=_meanings(report),
+        fixed_point=FIXED_POINT,
+        scenes_note=_how_many(report.scenes, report, "are here"),
+        scene_options="".join(f"<option>{escape(_place(shape, report))}</option>" for shape in report.scenes),
+        scene_labels="".join(f"<div><p><b>{title}</b><small></small></p></div>" for title in COLUMNS),
+        sheet_note=_how_many(report.sheet, report, "are shown"),
+        sheet="\n".join(_shape(shape, report) for shape in report.sheet),
+        extremes=_extremes(report),
+        codebook=_codebook_table(report.metrics["codebook"]) + _codebook_pictures(report.codebook_plots),
+        training="".join(
+            _picture(draw_history({stage: history}), f"loss curves of {stage}")
+            for stage, history in report.histories.items()
         ),
-        "median": lambda _, m: _number(m["cd_l1_median"]),
-        "95 % below": lambda _, m: _number(m["cd_l1_p95"]),
-        "CD-L2": lambda _, m: _number(m["cd_l2"]),
-        **{f"F at {t}": lambda _, m, t=t: _number(m[f"fscore_{t}"], 3) for t in thresholds},  # type: ignore[misc]
-        "normals": lambda _, m: (
-            f"{_number(m['normal_consistency'], 3)}, {_number(m['normal_consistency_absolute'], 3)}"
-        ),
-        "spurious": lambda _, m: _percent(m["spurious_area"]),
-        "SDF L1, signs": lambda _, m: f"{_number(m.get('sdf_l1'))}, {_percent(m.get('sign_errors'))}",
-        "V-IoU, S-IoU": lambda _, m: (
-            f"{_percent(m.get('volume_iou'))}, {_percent(m.get('surface_iou'))} <small>({m['num_closed']})</small>"
-        ),
-        "tokens, bits": lambda _, m: f"{_number(m.get('num_tokens'), 0)}, {_number(m.get('bits'), 0)}",
-        "encode, decode ms": lambda row, _: (
-            f"{_number(milliseconds[row, 'encode_ms'], 0)}, {_number(milliseconds[row, 'decode_ms'], 0)}"
-        ),
-        "failed": lambda _, m: str(m["failures"]),
-    }
-    rows = [
-        [escape(title), *(column(row, report.metrics[row]) for column in columns.values())]
-        for row, title in ROW_TITLES.items()
-    ]
-    return _table(["", *columns], rows)
-
-
-def _codebook_table(codebook: Mapping[str, Mapping[str, Any]]) -> str:
-    rows = []
-    for stage, m in codebook.items():
-        size, tokens = m["codebook_size"], m["num_tokens"]
-        rows.append(
-            [
-                escape(ROW_TITLES[stage]),
-                str(size),
-                f"{tokens:,}",
-                _percent(m["usage"]),
-                _percent(1 - exp(-tokens / size)),
-                f"{_number(m['perplexity'], 0)} <small>({_percent(m['perplexity'] / size)} of all codes)</small>",
-                _number(m["entropy_bits"], 2),
-                _percent(m["top_share"]),
-                _number(m["normalised_error"]),
-            ]
-        )
-    head = [
-        "",
-        "codes",
-        "tokens",
-        "used",
-        "used if even",
-        "perplexity",
-        "entropy, bits",
-        "top code",
-        "error / variance",
-    ]
-    note = (
-        "<p>“Used if even” is the share of codes that this many tokens would show if all codes were equally "
-        "likely: with few tokens per code, usage can't reach 100 %.</p>"
+        scenes=_json(scenes),
+        script=_resource("report.js"),
     )
-    return _table(head, rows) + note
+    path.write_text(html, encoding="utf-8")
 
 
-def _extremes(table: pd.DataFrame) -> str:
-    errors = table.pivot(index="shape", columns="row", values="cd_l1").sort_values("stage2", kind="stable")
-    parts = {"Best": errors.head(EXTREMES), "Worst": errors.iloc[EXTREMES:].tail(EXTREMES)[::-1]}
-    head = ["CD-L1", *(escape(title) for title in ROW_TITLES.values())]
+def _resource(name: str) -> str:
+    return files("tasks").joinpath(name).read_text(encoding="utf-8")
+
+
+def _json(scenes: Sequence[Scene]) -> str:
+    """As text inside a script element, which ends at the first `</script`, wherever it stands."""
+    return json.dumps(scenes, separators=(",", ":")).replace("<", "\\u003c")
+
+
+def _conditions(report: Report) -> str:
+    failures = {title: report.metrics[row]["failures"] for row, title in ROW_TITLES.items()}
+    failed = ", ".join(f"{escape(title)} {count}" for title, count in failures.items() if count)
+    return (
+        f"{len(report.ranking)} test shapes, resolution {report.conditions['resolution']}, "
+        f"{report.conditions['num_points']:,} surface points a side. Lengths are in units of the [-1, 1] cube. "
+        + (f"Shapes without any surface: {failed}." if failed else "Every row has a surface for every shape.")
+    )
+
+
+def _headline(report: Report) -> str:
+    """What the tables say, in sentences."""
+    metrics = report.metrics
+    floor, vae, stage1, stage2 = (metrics[row]["cd_l1"] for row in ("floor", "vae", "stage1", "stage2"))
+    sentences = [
+        f"The voxel grid alone is {floor:.4f} away from the true surface (CD-L1), the VAE {vae:.4f}, its quantised "
+        f"latents {stage1:.4f}, and the finished tokenizer <b>{stage2:.4f}</b>."
+    ]
+    if stage1 > vae:
+        share = (stage1 - stage2) / (stage1 - vae)
+        verb = "wins back" if share >= 0 else "adds"
+        sentences.append(f"Stage 2 {verb} {100 * abs(share):.0f} % of what quantising costs.")
+    tokens, bits = metrics["stage2"]["num_tokens"], metrics["stage2"]["bits"]
+    sentences.append(f"A shape is {tokens:.0f} tokens on average, {bits:.0f} bits, and the places of the tokens.")
+    return f"<p>{' '.join(sentences)}</p>"
+
+
+def _figures(report: Report) -> str:
+    """Figures down, rows of the evaluation across: means, with their intervals."""
+    body = []
+    for figure in figures_of(report.table.columns):
+        cells = [_mean(figure, report.aggregates[row].get(figure.column)) for row in ROW_TITLES]
+        body.append([escape(figure.label), *cells])
+    for cost in COSTS:
+        medians = (report.table.loc[report.table.row == row, cost.column].median() for row in ROW_TITLES)
+        body.append([escape(cost.label), *(cost.show(median) for median in medians)])
+    body.append(["closed on both sides", *(str(report.metrics[row]["num_closed"]) for row in ROW_TITLES)])
+    body.append(["failed", *(str(report.metrics[row]["failures"]) for row in ROW_TITLES)])
+    return _table(["mean over shapes <small>95 % interval</small>", *map(escape, ROW_TITLES.values())], body)
+
+
+def _mean(figure: Figure, summary: Summary | None) -> str:
+    if summary is None:
+        return NOTHING
+    interval = "" if figure.smaller_is_better is None else _interval(figure, summary)
+    return f"{figure.show(summary.mean)}<small>{interval}</small>"
+
+
+def _interval(figure: Figure, of: Summary | Change, *, signed: bool = False) -> str:
+    return f"{figure.show(of.ci_low, signed=signed)} to {figure.show(of.ci_high, signed=signed)}"
+
+
+def _change(report: Report) -> str:
+    """Stage 2 against stage 1 and against the VAE, shape by shape."""
+    rows = {row: report.table[report.table.row == row] for row in ("vae", "stage1", "stage2")}
+    against = {
+        row: compare_rows(rows[row], rows["stage2"], seed=report.conditions["seed"]) for row in ("stage1", "vae")
+    }
+    lines: dict[str, list[str]] = {}
+    for changes in against.values():
+        for figure, change in changes:
+            if figure.smaller_is_better is not None:
+                lines.setdefault(figure.label, []).append(_one_change(figure, change))
+    body = [[escape(label), *cells] for label, cells in lines.items() if len(cells) == len(against)]
+    return (
+        "<h3>Stage 2, shape by shape</h3><p>The mean change of a shape, its 95 % interval, and how many shapes became "
+        "better. An interval without 0 is coloured: such a change is more than chance, even where the intervals "
+        "of the means above overlap.</p>" + _table(["", "from stage 1 to stage 2", "from the VAE to stage 2"], body)
+    )
+
+
+def _one_change(figure: Figure, change: Change) -> str:
+    interval = _interval(figure, change, signed=True)
+    better = f"{num_better(figure, change)} of {change.num_shapes} better"
+    mean = figure.show(change.mean, signed=True)
+    return f'<span class="{verdict(figure, change)}">{mean}</span><small>{interval}; {better}</small>'
+
+
+def _meanings(report: Report) -> str:
+    figures = figures_of(report.table.columns)
+    others = {
+        ROW_TITLES["reference"]: "Surfaces are compared by random points, so even a perfect result has a distance: "
+        "this one. No row can be better.",
+        ROW_TITLES["floor"]: "The mesh of the stored field: what the resolution alone loses.",
+        "closed on both sides": "Only these have an IoU; the others are left out of its mean.",
+        "failed": "Shapes without any surface. They count in every mean, with the worst possible value.",
+    }
+    items = [(figure.label, f"{figure.meaning} {_direction(figure)}") for figure in [*figures, *COSTS]]
+    listed = "".join(f"<dt>{escape(term)}</dt><dd>{escape(text)}</dd>" for term, text in items + list(others.items()))
+    head = ["", *(f"{escape(title)}, {part.replace('_', ' ')}" for title in ROW_TITLES.values() for part in PARTS)]
+    body = [[escape(figure.label), *_all_parts(figure, report.aggregates)] for figure in figures]
+    return (
+        f"<details><summary>What the numbers mean</summary><dl>{listed}</dl></details>"
+        "<details><summary>Medians, 95th percentiles and intervals of everything</summary>"
+        f"{_table(head, body)}</details>"
+    )
+
+
+def _all_parts(figure: Figure, aggregates: Aggregates) -> Iterator[str]:
+    for row in ROW_TITLES:
+        summary = aggregates[row].get(figure.column)
+        for part in PARTS:
+            yield NOTHING if summary is None else figure.show(getattr(summary, part))
+
+
+def _direction(figure: Figure) -> str:
+    match figure.smaller_is_better:
+        case True:
+            return "Smaller is better."
+        case False:
+            return "Larger is better."
+        case _:
+            return ""
+
+
+def _how_many(shapes: Sequence[str], report: Report, verb: str) -> str:
+    total = len(report.ranking)
+    if len(shapes) == total:
+        return f"All {total} {verb}, from the best result of stage 2 to the worst."
+    return f"{len(shapes)} of {total} {verb}, evenly from the best result of stage 2 to the worst."
+
+
+def _place(shape: str, report: Report) -> str:
+    return f"{list(report.ranking).index(shape) + 1} of {len(report.ranking)}: {shape}"
+
+
+def _shape(shape: str, report: Report) -> str:
+    pictures = []
+    for row, title, picture in zip(PICTURED, COLUMNS, report.gallery.pictures(shape), strict=True):
+        distance = "" if row == "truth" else f" {report.ranking[shape][row]:.4f}"
+        image = _image(webp(picture), "webp", f"{shape}, {title}")
+        pictures.append(f"<figure>{image}<figcaption>{title}<small>{distance}</small></figcaption></figure>")
+    caption = f"<figcaption>{escape(_place(shape, report))}</figcaption>"
+    return f'<figure class="shape">{caption}<div class="four">{"".join(pictures)}</div></figure>'
+
+
+def _extremes(report: Report) -> str:
+    shapes = list(report.ranking)
+    parts = {"Best": shapes[:EXTREMES], "Worst": shapes[EXTREMES:][-EXTREMES:][::-1]}
+    head = ["", *(escape(title) for title in ROW_TITLES.values())]
     return "".join(
         f"<h3>{name}</h3>"
         + _table(
-            head, ([escape(str(shape)), *(_number(line[row]) for row in ROW_TITLES)] for shape, line in part.iterrows())
+            head,
+            ([escape(shape), *(f"{report.ranking[shape][row]:.5f}" for row in ROW_TITLES)] for shape in part),
         )
         for name, part in parts.items()
-        if len(part)
+        if part
     )
 
 
-def _definitions() -> str:
-    items = "".join(f"<dt>{escape(term)}</dt><dd>{escape(text)}</dd>" for term, text in MEANINGS.items())
-    return f"<details open><summary>What the numbers mean</summary><dl>{items}</dl></details>"
+def _codebook_table(codebook: Mapping[str, Mapping[str, Any]]) -> str:
+    lines = {
+        "codes": [f"{m['codebook_size']:,}" for m in codebook.values()],
+        "tokens": [f"{m['num_tokens']:,}" for m in codebook.values()],
+        "usage": [f"{100 * m['usage']:.1f} %" for m in codebook.values()],
+        "usage if all codes were equally likely": [
+            f"{100 * (1 - exp(-m['num_tokens'] / m['codebook_size'])):.1f} %" for m in codebook.values()
+        ],
+        "perplexity": [f"{m['perplexity']:.0f}" for m in codebook.values()],
+        "perplexity / codes": [f"{100 * m['perplexity'] / m['codebook_size']:.1f} %" for m in codebook.values()],
+        "entropy, bits": [f"{m['entropy_bits']:.2f}" for m in codebook.values()],
+        "share of the top code": [f"{100 * m['top_share']:.2f} %" for m in codebook.values()],
+        "squared error / variance of the latents": [f"{m['normalised_error']:.4f}" for m in codebook.values()],
+    }
+    note = (
+        "<p>Usage is the share of codes that occur at all. So few tokens can't show every code: compare it with the "
+        "line below it; the gate judges the codebook on many more.</p>"
+    )
+    return _table(["", *(escape(ROW_TITLES[s]) for s in codebook)], [[k, *cells] for k, cells in lines.items()]) + note
+
+
+def _codebook_pictures(plots: Mapping[str, bytes]) -> str:
+    pictures = (
+        f"<div><h3>{escape(_title(name))}</h3>{_picture(png, _title(name))}</div>" for name, png in plots.items()
+    )
+    return f'<div class="columns">{"".join(pictures)}</div>'
+
+
+def _title(name: str) -> str:
+    return CODEBOOK_TITLES.get(name) or Path(name).stem.replace("_", " ").capitalize()
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Cells are HTML already."""
     header = "".join(f"<th>{cell}</th>" for cell in head)
     body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
-    return f"<div class=scroll><table><thead><tr>{header}</tr></thead><tbody>{body}</tbody></table></div>"
+    return f'<div class="scroll"><table><thead><tr>{header}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def _picture(png: bytes, description: str) -> str:
-    return f'<img alt="{escape(description)}" src="data:image/png;base64,{b64encode(png).decode()}">'
+    return _image(png, "png", description)
 
 
-def _number(value: float | int | None, digits: int = 5) -> str:
-    return NOTHING if value is None or pd.isna(value) else f"{value:.{digits}f}"
-
-
-def _percent(value: float | int | None) -> str:
-    return NOTHING if value is None or pd.isna(value) else f"{100 * value:.1f} %"
-
-
-_PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>Shape tokenizer: evaluation</title>
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<style>
-body {{ font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 1500px; padding: 0 1rem; color: #222;
-  background: #fff }}
-table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 13px }}
-th, td {{ padding: .3rem .6rem; text-align: right; border-bottom: 1px solid #ddd; white-space: nowrap }}
-th:first-child, td:first-child {{ text-align: left }}
-small {{ color: #666 }}
-.scroll {{ overflow-x: auto; margin: 1rem 0 }}
-img {{ max-width: 100%; height: auto }}
-dt {{ font-weight: 600 }} dd {{ margin: 0 0 .4rem 1.5rem }}
-summary {{ cursor: pointer }}
-</style></head><body>
-{body}
-</body></html>
-"""
+def _image(content: bytes, kind: str, description: str) -> str:
+    return f'<img alt="{escape(description)}" src="data:image/{kind};base64,{b64encode(content).decode()}">'

@@ -153,6 +153,8 @@ class Evaluate(Section):
     num_points: Count
     fscore_thresholds: Annotated[tuple[Positive, ...], Field(min_length=1)]
     picture_shapes: Count
+    report_shapes: Annotated[int, Field(ge=1, le=400)]  # the bounds keep the report below 20 MB
+    report_views: Annotated[int, Field(ge=1, le=12)]
     seed: CountOrZero
 
 

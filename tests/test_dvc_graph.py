@@ -114,8 +114,14 @@ def closure(module: str) -> set[str]:
 
 def code_dependencies(stage: str) -> set[str]:
     """What dvc.yaml has to list: a file per module, the directory for a package within model/ or tasks/."""
-    files = (module_file(name) for name in closure(f"tasks.{stage}") - PLUMBING if tree(name).body)
-    return {str(file if len(file.parts) == 2 else Path(*file.parts[:2])) for file in files if file}
+    modules = (module_file(name) for name in closure(f"tasks.{stage}") - PLUMBING if tree(name).body)
+    files = chain.from_iterable(with_resources(file) for file in modules if file)
+    return {str(file if len(file.parts) == 2 else Path(*file.parts[:2])) for file in files}
+
+
+def with_resources(module: Path) -> set[Path]:
+    """The module and what it reads from beside it: report.html and report.js are report.py's."""
+    return {path.relative_to(ROOT) for path in (ROOT / module).parent.glob(f"{module.stem}.*")}
 
 
 def is_code(dependency: str) -> bool:

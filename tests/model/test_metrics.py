@@ -166,7 +166,7 @@ def test_field_errors_against_hand_counted_voxels():
     true_coords = np.array([[0, 0, 0], [0, 0, 1], [0, 0, 2], [0, 0, 3]])
     true_sdf = np.array([-0.5, -0.1, 0.1, 0.5])
     coords = np.array([[0, 0, 2], [5, 0, 0], [0, 0, 1], [0, 0, 0]])
-    sdf = np.array([0.3, 0.9, 0.1, -1.0])
+    sdf = np.array([0.3, 0.8, 0.1, -1.0])
     metrics = compare_sdf(coords, sdf, true_coords, true_sdf)
     assert metrics.sdf_l1 == pytest.approx((0.2 + 0.2 + 0.5) / 3)
     assert metrics.sign_errors == pytest.approx(1 / 3)
