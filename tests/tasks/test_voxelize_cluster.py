@@ -89,8 +89,8 @@ def _pids(scheduler: str) -> list[int]:
 
 
 def test_after_a_kill_nothing_is_voxelized_twice(here: Path) -> None:
-    write_balls(here / "meshes", num=40)
-    settings_for()
+    write_balls(here / "meshes", num=150)
+    settings_for(resolution=64)
     command = [sys.executable, "-m", "tasks.voxelize"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
@@ -101,7 +101,7 @@ def test_after_a_kill_nothing_is_voxelized_twice(here: Path) -> None:
     process.wait()
     time.sleep(1)  # its workers notice and end
     finished = in_scratch()
-    assert 5 <= len(finished) < 40
+    assert 5 <= len(finished) < 150
     subprocess.run(command, env=environment, stderr=subprocess.DEVNULL, check=True)
     assert finished.items() <= in_scratch().items()
-    assert len(in_scratch()) == 40
+    assert len(in_scratch()) == 150
