@@ -29,6 +29,7 @@ from model.vae import SparseSDFVAE, VAEConfig
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
+ALIGNMENT = 64  # bytes: what torch's allocator gives, and its vectorised kernels are fastest and reproducible on
 SUFFIXES = {".safetensors", ".ckpt", ".pt", ".pth", ".bin"}
 
 Layout = Literal["published", "spconv"]
@@ -121,13 +122,15 @@ def import_checkpoint(path: str | Path) -> Import:
         target, converted, transformation = _to_our_layout(source, state.pop(source).float(), file)
         if target in renamed:
             raise CheckpointError(f"{file}: {source} and another key both mean {target}; remove one of them")
+        if converted.data_ptr() % ALIGNMENT:  # safetensors packs its tensors end to end
+            converted = converted.clone()
         renamed[target] = converted
         norm = float(converted.norm())
         if not torch.isfinite(converted).all():
             raise CheckpointError(f"{file}: {source} holds NaN or infinity; the file is damaged, fetch it again")
         keys.append(ImportedKey(source, target, tuple(converted.shape), transformation, norm))
     config = _read_architecture(renamed, file)
-    with torch.device("meta"):  # the weights are those of the file: none are drawn, none are copied
+    with torch.device("meta"):  # the weights are those of the file, none are drawn
         vae = SparseSDFVAE(config)
     _check_keys(renamed, vae, file)
     vae.load_state_dict(renamed, assign=True)

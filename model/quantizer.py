@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -29,7 +30,7 @@ class VectorQuantizer(nn.Module):
         with torch.autocast(z_e.device.type, enabled=False):
             z_e = z_e.float()
             indices = nearest_codes(z_e, self.codebook)
-            codes = self.codebook[indices]
+            codes = F.embedding(indices, self.codebook)  # its gradient adds up in a fixed order; that of [] does not
             vq_loss = (z_e.detach() - codes).square().mean()
             commitment_loss = (z_e - codes.detach()).square().mean()
             z_q = _StraightThrough.apply(z_e, codes.detach())

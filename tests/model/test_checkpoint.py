@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from model.checkpoint import CheckpointError, export_vae, import_checkpoint, load_vae, save_vae
+from model.checkpoint import ALIGNMENT, CheckpointError, export_vae, import_checkpoint, load_vae, save_vae
 from model.quantizer import VectorQuantizer
 from model.sparse import SparseTensor
 from model.tokenizer import ShapeTokenizer
@@ -183,6 +183,13 @@ def test_half_precision_files_become_float32(vae: SparseSDFVAE, tmp_path: Path):
     for dtype in (torch.float16, torch.bfloat16):
         torch.save({"vae": {key: value.to(dtype) for key, value in published(vae).items()}}, tmp_path / "half.ckpt")
         assert {p.dtype for p in load_vae(tmp_path / "half.ckpt").parameters()} == {torch.float32}
+
+
+def test_weights_of_a_packed_file_lie_where_torch_would_put_them(vae: SparseSDFVAE, tmp_path: Path):
+    save_file(published(vae), tmp_path / "packed.safetensors")
+    packed = load_file(tmp_path / "packed.safetensors")
+    assert any(tensor.data_ptr() % ALIGNMENT for tensor in packed.values())  # else there is nothing to see here
+    assert all(p.data_ptr() % ALIGNMENT == 0 for p in load_vae(tmp_path / "packed.safetensors").parameters())
 
 
 def test_weights_take_memory_once(tmp_path: Path):

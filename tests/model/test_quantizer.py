@@ -139,6 +139,13 @@ def test_the_vq_term_moves_only_the_codes():
     np.testing.assert_allclose(for_codes.numpy(), expected, rtol=1e-4, atol=1e-7)
 
 
+def test_the_gradient_of_the_codes_is_the_same_to_the_bit_each_time():
+    """Many vectors to a code, and threads: a sum in whatever order they arrive differs within a few repetitions."""
+    vq, z_e = filled(64, 64), torch.randn(8192, 64)
+    first = torch.autograd.grad(vq(z_e).vq_loss, vq.codebook)[0]
+    assert all(torch.equal(torch.autograd.grad(vq(z_e).vq_loss, vq.codebook)[0], first) for _ in range(20))
+
+
 def test_the_commitment_term_moves_only_the_encoder():
     """Its gradient by hand: 2 (z - e) / (N D)."""
     vq, z_e = filled(10, 4), torch.randn(200, 4, requires_grad=True)
