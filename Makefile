@@ -3,7 +3,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help repro setup test lint format lock
+.PHONY: help repro serve setup test lint format lock
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -19,6 +19,9 @@ help: ## this list
 
 repro: $(SETUP) ## set up, then bring every result up to date (dvc repro)
 	$(BIN)/dvc repro
+
+serve: $(SETUP) ## Prefect's server, deployment and worker on this machine, until Ctrl-C
+	@$(BIN)/python -m flows.serve
 
 setup: $(SETUP) ## make .venv with what the lock file says
 

@@ -16,11 +16,18 @@ INTERRUPTED = 130  # what a shell reports for Ctrl-C
 ALREADY_RUNNING = 75  # EX_TEMPFAIL of sysexits.h: try again later
 
 
+class AlreadyRunningError(RuntimeError):
+    """Another process runs the same, in this checkout."""
+
+
 def run_stage(name: str, stage: Callable[[Settings], None]) -> None:
     """Run one stage and exit: 0 done, 1 with the reason in one sentence, 130 interrupted."""
     try:
         with only_one(name):
             stage(load_settings())
+    except AlreadyRunningError as error:
+        print(error, file=sys.stderr)
+        sys.exit(ALREADY_RUNNING)
     except (InputError, ParameterError) as error:
         sys.exit(f"{name}: {error}")
     except OSError as error:
@@ -66,7 +73,7 @@ def write_whole(path: Path, content: str | bytes) -> None:
 
 @contextmanager
 def only_one(stage: str) -> Iterator[None]:
-    """Hold the stage's lock; exit with 75 where another process runs it, as after DVC alone was killed."""
+    """Hold the stage's lock. Raises AlreadyRunningError where another process has it, as after DVC alone was killed."""
     RESUME.mkdir(parents=True, exist_ok=True)
     with (RESUME / f"{stage}.lock").open("a+") as lock:
         try:
@@ -74,9 +81,7 @@ def only_one(stage: str) -> Iterator[None]:
         except BlockingIOError:
             lock.seek(0)
             holder = lock.read().strip() or "unknown"
-            message = f"{stage}: process {holder} runs this stage already; wait for it or stop it"
-            print(message, file=sys.stderr)
-            sys.exit(ALREADY_RUNNING)
+            raise AlreadyRunningError(f"{stage}: process {holder} runs it already; wait for it or stop it") from None
         lock.truncate(0)
         lock.write(str(os.getpid()))
         lock.flush()

@@ -8,7 +8,7 @@ from tasks import resume
 from tasks.paths import RESUME
 from tasks.resume import ResumePoint, fingerprint
 from tasks.settings import Settings, load_settings
-from tasks.stage import ALREADY_RUNNING, only_one
+from tasks.stage import ALREADY_RUNNING, AlreadyRunningError, only_one, run_stage
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
@@ -121,11 +121,10 @@ def test_any_code_changes_the_fingerprint(settings: Settings, monkeypatch: pytes
 
 
 def test_a_second_process_of_a_stage_exits_with_75_and_names_the_first(capsys):
-    with only_one("stage2"):
-        with pytest.raises(SystemExit) as ended, only_one("stage2"):
-            pytest.fail("both hold the lock")
-        assert ended.value.code == ALREADY_RUNNING == 75
-    assert f"stage2: process {os.getpid()} runs this stage already" in capsys.readouterr().err
+    with only_one("stage2"), pytest.raises(SystemExit) as ended:
+        run_stage("stage2", lambda _: pytest.fail("both hold the lock"))
+    assert ended.value.code == ALREADY_RUNNING == 75
+    assert f"stage2: process {os.getpid()} runs it already" in capsys.readouterr().err
 
 
 def test_other_stages_may_run_beside_it():
@@ -145,5 +144,5 @@ def test_clearing_keeps_the_lock():
         point = ResumePoint("stage2", "f00d")
         point.save({"step": 1})
         point.clear()
-        with pytest.raises(SystemExit), only_one("stage2"):
+        with pytest.raises(AlreadyRunningError), only_one("stage2"):
             pytest.fail("both hold the lock")

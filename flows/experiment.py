@@ -1,0 +1,101 @@
+"""Other parameters for one run: set, run, kept as a DVC experiment, and the checkout left as it was."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from dvc.exceptions import InvalidArgumentError
+from dvc.utils.hydra import apply_overrides
+
+from flows.graph import kept_by_git
+from model.errors import InputError
+from tasks.settings import PARAMS_FILE, ParameterError, load_settings
+from tasks.stage import whole_directory
+
+SNAPSHOT = Path("artifacts/.scratch/before_overrides")  # what put_back() puts back, also after the flow was killed
+
+
+@contextmanager
+def overridden(params: Mapping[str, Any], name: str) -> Iterator[None]:
+    """Within the block params.yaml holds these values; a block that ends well becomes the experiment `name`.
+
+    `params` maps dotted keys to values. In the end params.yaml, dvc.lock, metrics and outputs are those of before, so
+    that the next run starts from what is committed; `dvc exp apply NAME` brings the experiment's. Raises InputError,
+    before anything is changed, for an unknown key, for a value that settings refuse, and where params.yaml has edits
+    that are not committed.
+    """
+    put_back()
+    if not params:
+        yield
+        return
+    _refuse_edited_params()
+    _take_snapshot()
+    try:
+        _set(params)
+        yield
+        dvc("exp", "save", "--force", "--name", name)
+    finally:
+        put_back()
+
+
+def put_back() -> None:
+    """The checkout as it was before the overrides of a run that ended, or that was killed; else nothing."""
+    if not SNAPSHOT.is_dir():
+        return
+    for path in map(Path, json.loads((SNAPSHOT / "files.json").read_text())):
+        if (SNAPSHOT / path).exists():
+            shutil.copyfile(SNAPSHOT / path, path)
+        else:
+            path.unlink(missing_ok=True)
+    dvc("checkout", "--quiet", "--force", "--allow-missing")
+    shutil.rmtree(SNAPSHOT)
+
+
+def _take_snapshot() -> None:
+    files = [str(PARAMS_FILE), *kept_by_git()]
+    with whole_directory(SNAPSHOT) as directory:
+        for path in filter(Path.exists, map(Path, files)):
+            (directory / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, directory / path)
+        (directory / "files.json").write_text(json.dumps(files))
+
+
+def _set(params: Mapping[str, Any]) -> None:
+    for key, value in params.items():
+        if isinstance(value, dict):
+            raise InputError(
+                f"params: {key} is a section; name its keys one by one, as in {key}.{next(iter(value), 'key')}"
+            )
+        try:
+            apply_overrides(PARAMS_FILE, [f"{key}={json.dumps(value)}"])
+        except InvalidArgumentError as error:
+            reason = str(error.__cause__).strip().split("\n")[0]
+            raise InputError(f"params: {key}={value!r} can't be set ({reason}); {PARAMS_FILE} has the keys") from error
+    try:
+        load_settings(PARAMS_FILE)
+    except ParameterError as error:
+        raise InputError(f"params: {error}") from error
+
+
+def _refuse_edited_params() -> None:
+    changes = subprocess.run(
+        ["git", "status", "--porcelain", str(PARAMS_FILE)], check=True, capture_output=True, text=True
+    )
+    if changes.stdout.strip():
+        raise InputError(
+            f"{PARAMS_FILE} has changes that are not committed, and params would mix with them; "
+            f"commit them, or git checkout {PARAMS_FILE}"
+        )
+
+
+def dvc(*arguments: str) -> None:
+    """Run a dvc command that must succeed. Raises RuntimeError with what it said."""
+    command = [sys.executable, "-m", "dvc", *arguments]
+    finished = subprocess.run(command, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if finished.returncode:
+        raise RuntimeError(f"`dvc {' '.join(arguments)}` failed: {finished.stdout.strip()}")

@@ -1,0 +1,32 @@
+"""What is to run, asked of DVC: dvc.yaml is the only place where stages and their order are declared."""
+
+from collections.abc import Sequence
+
+from dvc.repo import Repo
+from dvc.repo.reproduce import collect_stages, get_active_graph, plan_repro
+from dvc.stage.exceptions import StageFileDoesNotExistError, StageNotFound
+
+from model.errors import InputError
+
+
+def plan(targets: Sequence[str]) -> list[str]:
+    """The stages that `dvc repro TARGETS` would look at, by address, each after those that it needs.
+
+    No targets stand for dvc.yaml. Raises InputError for one that is no stage.
+    """
+    with Repo() as repo:
+        graph = repo.index.graph
+        try:
+            wanted = collect_stages(repo, targets or ["dvc.yaml"])
+        except (StageNotFound, StageFileDoesNotExistError) as error:
+            known = ", ".join(sorted(stage.addressing for stage in graph))
+            raise InputError(f"targets: {list(targets)} holds what is no stage; the stages are {known}") from error
+        return [stage.addressing for stage in plan_repro(get_active_graph(graph), wanted)]
+
+
+def kept_by_git() -> list[str]:
+    """Files that a run may change and git keeps: dvc.lock, metrics, plots; relative to the repository root."""
+    with Repo() as repo:
+        locks = {stage.dvcfile.relpath.removesuffix(".yaml") + ".lock" for stage in repo.index.stages}
+        outs = {str(out) for out in repo.index.outs if not out.use_cache}
+    return sorted(locks | outs)

@@ -1,0 +1,99 @@
+"""The flow train-vqvae: every stage that DVC finds out of date, watched, retried where that helps, stopped cleanly.
+
+DVC owns the graph and decides what runs; `dvc repro` does the same without any of this. flows/README.md says how to
+operate it.
+"""
+
+import os
+import re
+from collections.abc import Callable
+from typing import Any
+
+from prefect import Task, flow, get_run_logger, task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas import State, TaskRun
+from prefect.runtime import flow_run
+from prefect.states import Completed, Failed
+
+from flows.alerts import GATE_REFUSED, alert
+from flows.experiment import dvc, overridden
+from flows.graph import plan
+from flows.run_page import ProgressBar, show_evaluation, show_stages
+from flows.stage_process import GateRefusedError, StageError, StageResult, StageStoppedError, reproduce
+from model.errors import InputError
+from tasks.stage import AlreadyRunningError, only_one
+
+
+def mendable(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
+    """Whether a retry can help: not for a refusal or a fault, which would only come again."""
+    return isinstance(state.result(raise_on_failure=False), StageStoppedError)
+
+
+@task(
+    task_run_name="{stage}",
+    retries=2,
+    retry_delay_seconds=10,
+    retry_condition_fn=mendable,
+    cache_policy=NO_CACHE,
+    persist_result=False,
+)
+def bring_up_to_date(stage: str, force: bool, remote: bool) -> StageResult:
+    logger, progress = get_run_logger(), ProgressBar()
+
+    def show(line: str) -> None:
+        (logger.error if line.startswith("ERROR") else logger.info)(line)
+        progress.look_at(line)
+
+    return reproduce(stage, force=force, remote=remote, on_line=show, orphaned=_orphaned())
+
+
+@flow(name="train-vqvae", on_failure=[alert], on_crashed=[alert], persist_result=False)
+def train_vqvae(
+    targets: list[str] | None = None,
+    force: bool = False,
+    params: dict[str, Any] | None = None,
+    remote: bool = False,
+) -> State[Any]:
+    """Bring the tokenizer up to date.
+
+    Args:
+        targets: stages, with all that they need; none: the whole of dvc.yaml.
+        force: run these stages also where nothing changed.
+        params: other values for this run, by dotted key, as in {"stage2.lr": 0.0001}; the result becomes a DVC
+            experiment with this run's name, and the checkout is left as it was.
+        remote: pull what is missing from the default DVC remote, and push what was made.
+    """
+    planned: list[str] = []
+    results: list[StageResult] = []
+    failure: Exception | None = None
+    try:
+        with only_one("train-vqvae"), overridden(params or {}, _experiment_name()):
+            planned = plan(targets or [])
+            for stage in planned:
+                results.append(bring_up_to_date(stage, force, remote))  # noqa: PERF401 (those before a failure count)
+            if "evaluate" in planned:
+                show_evaluation()
+            if remote:
+                dvc("push")
+    except (AlreadyRunningError, InputError, StageError) as error:
+        failure = error
+    show_stages(results, planned, str(failure) if failure else None)
+    if failure:
+        return Failed(name=GATE_REFUSED if isinstance(failure, GateRefusedError) else "Failed", message=str(failure))
+    ran = [result.stage for result in results if result.outcome == "ran"]
+    return Completed(message=f"ran {', '.join(ran)}" if ran else "everything was up to date")
+
+
+def _experiment_name() -> str:
+    """The flow run's name with only what a git ref may hold."""
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", str(flow_run.get_name())).strip("-")
+
+
+def _orphaned() -> Callable[[], bool]:
+    """A test for whether the worker that started this process is gone; never true for a flow started by hand."""
+    parent = os.getppid()
+    return lambda: "PREFECT__FLOW_RUN_ID" in os.environ and os.getppid() != parent
+
+
+if __name__ == "__main__":
+    train_vqvae()
