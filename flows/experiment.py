@@ -4,7 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,13 +21,12 @@ SNAPSHOT = Path("artifacts/.scratch/before_overrides")  # what put_back() puts b
 
 
 @contextmanager
-def overridden(params: Mapping[str, Any], name: str) -> Iterator[None]:
-    """Within the block params.yaml holds these values; a block that ends well becomes the experiment `name`.
+def overridden(params: Mapping[str, Any]) -> Iterator[None]:
+    """Within the block params.yaml holds these values, by dotted key; without any, nothing is done.
 
-    `params` maps dotted keys to values. In the end params.yaml, dvc.lock, metrics and outputs are those of before, so
-    that the next run starts from what is committed; `dvc exp apply NAME` brings the experiment's. Raises InputError,
-    before anything is changed, for an unknown key, for a value that settings refuse, and where params.yaml has edits
-    that are not committed.
+    In the end params.yaml, dvc.lock, metrics and outputs are those of before, so that the next run starts from what is
+    committed. Raises InputError, before anything is changed, for an unknown key, for a value that settings refuse, and
+    where params.yaml has edits that are not committed.
     """
     put_back()
     if not params:
@@ -38,9 +37,14 @@ def overridden(params: Mapping[str, Any], name: str) -> Iterator[None]:
     try:
         _set(params)
         yield
-        dvc("exp", "save", "--force", "--name", name)
     finally:
         put_back()
+
+
+def save(name: str, stages: Sequence[str]) -> None:
+    """Keep the checkout's parameters, and what these stages made of them, as a DVC experiment: `dvc exp apply NAME`."""
+    # By name, because optional stages, which may never have run, are in the graph too.
+    dvc("exp", "save", "--force", "--name", name, *stages)
 
 
 def put_back() -> None:

@@ -16,7 +16,7 @@ from prefect.runtime import flow_run
 from prefect.states import Completed, Failed
 
 from flows.alerts import GATE_REFUSED, alert
-from flows.experiment import dvc, overridden
+from flows.experiment import dvc, overridden, save
 from flows.graph import plan
 from flows.run_page import ProgressBar, show_evaluation, show_stages
 from flows.stage_process import GateRefusedError, StageError, StageResult, StageStoppedError, reproduce
@@ -67,10 +67,12 @@ def train_vqvae(
     results: list[StageResult] = []
     failure: Exception | None = None
     try:
-        with only_one("train-vqvae"), overridden(params or {}, _experiment_name()):
+        with only_one("train-vqvae"), overridden(params or {}):
             planned = plan(targets or [])
             for stage in planned:
                 results.append(bring_up_to_date(stage, force, remote))  # noqa: PERF401 (those before a failure count)
+            if params:
+                save(_experiment_name(), planned)
             if "evaluate" in planned:
                 show_evaluation()
             if remote:

@@ -1,0 +1,62 @@
+"""A checkout to run flows in: the real graph with stand-ins for the stages, under git, after its first dvc repro."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.dvc_project import write_project
+
+
+def run(*command: str) -> str:
+    finished = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert finished.returncode == 0, finished.stderr
+    return finished.stdout
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("finished")
+    write_project(root)
+    (root / ".gitignore").write_text("/artifacts/\n/data/\n")
+    with pytest.MonkeyPatch.context() as here:
+        enter(here, root)
+        run("git", "init", "--quiet", "--initial-branch", "main")
+        run("git", "config", "user.name", "nobody")
+        run("git", "config", "user.email", "nobody@example.org")
+        run("dvc", "init", "--quiet")
+        run("dvc", "repro", "--quiet")
+        run("git", "add", "--all")
+        run("git", "commit", "--quiet", "--message", "a finished run")
+    return root
+
+
+@pytest.fixture
+def checkout(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Its copy, entered."""
+    root = shutil.copytree(finished, tmp_path / "checkout", symlinks=True)
+    enter(monkeypatch, root)
+    return root
+
+
+def enter(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
+    monkeypatch.chdir(root)
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
+
+
+def changes() -> str:
+    """What git finds changed."""
+    return run("git", "status", "--porcelain")
+
+
+def params_text() -> str:
+    return Path("params.yaml").read_text()
+
+
+def replace_stage(name: str, program: str) -> None:
+    """Let another program stand for a stage, as a committed change."""
+    Path(f"tasks/{name}.py").write_text(program)
+    run("git", "commit", "--quiet", "--all", "--message", f"another {name}")

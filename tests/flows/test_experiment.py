@@ -1,0 +1,93 @@
+"""Other parameters for one run: what is refused, what is kept, and that the checkout is left as it was."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from flows.experiment import SNAPSHOT, overridden, save
+from model.errors import InputError
+from tests.flows.conftest import changes, params_text, run
+
+pytestmark = pytest.mark.usefixtures("checkout")
+
+
+def experiments() -> str:
+    return run("dvc", "exp", "list", "--name-only")
+
+
+def test_nothing_to_override_changes_nothing():
+    with overridden({}):
+        assert changes() == ""
+    assert experiments() == ""
+
+
+def test_a_run_that_ends_well_is_an_experiment_and_the_checkout_is_as_before():
+    before = {path: path.read_bytes() for path in [Path("artifacts/tokenizer"), Path("metrics/stage2.json")]}
+    with overridden({"stage2.lr": 0.5, "stage2.recon": "l1"}):
+        assert "lr: 0.5" in params_text()
+        assert "recon: l1\n" in params_text()
+        run("dvc", "repro", "--quiet")
+        assert all(path.read_bytes() != content for path, content in before.items())
+        save("calm-otter", ["dvc.yaml"])
+    assert experiments().split() == ["calm-otter"]
+    assert changes() == ""
+    assert {path: path.read_bytes() for path in before} == before
+    assert run("dvc", "status", "dvc.yaml").strip() == "Data and pipelines are up to date."
+    # Its exit code is not 0: the outputs of optional stages, which never ran, can't be checked out.
+    subprocess.run(["dvc", "exp", "apply", "calm-otter"], check=False)
+    assert "lr: 0.5" in params_text()
+    assert run("dvc", "status", "dvc.yaml").strip() == "Data and pipelines are up to date."
+
+
+def test_comments_stay_where_they_are():
+    Path("params.yaml").write_text(params_text().replace("stage2:\n", "stage2:  # the second one\n"))
+    run("git", "commit", "--quiet", "--all", "--message", "a comment")
+    with overridden({"stage2.lr": 0.5}):
+        assert "stage2:  # the second one" in params_text()
+
+
+def test_a_run_that_fails_leaves_nothing_behind():
+    with pytest.raises(RuntimeError, match="as planned"), overridden({"stage2.lr": 0.5}):
+        run("dvc", "repro", "--quiet", "stage2")
+        raise RuntimeError("as planned")
+    assert changes() == ""
+    assert experiments() == ""
+    assert run("dvc", "status", "dvc.yaml").strip() == "Data and pipelines are up to date."
+
+
+def test_what_a_killed_run_left_is_put_back_by_the_next():
+    killed = overridden({"stage2.lr": 0.5})
+    killed.__enter__()
+    run("dvc", "repro", "--quiet", "stage2")
+    assert changes() != ""
+    snapshot = SNAPSHOT.rename("kept")
+    with pytest.raises(KeyboardInterrupt):  # closes the generator, which finds no snapshot: as if it had been killed
+        killed.gen.throw(KeyboardInterrupt())
+    SNAPSHOT.parent.mkdir(parents=True, exist_ok=True)
+    snapshot.rename(SNAPSHOT)
+    with overridden({}):
+        assert changes() == ""
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"stage2.lrr": 1}, r"params: stage2\.lrr=1 can't be set \(.*lrr.*\); params\.yaml has the keys"),
+        ({"stage3.lr": 1}, r"params: stage3\.lr=1 can't be set"),
+        ({"stage2.lr": -1}, r"params\.yaml: stage2\.lr: got -1; input should be greater than 0"),
+        ({"stage2.lr": "fast"}, r"params\.yaml: stage2\.lr: got 'fast'"),
+        ({"stage2": {"lr": 1}}, r"params: stage2 is a section; name its keys one by one, as in stage2\.lr"),
+    ],
+)
+def test_what_no_stage_could_use_is_refused_before_anything_changes(params: dict, message: str):
+    with pytest.raises(InputError, match=message), overridden(params):
+        pytest.fail("it ran")
+    assert changes() == ""
+
+
+def test_edits_of_ones_own_are_not_mixed_with_it():
+    Path("params.yaml").write_text(params_text() + "# mine\n")
+    with pytest.raises(InputError, match=r"params.yaml has changes that are not committed"):
+        overridden({"stage2.lr": 0.5}).__enter__()
+    assert params_text().endswith("# mine\n")
