@@ -12,7 +12,7 @@ from tests.dvc_project import write_project
 
 
 def run(*command: str) -> str:
-    finished = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    finished = subprocess.run(command, check=False, capture_output=True, text=True)
     assert finished.returncode == 0, finished.stderr
     return finished.stdout
 
