@@ -2,6 +2,8 @@
 
 import ast
 import shutil
+import subprocess
+import sys
 from functools import cache
 from itertools import chain
 from pathlib import Path
@@ -308,3 +310,10 @@ def test_optional_upstreams_join_only_when_pointed_at(
     assert upstreams - {"fetch_meshes", "pretrain_vae", "fetch_vae"} == {
         "voxelize", "import_vae", "encode", "stage1", "gate", "stage2",
     }  # fmt: skip
+
+
+def test_the_pipeline_runs_where_there_is_no_prefect():
+    stages = [f"tasks.{name}" for name in ("settings", *READS)]
+    program = "import importlib, sys\nsys.modules['prefect'] = None  # importing it now raises ImportError\n"
+    program += f"for name in {['dvc.cli', *stages]!r}: importlib.import_module(name)"
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT)
