@@ -1,4 +1,7 @@
-"""What is minimised: reconstruction where the decoder's voxels meet the input's, and the sign everywhere else."""
+"""What is minimised: reconstruction where the decoder's voxels meet the input's, and the sign everywhere else.
+
+Means are over the voxels of the whole batch, also where several processes share it (model/distributed.py).
+"""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -8,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from model.distributed import mean, num_ranks
 from model.receptive_field import DecodePlan, plan_decode
 from model.sparse import SparseTensor
 from model.vae import NUM_LEVELS
@@ -60,20 +64,22 @@ def reconstruction_loss(decoded: SparseTensor, target: SDFTarget, *, kind: Recon
         )
     matched, beyond = decoded.feats.split([num_band, num_beyond])
     recon = pointwise_loss(matched - target.band.feats, kind)
-    outside = pointwise_loss(beyond - target.beyond.feats, kind) if num_beyond else recon.new_zeros(())
+    # Another rank may have some where this one has none.
+    has_outside = num_beyond or num_ranks() > 1
+    outside = pointwise_loss(beyond - target.beyond.feats, kind) if has_outside else recon.new_zeros(())
     return Reconstruction(recon, outside, matched)
 
 
 def pointwise_loss(error: Tensor, kind: Recon) -> Tensor:
     match kind:
         case "l1":
-            return error.abs().mean()
+            return mean(error.abs())
         case "l2":
-            return error.square().mean()
+            return mean(error.square())
         case "l1+l2":
-            return error.abs().mean() + error.square().mean()
+            return mean(error.abs()) + mean(error.square())
 
 
 def sign_error_share(matched: Float[Tensor, "num_band 1"], truth: Float[Tensor, "num_band 1"]) -> Tensor:
     """Share of band voxels that are on the wrong side of the decoded surface."""
-    return ((matched < 0) != (truth < 0)).float().mean()
+    return mean(((matched < 0) != (truth < 0)).float())

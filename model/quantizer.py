@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from model.distributed import mean, total
+
 MAX_DISTANCES = 2**24  # elements of one block of the distance matrix: 64 MB of float32
 
 
@@ -31,8 +33,8 @@ class VectorQuantizer(nn.Module):
             z_e = z_e.float()
             indices = nearest_codes(z_e, self.codebook)
             codes = F.embedding(indices, self.codebook)  # its gradient adds up in a fixed order; that of [] does not
-            vq_loss = (z_e.detach() - codes).square().mean()
-            commitment_loss = (z_e - codes.detach()).square().mean()
+            vq_loss = mean((z_e.detach() - codes).square())
+            commitment_loss = mean((z_e - codes.detach()).square())
             z_q = _StraightThrough.apply(z_e, codes.detach())
         return Quantized(z_q, indices, vq_loss, commitment_loss)
 
@@ -100,7 +102,8 @@ def codebook_statistics(counts: Int[Tensor, " codebook_size"]) -> CodebookStatis
 
 def usage_of_batch(indices: Int[Tensor, " num_vectors"], codebook_size: int) -> tuple[Tensor, Tensor]:
     """Usage and perplexity within one batch, as scalars on the device, so that training need not wait for them."""
-    frequency = torch.bincount(indices, minlength=codebook_size).float() / len(indices)
+    counts = total(torch.bincount(indices, minlength=codebook_size))
+    frequency = counts.float() / counts.sum()
     entropy = -torch.special.xlogy(frequency, frequency).sum()
     return (frequency > 0).float().mean(), entropy.exp()
 

@@ -1,7 +1,7 @@
 """Shapes from shards, in batches that follow from seed and step alone, so that a resumed run sees the same."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count, islice
 from typing import NamedTuple
@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from model.distributed import num_ranks, rank
+from model.errors import InputError
 from model.losses import SDFTarget
 from model.sdf import SparseSDF
 from model.sparse import SparseTensor, batch_tensors, from_arrays
@@ -105,14 +107,34 @@ def _views_from(names: Sequence[str], *, augment: bool, seed: int, position: int
         skipped = 0
 
 
+def share_of(batch: list[TrainingView], sizes: Mapping[str, int], *, rank: int, num_ranks: int) -> list[TrainingView]:
+    """What one rank works on: the largest shapes first, each to the rank that has the fewest voxels so far."""
+    shares: list[list[TrainingView]] = [[] for _ in range(num_ranks)]
+    loads = [0] * num_ranks
+    for view in sorted(batch, key=lambda view: -sizes[view.view.name]):
+        lightest = loads.index(min(loads))
+        shares[lightest].append(view)
+        loads[lightest] += sizes[view.view.name]
+    return shares[rank]
+
+
 def load_batches(shards: Shards, params: ShapeTraining, *, start: int, device: torch.device) -> Iterator[ShapeBatch]:
-    """Batches of the training split, without end, on the device; worker processes load ahead where there is a GPU."""
+    """Batches of the training split, without end, on the device; worker processes load ahead where there is a GPU.
+
+    Several ranks share each batch. Raises InputError where it has fewer shapes than there are ranks.
+    """
+    if params.batch_size < num_ranks():
+        raise InputError(
+            f"batch_size is {params.batch_size} but {num_ranks()} processes share a batch; raise it in params.yaml, "
+            "or start fewer processes"
+        )
+    sizes = {str(name): int(size) for name, size in shards.index.num_voxels.items()}
     views = draw_views(
         shards.names("train"), batch_size=params.batch_size, augment=params.augment, seed=params.seed, start=start
     )
     loader = DataLoader(
         ShapeDataset(shards, outside_share=params.outside_share),
-        batch_sampler=views,
+        batch_sampler=(share_of(batch, sizes, rank=rank(), num_ranks=num_ranks()) for batch in views),
         collate_fn=collate,
         num_workers=WORKERS_PER_GPU if device.type == "cuda" else 0,
         generator=torch.Generator(),  # or it would draw from the global one, and a resumed run see other noise

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from model.checkpoint import save_vae
+from model.distributed import in_process_group, rank
 from model.losses import reconstruction_loss, sign_error_share
 from model.vae import SparseSDFVAE, VAEConfig, kl_divergence, sample
 from tasks.dataset import ShapeBatch, training_batches
@@ -22,6 +23,7 @@ from tasks.validation import validate
 INITIAL_LOGVAR = -4.0  # posterior deviations start at 0.14, so that the decoder sees the means from the start
 
 
+@in_process_group()
 def pretrain_vae(settings: Settings) -> None:
     params = settings.pretrain_vae
     shards = open_shards(SDF)
@@ -65,6 +67,8 @@ def pretrain_vae(settings: Settings) -> None:
         description="pretrain_vae",
     )
     figures = check()
+    if rank() > 0:
+        return
     with whole_directory(PRETRAINED) as directory:
         save_vae(vae, directory)
     write_whole(METRICS / "pretrain_vae.json", json.dumps(figures, indent=2) + "\n")

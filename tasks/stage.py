@@ -4,7 +4,7 @@ import fcntl
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from shutil import rmtree
 
@@ -22,8 +22,9 @@ class AlreadyRunningError(RuntimeError):
 
 def run_stage(name: str, stage: Callable[[Settings], None]) -> None:
     """Run one stage and exit: 0 done, 1 with the reason in one sentence, 130 interrupted."""
+    first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started: it holds the lock for all
     try:
-        with only_one(name):
+        with only_one(name) if first else nullcontext():
             stage(load_settings())
     except AlreadyRunningError as error:
         print(error, file=sys.stderr)

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from model.checkpoint import load_vae
+from model.distributed import in_process_group, rank
 from model.quantizer import CodebookStatistics, VectorQuantizer, codebook_statistics, nearest_codes, usage_of_batch
 from model.tokenizer import ShapeTokenizer
 from model.vqvae import VQVAE, vqvae_loss
@@ -28,6 +29,7 @@ from tasks.views import choose_views, encode_views
 CODES_FROZEN_SHARE = 0.1  # of the steps, the last ones: the decoder settles on codes that no longer move
 
 
+@in_process_group()
 def stage2(settings: Settings) -> None:
     params = settings.stage2
     shards = open_shards(SDF)
@@ -56,6 +58,8 @@ def stage2(settings: Settings) -> None:
         description="stage2",
     )
     after = check()
+    if rank() > 0:
+        return
     tokenizer = ShapeTokenizer(
         vqvae,
         resolution=shards.resolution,

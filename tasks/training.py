@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from model.distributed import anywhere, average, average_gradients, num_ranks, rank
 from model.errors import InputError
 from tasks.progress import Progress
 from tasks.resume import ResumePoint
@@ -48,7 +49,9 @@ class History:
         self.write()
 
     def write(self) -> None:
-        """All rows; a column that some rows lack stays empty there."""
+        """All rows, by the first rank; a column that some rows lack stays empty there."""
+        if rank() > 0:
+            return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         columns = list(dict.fromkeys(key for row in self.rows for key in row))
         with self.path.open("w", newline="") as file:
@@ -78,8 +81,9 @@ def train(
     """Minimise losses_of(batch)["loss"] with AdamW for settings.steps steps.
 
     param_groups are torch's, each with an optional "schedule" after warm-up (cosine where absent). On CUDA the forward
-    pass runs in float16 with loss scaling. State is saved every settings.save_every steps, at the end, and on SIGINT or
-    SIGTERM, which then raise KeyboardInterrupt. Raises DivergenceError naming the step and its samples.
+    pass runs in float16 with loss scaling. Several ranks (model/distributed.py) average their gradients, and the first
+    writes. State is saved every settings.save_every steps, at the end, and on SIGINT or SIGTERM, which then raise
+    KeyboardInterrupt. Raises DivergenceError naming the step and its samples.
     """
     device = next(model.parameters()).device
     on_cuda = device.type == "cuda"
@@ -95,9 +99,12 @@ def train(
     progress = Progress(settings.steps, description=description, unit="step", done=step)
     with _stop_signals() as stop, progress:
         for batch in batches_from(step) if step < settings.steps else ():
+            if num_ranks() > 1:  # noise of its own on each rank, the same when the run is resumed
+                torch.manual_seed((settings.seed * settings.steps + step) * num_ranks() + rank())
             with torch.autocast(device.type, torch.float16, enabled=on_cuda):
                 losses = losses_of(batch)
             scaler.scale(losses["loss"]).backward()
+            average_gradients(trained)  # still scaled: an overflow on one rank is one on all
             scaler.unscale_(optimizer)
             grad_norm = nn.utils.clip_grad_norm_(trained, settings.max_grad_norm)
             lr = optimizer.param_groups[0]["lr"]
@@ -107,7 +114,7 @@ def train(
             optimizer.zero_grad()
             step += 1
             window.add(step, batch.names, losses | {"grad_norm": grad_norm})
-            ending, stopping, note = step == settings.steps, bool(stop), ""
+            ending, stopping, note = step == settings.steps, anywhere(bool(stop)), ""
             check = validate if validate and (step % validate_every == 0 or ending) else None
             if step % settings.log_every == 0 or check or ending or stopping:
                 row = {"step": step} | window.means() | {"lr": lr}
@@ -116,8 +123,10 @@ def train(
                 history.append(row)
                 note = f"loss {row['loss']:.4f}"
                 window = _Window(loss_scaling=on_cuda)
-            progress.advance(note)
-            if step % settings.save_every == 0 or ending or stopping:  # a step with a row, which refuses NaN
+            if rank() == 0:
+                progress.advance(note)
+            due = step % settings.save_every == 0 or ending or stopping  # a step with a row, which refuses NaN
+            if due and rank() == 0:
                 resume.save(_state_of(stateful, history, step, on_cuda))
             if stopping:
                 raise KeyboardInterrupt
@@ -154,7 +163,7 @@ class _Window:
         keys = list(self._steps[-1][2])
         table = torch.stack([torch.stack([losses[key].float() for key in keys]) for _, _, losses in self._steps]).cpu()
         seconds = (time.perf_counter() - self._started) / len(self._steps)
-        finite = [column[column.isfinite()].mean().item() for column in table.T]
+        finite = average(torch.stack([column[column.isfinite()].mean() for column in table.T])).tolist()
         return dict(zip(keys, finite, strict=True)) | {"seconds_per_step": seconds}
 
 
@@ -178,7 +187,8 @@ def _restore(resume: ResumePoint, stateful: dict[str, Any], history: History, de
     torch.set_rng_state(state["rng"].cpu())
     if "cuda_rng" in state:
         torch.cuda.set_rng_state(state["cuda_rng"].cpu())
-    print(f"going on from step {state['step']}, saved in {resume.directory}", file=sys.stderr)
+    if rank() == 0:
+        print(f"going on from step {state['step']}, saved in {resume.directory}", file=sys.stderr)
     return state["step"]
 
 

@@ -91,12 +91,12 @@ def small_project(made_once: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def write_shapes() -> None:
     paths.SDF.mkdir(parents=True)
-    rows = [shape_row(name, voxelized(mesh, resolution=RESOLUTION)) for name, mesh in shapes().items()]
-    places = write_shards(paths.SDF, rows, shapes_per_shard=4)
+    sdfs = {name: voxelized(mesh, resolution=RESOLUTION) for name, mesh in shapes().items()}
+    places = write_shards(paths.SDF, [shape_row(*item) for item in sdfs.items()], shapes_per_shard=4)
     index = pd.DataFrame(
         [
-            {"name": name, "split": name.split("/")[0], **place._asdict()}
-            for name, place in zip(shapes(), places, strict=True)
+            {"name": name, "split": name.split("/")[0], "num_voxels": len(sdf.coords), **place._asdict()}
+            for (name, sdf), place in zip(sdfs.items(), places, strict=True)
         ]
     )
     write_index(paths.SDF / INDEX, index, resolution=RESOLUTION, truncation_voxels=2.0)

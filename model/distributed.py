@@ -1,0 +1,81 @@
+"""Training in several processes: each works on its share of a batch, and all hold the same weights.
+
+Outside in_process_group() there is one rank, and every function here is what it would be without this module.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+TIMEOUT = timedelta(minutes=10)  # the longest that a rank may be behind the others
+
+
+@contextmanager
+def in_process_group() -> Iterator[None]:
+    """Within the block, or the function it decorates, this process is one of those that torchrun started, each with a
+    GPU of its own where there are any. Started otherwise, it is the only one."""
+    if "RANK" not in os.environ:  # as torchrun sets it
+        yield
+        return
+    backend = "gloo"
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        backend = "cpu:gloo,cuda:nccl"
+    dist.init_process_group(backend, timeout=TIMEOUT)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def num_ranks() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def mean(values: Tensor) -> Tensor:
+    """What averages over ranks to the mean over all elements of all ranks, in value and in gradient.
+
+    A rank may have fewer elements than another, or none.
+    """
+    if num_ranks() == 1:
+        return values.mean()
+    num_elements = total(torch.tensor(values.numel(), dtype=torch.float64, device=values.device))
+    return values.sum() * (num_ranks() / num_elements).to(values.dtype)
+
+
+def total(counts: Tensor) -> Tensor:
+    """The sum over ranks, the same on all of them."""
+    if num_ranks() > 1:
+        counts = counts.clone()
+        dist.all_reduce(counts)
+    return counts
+
+
+def average(values: Tensor) -> Tensor:
+    """The mean over ranks, element by element, the same on all of them."""
+    return total(values) / num_ranks() if num_ranks() > 1 else values
+
+
+def average_gradients(parameters: Sequence[Tensor]) -> None:
+    """Give every rank the mean of all ranks' gradients, in one message."""
+    if num_ranks() == 1:
+        return
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    flat = average(torch.cat([gradient.flatten() for gradient in gradients]))
+    parts = flat.split([gradient.numel() for gradient in gradients])
+    for parameter, part in zip(parameters, parts, strict=True):
+        parameter.grad = part.view_as(parameter)
+
+
+def anywhere(flag: bool) -> bool:
+    """Whether it holds on some rank. On the CPU, so that no GPU has to finish its work for the answer."""
+    return bool(total(torch.tensor(int(flag))))

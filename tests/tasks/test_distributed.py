@@ -1,0 +1,121 @@
+"""Stage 2 in two processes: the same training as in one, and no half of it survives the other."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from tasks import paths
+from tasks.dataset import TrainingView, View, share_of
+from tasks.settings import Settings
+
+ROOT = Path(__file__).parents[2]
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+HISTORY = paths.METRICS / "stage2_history.tsv"
+
+
+def write_params(settings: Settings, **stage2: object) -> None:
+    values = settings.model_dump(mode="json")
+    values["stage2"] |= {"batch_size": 3, "log_every": 1, "validate_every": 20} | stage2
+    Path("params.yaml").write_text(yaml.safe_dump(values))
+
+
+def start(num_processes: int) -> "subprocess.Popen[str]":
+    command = [sys.executable, *([*TORCHRUN, str(num_processes)] if num_processes > 1 else []), "-m", "tasks.stage2"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def train(num_processes: int) -> str:
+    process = start(num_processes)
+    output = process.communicate(timeout=240)[0]
+    assert process.returncode == 0, output
+    return output
+
+
+def result() -> tuple[pd.DataFrame, dict[str, torch.Tensor]]:
+    return pd.read_csv(HISTORY, sep="\t").drop(columns="seconds_per_step"), load_file(
+        paths.TOKENIZER / "model.safetensors"
+    )
+
+
+def views(sizes: Sequence[int]) -> tuple[list[TrainingView], dict[str, int]]:
+    names = [f"shape{i}" for i in range(len(sizes))]
+    return [TrainingView(View(name, 0), 0) for name in names], dict(zip(names, sizes, strict=True))
+
+
+def test_ranks_share_a_batch_by_voxels():
+    batch, sizes = views([10, 70, 40, 30, 10])
+    shares = [share_of(batch, sizes, rank=rank, num_ranks=2) for rank in range(2)]
+    assert sorted(view for share in shares for view in share) == sorted(batch)
+    assert [sum(sizes[view.view.name] for view in share) for share in shares] == [80, 80]
+    assert share_of(batch, sizes, rank=0, num_ranks=1) != []
+
+
+@pytest.mark.usefixtures("small_project")
+def test_two_processes_train_as_one_does(small_settings: Settings):
+    """Three shapes a batch, so that the shares differ in shapes and voxels; float32 sums are in another order."""
+    write_params(small_settings)
+    train(1)
+    history, weights = result()
+    train(2)
+    shared_history, shared_weights = result()
+    assert list(history.step) == list(range(1, 21))
+    losses = ["loss", "recon_loss", "outside_loss", "vq_loss", "commitment_loss", "sign_errors", "perplexity"]
+    pd.testing.assert_frame_equal(history[losses], shared_history[losses], rtol=1e-5, atol=1e-5)
+    for key, value in weights.items():
+        torch.testing.assert_close(shared_weights[key], value, rtol=0, atol=1e-4)
+
+
+@pytest.mark.usefixtures("small_project")
+def test_a_killed_process_ends_the_other_and_the_run_resumes_to_the_bit(small_settings: Settings):
+    write_params(small_settings, steps=60)
+    train(2)
+    history, weights = result()
+    metrics = json.loads((paths.METRICS / "stage2.json").read_text())
+
+    run = start(2)
+    deadline = time.monotonic() + 120
+    while not list(paths.RESUME.glob("stage2/*/state.pt")):
+        assert run.poll() is None, run.communicate()[0]
+        assert time.monotonic() < deadline, "no state was saved"
+        time.sleep(0.01)
+    killed = time.monotonic()
+    os.kill(second_of(run), signal.SIGKILL)
+    output = run.communicate(timeout=60)[0]
+    assert time.monotonic() - killed < 30
+    assert run.returncode != 0
+    assert "Signal 9 (SIGKILL) received by PID" in output
+
+    assert "going on from step" in train(2)
+    resumed_history, resumed_weights = result()
+    pd.testing.assert_frame_equal(resumed_history, history)
+    assert all(torch.equal(resumed_weights[key], value) for key, value in weights.items())
+    assert json.loads((paths.METRICS / "stage2.json").read_text()) == metrics
+
+
+def second_of(run: "subprocess.Popen[str]") -> int:
+    """The process id of rank 1: that child of torchrun which does not hold the stage's lock."""
+    first = int((paths.RESUME / "stage2.lock").read_text())
+    children = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
+    (second,) = (int(pid) for pid in children if int(pid) != first)
+    return second
+
+
+@pytest.mark.usefixtures("small_project")
+def test_a_batch_of_fewer_shapes_than_processes_is_refused(small_settings: Settings):
+    write_params(small_settings, batch_size=1)
+    run = start(2)
+    output = run.communicate(timeout=120)[0]
+    assert run.returncode != 0
+    assert "stage2: batch_size is 1 but 2 processes share a batch" in output
