@@ -203,9 +203,11 @@ def serving() -> Iterator[Prefect]:
                 ):
                     subprocess.run([*command, *words], check=True, env=environment, stdout=subprocess.DEVNULL)
                 prefect = Prefect(Path(home), client)
-                yield prefect
-                prefect.worker.terminate()
-                prefect.worker.wait()
+                try:
+                    yield prefect
+                finally:
+                    prefect.worker.terminate()
+                    prefect.worker.wait()
         finally:
             server.terminate()
             server.wait()
@@ -217,12 +219,13 @@ def main() -> None:
     parser.add_argument("--cases", nargs="*", default=[*CASES])
     arguments = parser.parse_args()
     results: dict[str, Any] = {}
+    first_seed = int(time.time()) % 10**6  # new parameters each time, or DVC would restore an earlier result
     with serving() as prefect:
         results["nothing to do"] = nothing_to_do(prefect)
-        for seed, case in enumerate(tqdm(arguments.cases, unit="case"), start=1):
+        for seed, case in enumerate(tqdm(arguments.cases, unit="case"), start=first_seed):
             results[case] = measure(prefect, case, seed)
             print(case, json.dumps(results[case]), flush=True)
-        results["two at once"] = two_at_once(prefect, len(arguments.cases) + 1)
+        results["two at once"] = two_at_once(prefect, first_seed - 1)
     arguments.out.write_text(json.dumps(results, indent=2) + "\n")
     print(json.dumps(results, indent=2))
 
