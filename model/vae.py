@@ -10,12 +10,14 @@ from torch import Tensor, nn
 from model.conv import SubMConv3d
 from model.errors import InputError
 from model.layers import GroupNorm, Linear, SiLU, TransformerBlock, layer_norm, position_embedding
-from model.receptive_field import DecodePlan, Subdivision, subdivide, subdivide_all
-from model.sparse import SparseTensor, pool_mean
+from model.receptive_field import NUM_CHILDREN, DecodePlan, Subdivision, plan_decode, subdivide, subdivide_all
+from model.sparse import Grid, SparseTensor, pool_mean
 
 NUM_LEVELS = 3
 DOWNSAMPLING = 2**NUM_LEVELS  # voxels of the input along one side of a latent voxel
 SHIFT_OF_ODD_BLOCKS = 4
+HALO = 3  # latent voxels that a decoded one depends on: 1 + 1/2 + 1/2 + 1/4 + 1/4 + 1/8, a ring of each convolution
+MAX_LATENTS_AT_ONCE = 16384  # a surface at resolution 512
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,27 @@ class SparseSDFVAE(nn.Module):
         """Stored SDF values in [-1, 1] on all 8^3 children of every latent voxel, or on those that the plan is for."""
         return self.decoder(z, plan)
 
+    @torch.no_grad()
+    def decode_in_parts(self, z: SparseTensor, *, max_latents: int = MAX_LATENTS_AT_ONCE) -> SparseTensor:
+        """As decode of all children, in memory for `max_latents` latent voxels of them at a time, and without gradient.
+
+        Each part is subdivided together with the latent voxels around it that it depends on. Least is computed twice
+        where neighbours in space are neighbours in the order of the rows.
+        """
+        if len(z.grid) <= max_latents:
+            return self.decode(z)
+        hidden = self.decoder.transform(z)
+        children = z.grid.subdivided.subdivided.subdivided
+        parts = []
+        for part in children.coords.split(max_latents * NUM_CHILDREN**NUM_LEVELS):
+            low, high = part.amin(0), part.amax(0)
+            low[1:], high[1:] = low[1:] // DOWNSAMPLING - HALO, high[1:] // DOWNSAMPLING + HALO
+            around = ((z.coords >= low) & (z.coords <= high)).all(1)
+            grid = Grid(z.coords[around], num_shapes=z.grid.num_shapes, extent=z.grid.extent)
+            plan = plan_decode(grid, part, num_levels=NUM_LEVELS)
+            parts.append(self.decoder.subdivide(SparseTensor.on(grid, hidden.feats[around]), plan).feats)
+        return SparseTensor.on(children, torch.cat(parts))
+
 
 class Encoder(nn.Module):
     def __init__(self, config: VAEConfig):
@@ -91,7 +114,14 @@ class Decoder(nn.Module):
         self.out_layer = Linear(widths[-1], 1)
 
     def forward(self, z: SparseTensor, plan: DecodePlan | None = None) -> SparseTensor:
-        h = _transform(self.input_layer(z), self.blocks)
+        return self.subdivide(self.transform(z), plan)
+
+    def transform(self, z: SparseTensor) -> SparseTensor:
+        """What sees the whole shape."""
+        return _transform(self.input_layer(z), self.blocks)
+
+    def subdivide(self, h: SparseTensor, plan: DecodePlan | None) -> SparseTensor:
+        """What sees HALO latent voxels around each voxel."""
         steps = plan.subdivisions if plan else (None,) * NUM_LEVELS
         for block, step in zip(self.upsample, steps, strict=True):
             h = block(h, step)

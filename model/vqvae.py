@@ -37,7 +37,7 @@ class VQVAE(nn.Module):
 
     def decode_indices(self, indices: Int[Tensor, " num_latents"], grid: Grid) -> SparseTensor:
         """What the tokens of the latent voxels of `grid` stand for."""
-        return self.vae.decode(SparseTensor.on(grid, self.quantizer.codebook[indices]))
+        return self.vae.decode_in_parts(SparseTensor.on(grid, self.quantizer.codebook[indices]))
 
     def forward(self, x: SparseTensor, plan: DecodePlan | None = None) -> VQVAEOutput:
         """Decoded on all 8^3 children of every latent voxel, or on those that the plan is for."""

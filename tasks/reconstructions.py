@@ -125,7 +125,7 @@ class Reconstructor:
         z = latents.latents if isinstance(latents, Quantized) else latents
 
         def decode() -> tuple[np.ndarray, np.ndarray, Surface]:
-            decoded = vae.decode(z)
+            decoded = vae.decode_in_parts(z)
             coords, sdf = decoded.coords[:, 1:].cpu().numpy(), decoded.feats[:, 0].cpu().numpy()
             return coords, sdf, extract_mesh(coords, sdf, resolution=resolution)
 

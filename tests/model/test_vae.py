@@ -50,6 +50,19 @@ def test_every_latent_is_decoded_to_its_512_voxels(vae, shape):
     assert len(decoded.grid.keys.unique()) == len(decoded.coords)
 
 
+@pytest.mark.parametrize("max_latents", [1, 40, 10**6])
+def test_decoding_in_parts_is_decoding_the_whole(vae, shape, max_latents):
+    """Rows shuffled and two shapes in a batch, so that a part may lie anywhere."""
+    batch = batch_tensors([shape, single_latent()])
+    z = vae.encode(batch).mean
+    order = torch.randperm(len(z.grid), generator=torch.Generator().manual_seed(0))[:120]
+    z = SparseTensor(z.coords[order], torch.randn(len(order), z.feats.shape[1]))
+    whole, parts = vae.decode(z), vae.decode_in_parts(z, max_latents=max_latents)
+    assert torch.equal(parts.coords, whole.coords)
+    assert relative_error(parts.feats, whole.feats) < 1e-6
+    assert not parts.feats.requires_grad
+
+
 def test_decoded_values_lie_between_minus_one_and_one(vae, shape):
     z = vae.encode(shape).mean
     assert vae.decode(z.with_feats(z.feats * 1000)).feats.abs().max() <= 1
