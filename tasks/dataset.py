@@ -39,6 +39,11 @@ class ShapeBatch:
     names: tuple[str, ...]
     target: SDFTarget
 
+    @property
+    def size(self) -> str:
+        band, beyond = len(self.target.band.grid), len(self.target.beyond.grid)
+        return f"{band:,} voxels in the band and {beyond:,} beyond it to decode"
+
     def to(self, device: torch.device) -> "ShapeBatch":
         return ShapeBatch(self.names, self.target.to(device))
 

@@ -33,6 +33,10 @@ class VectorBatch:
     vectors: Float[Tensor, "batch dim"]
     names: tuple[str, ...] = ("cached latents",)
 
+    @property
+    def size(self) -> str:
+        return f"{len(self.vectors):,} latents"
+
 
 def stage1(settings: Settings) -> None:
     params, size = settings.stage1, settings.codebook.size

@@ -27,6 +27,11 @@ class Batch(Protocol):
     @property
     def names(self) -> tuple[str, ...]: ...
 
+    @property
+    def size(self) -> str:
+        """What it asks of the memory, in words."""
+        ...
+
 
 B = TypeVar("B", bound=Batch)
 Losses = dict[str, Tensor]  # scalars; "loss" is what is minimised, all of them go into the history
@@ -101,9 +106,15 @@ def train(
         for batch in batches_from(step) if step < settings.steps else ():
             if num_ranks() > 1:  # noise of its own on each rank, the same when the run is resumed
                 torch.manual_seed((settings.seed * settings.steps + step) * num_ranks() + rank())
-            with torch.autocast(device.type, torch.float16, enabled=on_cuda):
-                losses = losses_of(batch)
-            scaler.scale(losses["loss"]).backward()
+            try:
+                with torch.autocast(device.type, torch.float16, enabled=on_cuda):
+                    losses = losses_of(batch)
+                scaler.scale(losses["loss"]).backward()
+            except torch.OutOfMemoryError as error:
+                raise InputError(
+                    f"step {step + 1} does not fit into the GPU's memory: {batch.size}, of {', '.join(batch.names)}; "
+                    "lower batch_size, or outside_share, or voxelize.resolution"
+                ) from error
             average_gradients(trained)  # still scaled: an overflow on one rank is one on all
             scaler.unscale_(optimizer)
             grad_norm = nn.utils.clip_grad_norm_(trained, settings.max_grad_norm)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+from model.errors import InputError
 from tasks.resume import ResumePoint
 from tasks.settings import Training
 from tasks.training import DivergenceError, History, cosine, train
@@ -40,6 +41,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 class Points:
     x: torch.Tensor
     names: tuple[str, ...]
+    size: str = "4 points"
 
 
 class Killed(Exception):
@@ -113,6 +115,15 @@ def assert_same_bits(first: nn.Module, second: nn.Module) -> None:
 
 def saved_step() -> int:
     return ResumePoint("regression", "fingerprint").load(CPU)["step"]
+
+
+def test_running_out_of_memory_says_on_what_and_what_to_lower():
+    def too_large() -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+    model = new_model()
+    with pytest.raises(InputError, match=r"step 8 does not fit .*: 4 points, of a7, b7; lower batch_size"):
+        fit(model, regression(model, at={7: too_large}))
 
 
 # --- what it does ----------------------------------------------------------------------------------------------------
