@@ -30,7 +30,7 @@ def brick_insides(
     """
     whole = None
     if len(caps) <= 2 * len(triangles):  # more are those of loose triangles, and no better than these
-        caps = split_long(caps, BRICK_SIZE)  # a long sliver is near many voxels, and near ones cost most
+        caps = split_long(caps, 4 * BRICK_SIZE)  # a long sliver is near many voxels, and near ones cost most
         closed = np.concatenate([triangles, caps]).reshape(-1, 3)
         whole = count_crossings(wp.array(closed, dtype=wp.vec3d, device=bricks.device), bricks, nudge=_NUDGE)
     if whole is None:
