@@ -2,8 +2,8 @@
 
     python benchmarks/voxelize_train.py FOLDER --output FILE [--resolution 128]
 
-Runs the stage itself with the parameters of params.yaml, but for the folder, the resolution and the rejected share, in a
-temporary folder that is removed afterwards, on the cores that this process may use.
+Runs the stage itself with the parameters of params.yaml, but for the folder, the resolution and the rejected share, in
+a temporary folder that is removed afterwards, on the cores that this process may use.
 """
 
 import argparse
@@ -62,7 +62,7 @@ def main() -> None:
             for group, rows in (("closed", index[index.watertight]), ("open", index[~index.watertight]))
         },
         "bad_flips_above_0.03": int((index.bad_flip_ratio > 0.03).sum()),
-        "rejects": dict(zip(rejects.file, rejects.reason, strict=True)),
+        "rejects": {Path(file).name: reason for file, reason in zip(rejects.file, rejects.reason, strict=True)},
     }
     options.output.write_text(json.dumps(report, indent=1) + "\n")
     print(json.dumps({key: report[key] for key in ("minutes", "ply_files", "in_index", "rejected")}))

@@ -208,6 +208,61 @@ def _num_open(inside: wp.array[wp.int8], first: int, side: int) -> int:
     return found
 
 
+@wp.func
+def _triangle_bound(a: wp.vec3, b: wp.vec3, c: wp.vec3, reach: float) -> float:
+    """Bound on the second order of a triangle's winding number, its value and gradient at the origin being exact."""
+    gap = wp.sqrt(_triangle_squared(wp.vec3(0.0), a, b, c)) - reach
+    if gap <= 0.0:
+        return 1.0
+    area = 0.5 * wp.length(wp.cross(b - a, c - a))
+    return 3.0 * area * reach * reach / (gap * gap * gap * gap * 4.0 * wp.pi)
+
+
+@wp.func
+def _offset(v: int, side: int) -> int:
+    """Of voxel v of a block from the block's first, in its brick."""
+    return v // (side * side) * 64 + v // side % side * 8 + v % side
+
+
+@wp.func
+def _from_middle(v: int, side: int) -> wp.vec3:
+    return wp.vec3(float(v // (side * side)), float(v // side % side), float(v % side)) - wp.vec3(float(side - 1) * 0.5)
+
+
+@wp.func
+def _add_near(
+    near: _PerVoxel, a: wp.vec3d, b: wp.vec3d, c: wp.vec3d, inside: wp.array[wp.int8], first: int, side: int
+) -> _PerVoxel:
+    """Adds the triangle's solid angle at every open voxel."""
+    sums = near
+    for v in range(side * side * side):
+        if inside[first + _offset(v, side)] == wp.int8(_OPEN):
+            e = wp.vec3d(_from_middle(v, side))
+            sums[v] = sums[v] + _solid_angle(a - e, b - e, c - e)  # type: ignore[index]
+    return sums
+
+
+@wp.func
+def _decide_open(
+    total: float,
+    gradient: wp.vec3,
+    error: float,
+    near: _PerVoxel,
+    whole: wp.array[wp.int32],
+    first: int,
+    side: int,
+    inside: wp.array[wp.int8],
+) -> None:
+    for v in range(side * side * side):
+        i = first + _offset(v, side)
+        here = total + wp.dot(gradient, _from_middle(v, side))
+        if side <= _SHARED_SIDE:
+            here += near[v]  # type: ignore[index]
+        beyond = wp.abs(float(whole[i]) - here / (4.0 * wp.pi)) - 0.5
+        if inside[i] == wp.int8(_OPEN) and wp.abs(beyond) > error:
+            inside[i] = wp.int8(wp.where(beyond > 0.0, 1, 0))
+
+
 @wp.kernel
 def _decide_blocks(
     side: int,
@@ -236,8 +291,7 @@ def _decide_blocks(
         winding = _winding_number(q, corners, leaf_starts, centre, vector_area, shape, num_inner)
         inside[first] = wp.int8(wp.where(wp.abs(float(whole[first]) - winding) > 0.5, 1, 0))
         return
-    middle = float(side - 1) * 0.5
-    reach = middle * wp.sqrt(3.0)
+    reach = float(side - 1) * 0.5 * wp.sqrt(3.0)
     # Solid angle in the middle, its gradient, a bound on the error of both together, and what near triangles add.
     total = float(0.0)
     gradient = wp.vec3(0.0)
@@ -259,52 +313,23 @@ def _decide_blocks(
             node = 2 * node + 1
         else:
             for t in range(leaf_starts[node - num_inner], leaf_starts[node - num_inner + 1]):
-                ad = corners[t * 3] - q
-                bd = corners[t * 3 + 1] - q
-                cd = corners[t * 3 + 2] - q
-                a = wp.vec3(ad)
-                b = wp.vec3(bd)
-                c = wp.vec3(cd)
-                # Value and gradient are exact here, so that only the second order of the displacement is lost.
-                gap = wp.sqrt(_triangle_squared(wp.vec3(0.0), a, b, c)) - reach
-                bound = float(1.0)
-                if gap > 0.0:
-                    area = 0.5 * wp.length(wp.cross(b - a, c - a))
-                    bound = 3.0 * area * reach * reach / (gap * gap * gap * gap * 4.0 * wp.pi)
+                a = corners[t * 3] - q
+                b = corners[t * 3 + 1] - q
+                c = corners[t * 3 + 2] - q
+                bound = _triangle_bound(wp.vec3(a), wp.vec3(b), wp.vec3(c), reach)
                 if bound <= _SHARED_ERROR:
-                    total += _solid_angle(ad, bd, cd)
-                    gradient += _solid_angle_gradient(a, b, c)
+                    total += _solid_angle(a, b, c)
+                    gradient += _solid_angle_gradient(wp.vec3(a), wp.vec3(b), wp.vec3(c))
                     error += bound
                 elif side > _SHARED_SIDE:
                     error += 1.0
                 else:
-                    for v in range(side * side * side):
-                        x = v // (side * side)
-                        y = v // side % side
-                        z = v % side
-                        if inside[first + x * 64 + y * 8 + z] == wp.int8(_OPEN):
-                            e = wp.vec3d(
-                                wp.float64(float(x) - middle),
-                                wp.float64(float(y) - middle),
-                                wp.float64(float(z) - middle),
-                            )
-                            near[v] = near[v] + _solid_angle(ad - e, bd - e, cd - e)
+                    near = _add_near(near, a, b, c, inside, first, side)
             node = _next_node(node)
-        if node == 0 or error >= 0.5:
-            walking = 0
+        walking = wp.where(node == 0, 0, wp.where(error >= 0.5, 0, 1))
     if error >= 0.5:
         return
-    for v in range(side * side * side):
-        x = v // (side * side)
-        y = v // side % side
-        z = v % side
-        i = first + x * 64 + y * 8 + z
-        here = total + wp.dot(gradient, wp.vec3(float(x) - middle, float(y) - middle, float(z) - middle))
-        if side <= _SHARED_SIDE:
-            here += near[v]
-        beyond = wp.abs(float(whole[i]) - here / (4.0 * wp.pi)) - 0.5
-        if inside[i] == wp.int8(_OPEN) and wp.abs(beyond) > error:
-            inside[i] = wp.int8(wp.where(beyond > 0.0, 1, 0))
+    _decide_open(total, gradient, error, near, whole, first, side, inside)
 
 
 @wp.kernel
