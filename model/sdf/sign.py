@@ -12,7 +12,7 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
 from model.sdf.crossings import count_crossings
-from model.sdf.distance import BRICK_SIZE, Bricks, split_long
+from model.sdf.distance import LONG, Bricks, split_long
 from model.sdf.winding import decide_insides
 
 wp.set_module_options({"enable_backward": False})  # no gradients here: half the code to compile
@@ -30,7 +30,7 @@ def brick_insides(
     """
     whole = None
     if len(caps) <= 2 * len(triangles):  # more are those of loose triangles, and no better than these
-        caps = split_long(caps, BRICK_SIZE)  # a long sliver is near many voxels, and near ones cost most
+        caps = split_long(caps, LONG)  # a long sliver is near many voxels, and near ones cost most
         closed = np.concatenate([triangles, caps]).reshape(-1, 3)
         whole = count_crossings(wp.array(closed, dtype=wp.vec3d, device=bricks.device), bricks, nudge=_NUDGE)
     if whole is None:

@@ -2,7 +2,8 @@
 
 Far groups of triangles count as one dipole (Barill et al. 2018), as soon as a bound on the error of that says that they
 may. The same bound lets one walk through the tree serve many voxels: away from the triangles the winding number is
-smooth, so that its value and gradient in the middle of a block decide on which side of 0.5 the voxels of the block are.
+smooth, so that its value and gradient in the middle of a block, and near triangles voxel by voxel, decide on which side
+of 0.5 the voxels of the block are.
 Only those that this leaves open are asked again, in blocks of half the size, at last one by one.
 """
 
@@ -12,7 +13,7 @@ import numpy as np
 import warp as wp
 from jaxtyping import Float, Int
 
-from model.sdf.distance import BRICK_SIZE, Bricks
+from model.sdf.distance import BRICK_SIZE, Bricks, _triangle_squared
 
 wp.set_module_options({"enable_backward": False})  # no gradients here: half the code to compile
 
@@ -20,6 +21,10 @@ _TRIANGLES_A_LEAF = 4
 # Largest error that one group may add, as a winding number. The sum is checked in blocks; the errors of single queries
 # have either sign, and tests hold their sum below 0.01.
 _GROUP_ERROR = 3e-3
+# The same for blocks, where all errors add up to the bound that decides: smaller, so that few voxels are left open.
+_SHARED_ERROR = 1e-3
+_SHARED_SIDE = 4  # of a block whose voxels walk the tree together and each look at the near triangles
+_PerVoxel = wp.types.vector(length=_SHARED_SIDE**3, dtype=wp.float32)
 _OPEN = 2  # what `inside` holds before it is decided
 
 
@@ -137,21 +142,28 @@ def _dipole_gradient(vector_area: wp.vec3, to_group: wp.vec3, far: float) -> wp.
 
 
 @wp.func
-def _solid_angles(q: wp.vec3d, corners: wp.array[wp.vec3d], first: int, last: int) -> float:
-    total = float(0.0)
-    for t in range(first, last):
-        a = corners[t * 3] - q
-        b = corners[t * 3 + 1] - q
-        c = corners[t * 3 + 2] - q
-        la = wp.length(a)
-        lb = wp.length(b)
-        lc = wp.length(c)
-        # van Oosterom and Strackee 1983
-        below = la * lb * lc + wp.dot(a, b) * lc + wp.dot(b, c) * la + wp.dot(c, a) * lb
-        # in float64, because its sign says on which side of the triangle the point is
-        volume = wp.dot(a, wp.cross(b, c))
-        total += 2.0 * float(wp.atan2(volume, below))
-    return total
+def _solid_angle(a: wp.vec3d, b: wp.vec3d, c: wp.vec3d) -> float:
+    """Of the triangle seen from the origin (van Oosterom and Strackee 1983)."""
+    la = wp.length(a)
+    lb = wp.length(b)
+    lc = wp.length(c)
+    below = la * lb * lc + wp.dot(a, b) * lc + wp.dot(b, c) * la + wp.dot(c, a) * lb
+    # in float64, because its sign says on which side of the triangle the point is
+    volume = wp.dot(a, wp.cross(b, c))
+    return 2.0 * wp.atan2(float(volume), float(below))
+
+
+@wp.func
+def _edge_gradient(a: wp.vec3, b: wp.vec3) -> wp.vec3:
+    la = wp.length(a)
+    lb = wp.length(b)
+    return wp.cross(a, b) * ((la + lb) / wp.max(la * lb * (la * lb + wp.dot(a, b)), 1.0e-30))
+
+
+@wp.func
+def _solid_angle_gradient(a: wp.vec3, b: wp.vec3, c: wp.vec3) -> wp.vec3:
+    """How the solid angle grows as the origin moves: the field of a current around the triangle (Biot and Savart)."""
+    return _edge_gradient(a, b) + _edge_gradient(b, c) + _edge_gradient(c, a)
 
 
 @wp.func
@@ -177,58 +189,12 @@ def _winding_number(
         elif node < num_inner:
             node = 2 * node + 1
         else:
-            total += _solid_angles(q, corners, leaf_starts[node - num_inner], leaf_starts[node - num_inner + 1])
+            for t in range(leaf_starts[node - num_inner], leaf_starts[node - num_inner + 1]):
+                total += _solid_angle(corners[t * 3] - q, corners[t * 3 + 1] - q, corners[t * 3 + 2] - q)
             node = _next_node(node)
         if node == 0:
             walking = 0
     return total / (4.0 * wp.pi)
-
-
-@wp.func
-def _winding_around(
-    q: wp.vec3d,
-    reach: float,
-    corners: wp.array[wp.vec3d],
-    leaf_starts: wp.array[wp.int32],
-    centre: wp.array[wp.vec3],
-    vector_area: wp.array[wp.vec3],
-    shape: wp.array[wp.vec3],
-    num_inner: int,
-) -> tuple[float, wp.vec3, float]:
-    """Winding number at q, its gradient, and a bound on the error of both together anywhere up to `reach` away."""
-    total = float(0.0)
-    gradient = wp.vec3(0.0)
-    error = float(0.0)
-    q32 = wp.vec3(q)
-    node = int(0)
-    walking = int(1)
-    while walking == 1:
-        to_group = centre[node] - q32
-        far = wp.length(to_group)
-        bound = _bound(shape[node], far, reach)
-        if bound <= _GROUP_ERROR:
-            total += _dipole(vector_area[node], to_group, far)
-            gradient += _dipole_gradient(vector_area[node], to_group, far)
-            error += bound
-            node = _next_node(node)
-        elif node < num_inner:
-            node = 2 * node + 1
-        else:
-            for t in range(leaf_starts[node - num_inner], leaf_starts[node - num_inner + 1]):
-                a = wp.vec3(corners[t * 3] - q)
-                b = wp.vec3(corners[t * 3 + 1] - q)
-                c = wp.vec3(corners[t * 3 + 2] - q)
-                middle = (a + b + c) / 3.0
-                area = wp.cross(b - a, c - a) * 0.5
-                radius = wp.max(wp.max(wp.length(a - middle), wp.length(b - middle)), wp.length(c - middle))
-                away = wp.length(middle)
-                error += _bound(wp.vec3(radius, 0.0, 3.0 * wp.length(area)), away, reach)
-                total += _dipole(area, middle, wp.max(away, 1.0e-6))
-                gradient += _dipole_gradient(area, middle, wp.max(away, 1.0e-6))
-            node = _next_node(node)
-        if node == 0 or error >= 0.5:
-            walking = 0
-    return total / (4.0 * wp.pi), gradient / (4.0 * wp.pi), error
 
 
 @wp.func
@@ -240,6 +206,61 @@ def _num_open(inside: wp.array[wp.int8], first: int, side: int) -> int:
                 if inside[first + x * 64 + y * 8 + z] == wp.int8(_OPEN):
                     found += 1
     return found
+
+
+@wp.func
+def _triangle_bound(a: wp.vec3, b: wp.vec3, c: wp.vec3, reach: float) -> float:
+    """Bound on the second order of a triangle's winding number, its value and gradient at the origin being exact."""
+    gap = wp.sqrt(_triangle_squared(wp.vec3(0.0), a, b, c)) - reach
+    if gap <= 0.0:
+        return 1.0
+    area = 0.5 * wp.length(wp.cross(b - a, c - a))
+    return 3.0 * area * reach * reach / (gap * gap * gap * gap * 4.0 * wp.pi)
+
+
+@wp.func
+def _offset(v: int, side: int) -> int:
+    """Of voxel v of a block from the block's first, in its brick."""
+    return v // (side * side) * 64 + v // side % side * 8 + v % side
+
+
+@wp.func
+def _from_middle(v: int, side: int) -> wp.vec3:
+    return wp.vec3(float(v // (side * side)), float(v // side % side), float(v % side)) - wp.vec3(float(side - 1) * 0.5)
+
+
+@wp.func
+def _add_near(
+    near: _PerVoxel, a: wp.vec3d, b: wp.vec3d, c: wp.vec3d, inside: wp.array[wp.int8], first: int, side: int
+) -> _PerVoxel:
+    """Adds the triangle's solid angle at every open voxel."""
+    sums = near
+    for v in range(side * side * side):
+        if inside[first + _offset(v, side)] == wp.int8(_OPEN):
+            e = wp.vec3d(_from_middle(v, side))
+            sums[v] = sums[v] + _solid_angle(a - e, b - e, c - e)  # type: ignore[index]
+    return sums
+
+
+@wp.func
+def _decide_open(
+    total: float,
+    gradient: wp.vec3,
+    error: float,
+    near: _PerVoxel,
+    whole: wp.array[wp.int32],
+    first: int,
+    side: int,
+    inside: wp.array[wp.int8],
+) -> None:
+    for v in range(side * side * side):
+        i = first + _offset(v, side)
+        here = total + wp.dot(gradient, _from_middle(v, side))
+        if side <= _SHARED_SIDE:
+            here += near[v]  # type: ignore[index]
+        beyond = wp.abs(float(whole[i]) - here / (4.0 * wp.pi)) - 0.5
+        if inside[i] == wp.int8(_OPEN) and wp.abs(beyond) > error:
+            inside[i] = wp.int8(wp.where(beyond > 0.0, 1, 0))
 
 
 @wp.kernel
@@ -270,20 +291,45 @@ def _decide_blocks(
         winding = _winding_number(q, corners, leaf_starts, centre, vector_area, shape, num_inner)
         inside[first] = wp.int8(wp.where(wp.abs(float(whole[first]) - winding) > 0.5, 1, 0))
         return
-    middle = float(side - 1) * 0.5
-    winding, gradient, error = _winding_around(
-        q, middle * wp.sqrt(3.0), corners, leaf_starts, centre, vector_area, shape, num_inner
-    )
+    reach = float(side - 1) * 0.5 * wp.sqrt(3.0)
+    # Solid angle in the middle, its gradient, a bound on the error of both together, and what near triangles add.
+    total = float(0.0)
+    gradient = wp.vec3(0.0)
+    error = float(0.0)
+    near = _PerVoxel()
+    q32 = wp.vec3(q)
+    node = int(0)
+    walking = int(1)
+    while walking == 1:
+        to_group = centre[node] - q32
+        far = wp.length(to_group)
+        bound = _bound(shape[node], far, reach)
+        if bound <= _SHARED_ERROR:
+            total += _dipole(vector_area[node], to_group, far)
+            gradient += _dipole_gradient(vector_area[node], to_group, far)
+            error += bound
+            node = _next_node(node)
+        elif node < num_inner:
+            node = 2 * node + 1
+        else:
+            for t in range(leaf_starts[node - num_inner], leaf_starts[node - num_inner + 1]):
+                a = corners[t * 3] - q
+                b = corners[t * 3 + 1] - q
+                c = corners[t * 3 + 2] - q
+                bound = _triangle_bound(wp.vec3(a), wp.vec3(b), wp.vec3(c), reach)
+                if bound <= _SHARED_ERROR:
+                    total += _solid_angle(a, b, c)
+                    gradient += _solid_angle_gradient(wp.vec3(a), wp.vec3(b), wp.vec3(c))
+                    error += bound
+                elif side > _SHARED_SIDE:
+                    error += 1.0
+                else:
+                    near = _add_near(near, a, b, c, inside, first, side)
+            node = _next_node(node)
+        walking = wp.where(node == 0, 0, wp.where(error >= 0.5, 0, 1))
     if error >= 0.5:
         return
-    for x in range(side):
-        for y in range(side):
-            for z in range(side):
-                i = first + x * 64 + y * 8 + z
-                here = winding + wp.dot(gradient, wp.vec3(float(x) - middle, float(y) - middle, float(z) - middle))
-                beyond = wp.abs(float(whole[i]) - here) - 0.5
-                if inside[i] == wp.int8(_OPEN) and wp.abs(beyond) > error:
-                    inside[i] = wp.int8(wp.where(beyond > 0.0, 1, 0))
+    _decide_open(total, gradient, error, near, whole, first, side, inside)
 
 
 @wp.kernel

@@ -301,6 +301,26 @@ def test_sphere_comes_back_with_its_radius() -> None:
     assert np.abs(radius - 0.95).max() < 1e-3
 
 
+@pytest.mark.parametrize("minor", [0.25, 0.1])
+def test_a_ring_comes_back_within_a_hundredth_of_a_voxel_and_nothing_else_does(minor: float) -> None:
+    """Its formula is the truth: the facets of the input are so many that they sag by 0.001 voxel."""
+    resolution, major = 256, 0.95 - minor
+    mesh = trimesh.creation.torus(major, minor, major_sections=800, minor_sections=240)
+    shape = voxelize(mesh.vertices, mesh.faces, resolution=resolution, truncation_voxels=2.0)
+    surface = shape.surface().in_frame(shape.center, shape.scale)
+    corners = surface.vertices[surface.faces]
+
+    def distance(points: np.ndarray) -> np.ndarray:  # in voxels
+        ring = np.hypot(points[:, 0], points[:, 1]) - major
+        return np.abs(np.hypot(ring, points[:, 2]) - minor) * resolution / 2
+
+    assert distance(corners.mean(1)).mean() < 0.01
+    assert distance(surface.vertices).max() < 0.1  # no face is anywhere else: spurious area 0
+    areas = np.linalg.norm(np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]), axis=1) / 2
+    assert areas.sum() == pytest.approx(4 * np.pi**2 * major * minor, rel=1e-3)  # each part of it is there once
+    assert trimesh.Trimesh(*surface, process=False).is_watertight
+
+
 def test_iso_level_moves_the_surface_by_that_distance() -> None:
     shape = voxelize(sphere(5).vertices, sphere(5).faces, resolution=64, truncation_voxels=3.0)
     inner = extract_mesh(shape.coords, shape.sdf, resolution=64, iso_level=-0.3)
