@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+MAX_ROUNDING = 1e-4  # of the squared distance to the nearest code: above it, float64 decides
 MAX_DISTANCES = 2**24  # elements of one block of the distance matrix: 64 MB of float32
 
 
@@ -56,6 +57,8 @@ def nearest_codes(
     """Index of the nearest code by Euclidean distance, ties to the lower index, in blocks of bounded memory.
 
     argmin of |c|^2 / 2 - z.c, after moving both to the codebook's mean, where the difference loses least to rounding.
+    Where codes lie so far from their mean that rounding could still show beside the distance, as with two clusters far
+    apart, it is taken in float64.
     """
     if z.shape[1] != codebook.shape[1]:
         raise ValueError(f"latents have {z.shape[1]} channels but codes have {codebook.shape[1]}")
@@ -67,7 +70,15 @@ def nearest_codes(
         block = max(1, MAX_DISTANCES // len(codes))
         for start in range(0, len(z), block):
             part = z[start : start + block].float() - origin
-            indices[start : start + block] = torch.addmm(half_squares, part, codes.T, alpha=-1).argmin(1)
+            nearest = torch.addmm(half_squares, part, codes.T, alpha=-1).argmin(1)
+            squared = (part - codes[nearest]).square().sum(1)
+            rounding = 2**-23 * (part.square().sum(1) + half_squares[nearest])
+            blurred = ((rounding > MAX_ROUNDING * squared) & (squared > 0)).nonzero().flatten()
+            if len(blurred):
+                exact = codes.double()
+                scores = torch.addmm(exact.square().sum(1) / 2, part[blurred].double(), exact.T, alpha=-1)
+                nearest[blurred] = scores.argmin(1)
+            indices[start : start + block] = nearest
     return indices
 
 
@@ -100,7 +111,12 @@ def codebook_statistics(counts: Int[Tensor, " codebook_size"]) -> CodebookStatis
 
 def usage_of_batch(indices: Int[Tensor, " num_vectors"], codebook_size: int) -> tuple[Tensor, Tensor]:
     """Usage and perplexity within one batch, as scalars on the device, so that training need not wait for them."""
-    frequency = torch.bincount(indices, minlength=codebook_size).float() / len(indices)
+    return usage_of_counts(torch.bincount(indices, minlength=codebook_size))
+
+
+def usage_of_counts(counts: Int[Tensor, " codebook_size"]) -> tuple[Tensor, Tensor]:
+    """Usage and perplexity, from how often each code occurs."""
+    frequency = counts.float() / counts.sum()
     entropy = -torch.special.xlogy(frequency, frequency).sum()
     return (frequency > 0).float().mean(), entropy.exp()
 

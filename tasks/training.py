@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from model.errors import InputError
+from model.processes import process_number
 from tasks.progress import Progress
 from tasks.resume import ResumePoint
 from tasks.settings import Training
@@ -49,6 +50,8 @@ class History:
 
     def write(self) -> None:
         """All rows; a column that some rows lack stays empty there."""
+        if process_number() > 0:
+            return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         columns = list(dict.fromkeys(key for row in self.rows for key in row))
         with self.path.open("w", newline="") as file:
@@ -73,13 +76,15 @@ def train(
     history: History,
     validate: Callable[[], dict[str, float]] | None = None,
     validate_every: int = 0,
+    after_step: Callable[[int, torch.optim.Optimizer], Losses] | None = None,
     description: str,
 ) -> None:
     """Minimise losses_of(batch)["loss"] with AdamW for settings.steps steps.
 
     param_groups are torch's, each with an optional "schedule" after warm-up (cosine where absent). On CUDA the forward
     pass runs in float16 with loss scaling. State is saved every settings.save_every steps, at the end, and on SIGINT or
-    SIGTERM, which then raise KeyboardInterrupt. Raises DivergenceError naming the step and its samples.
+    SIGTERM, which then raise KeyboardInterrupt. after_step changes what no gradient does, after each step, and returns
+    what to log beside the losses. Raises DivergenceError naming the step and its samples.
     """
     device = next(model.parameters()).device
     on_cuda = device.type == "cuda"
@@ -106,7 +111,8 @@ def train(
             scheduler.step()
             optimizer.zero_grad()
             step += 1
-            window.add(step, batch.names, losses | {"grad_norm": grad_norm})
+            done = after_step(step, optimizer) if after_step else {}
+            window.add(step, batch.names, losses | {"grad_norm": grad_norm} | done)
             ending, stopping, note = step == settings.steps, bool(stop), ""
             check = validate if validate and (step % validate_every == 0 or ending) else None
             if step % settings.log_every == 0 or check or ending or stopping:
