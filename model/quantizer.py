@@ -128,9 +128,14 @@ def gaussian_error_bound(vectors: Float[Tensor, "num_vectors dim"], *, bits: flo
     error far above it says that the codebook is the limit, one near it that the bits are.
     """
     variances = torch.linalg.eigvalsh(torch.cov(vectors.double().T)).clamp(min=0)
+    return float(variances.clamp(max=water_level(variances, bits=bits)).sum() / variances.sum())
+
+
+def water_level(variances: Float[Tensor, " dim"], *, bits: float) -> float:
+    """What a Gaussian of these variances loses in each direction that is wider, at this rate (theorem 10.3.3 again)."""
     low, high = variances.new_zeros(()), variances.max()
-    for _ in range(100):  # the water level at which the rate is `bits`, by bisection
+    for _ in range(100):  # by bisection
         level = (low + high) / 2
         rate = (variances.clamp(min=level) / level).log2().sum() / 2
         low, high = (level, high) if rate > bits else (low, level)
-    return float(variances.clamp(max=high).sum() / variances.sum())
+    return float(high)

@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Float64
@@ -56,20 +57,13 @@ def stage1(settings: Settings) -> None:
     inputs = [*files.values(), SDF / "index.parquet", *VAE.iterdir()]
     resume = ResumePoint("stage1", fingerprint([params, settings.codebook], inputs))
     start = resume.remember("kmeans", lambda: start_codes(vectors, size, params)).to(device)
-    codebook = TrainedCodebook(
-        start,
-        vectors,
-        update=params.update,
-        decay=params.ema_decay,
-        revive_below=params.revive_below,
-        batch_size=params.batch_size,
-    )
+    codebook = new_codebook(start, vectors, params)
     watch = _ReconstructionWatch(codebook.quantizer, params, device) if process_number() == 0 else None
     steps = CodebookSteps(codebook, settings)
 
     train(
         codebook,
-        [{"params": [codebook.codebook]} | ({"lr": 0.0} if params.update == "ema" else {})],
+        parameter_groups(codebook, params),
         steps.losses,
         lambda step: draw_vectors(vectors, params, step),
         settings=params,
@@ -101,6 +95,25 @@ def stage1(settings: Settings) -> None:
     }
     write_whole(METRICS / "stage1.json", json.dumps(figures, indent=2) + "\n")
     resume.clear()
+
+
+def new_codebook(
+    codes: Float[Tensor, "codebook_size dim"], vectors: Float[Tensor, "num_vectors dim"], params: Stage1
+) -> TrainedCodebook:
+    return TrainedCodebook(
+        codes,
+        vectors,
+        update=params.update,
+        decay=params.ema_decay,
+        revive_below=params.revive_below,
+        batch_size=params.batch_size,
+    )
+
+
+def parameter_groups(codebook: TrainedCodebook, params: Stage1) -> list[dict[str, Any]]:
+    """For the optimizer, which has to leave codes alone that follow their averages."""
+    rate = {"lr": 0.0} if params.update == "ema" else {}
+    return [{"params": [codebook.codebook]} | rate]
 
 
 class CodebookSteps:
