@@ -60,6 +60,28 @@ def total(counts: Tensor) -> Tensor:
     return counts
 
 
+def least(values: Tensor) -> Tensor:
+    """The minimum over ranks, element by element, the same on all of them."""
+    if num_ranks() > 1:
+        values = values.clone()
+        dist.all_reduce(values, dist.ReduceOp.MIN)
+    return values
+
+
+def own_part(rows: Tensor) -> Tensor:
+    """The rows of a whole that this rank works on; none where there are fewer than ranks."""
+    return rows[rank() :: num_ranks()]
+
+
+def gathered(rows: Tensor) -> Tensor:
+    """All ranks' rows, one after the other; each has to have as many."""
+    if num_ranks() == 1:
+        return rows
+    parts = [torch.empty_like(rows) for _ in range(num_ranks())]
+    dist.all_gather(parts, rows.contiguous())
+    return torch.cat(parts)
+
+
 def average(values: Tensor) -> Tensor:
     """The mean over ranks, element by element, the same on all of them."""
     return total(values) / num_ranks() if num_ranks() > 1 else values

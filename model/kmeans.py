@@ -3,20 +3,22 @@
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
+from model.distributed import least, own_part, total
 from model.errors import InputError
 from model.quantizer import nearest_codes
 
 SEEDING_CANDIDATES_PER_CODE = 32  # k-means++ looks at a subsample of this size
+BLOCK = 2**18  # vectors summed at a time: their copy in float64 stays small
 
 
 class Lloyd(NamedTuple):
     """What one pass over all vectors gives."""
 
     counts: Int[Tensor, " codebook_size"]
-    sums: Float[Tensor, "codebook_size dim"]
+    sums: Float64[Tensor, "codebook_size dim"]  # so that the order of summation does not show in the codes
     squared_errors: Float[Tensor, " num_vectors"]
     indices: Int[Tensor, " num_vectors"]
 
@@ -27,43 +29,77 @@ def kmeans(
     """Codes by k-means++ (Arthur and Vassilvitskii 2007) and Lloyd's iteration; empty codes move to the error.
 
     Exact repeats of a vector count once: a pattern that every shape has, such as a flat face, must not draw the codes
-    to itself. Raises InputError where there are fewer distinct vectors than codes.
+    to itself. Of several ranks, each has to be given all vectors and passes over its part. Raises InputError where
+    there are fewer distinct vectors than codes.
     """
+    distinct = distinct_vectors(vectors, size)
+    codes = _seed(distinct, size, generator)
+    part = own_part(distinct)
+    for _ in range(iterations):
+        draws = own_part(torch.rand(len(distinct), generator=generator, dtype=torch.float64))
+        codes = _update(codes, part, lloyd_pass(part, codes), draws.to(codes.device))
+    return codes
+
+
+def distinct_vectors(vectors: Float[Tensor, "num_vectors dim"], size: int) -> Float[Tensor, "num_distinct dim"]:
+    """Raises InputError where they are too few for `size` codes, or not finite."""
+    spoilt = int((~vectors.isfinite().all(1)).sum())
+    if spoilt:
+        raise InputError(
+            f"{spoilt} of {len(vectors)} latent vectors hold NaN or infinity; "
+            "look at metrics/import_vae.json, then run dvc repro -f encode"
+        )
     distinct = vectors.unique(dim=0)
     if len(distinct) < size:
         raise InputError(
             f"there are {len(distinct)} distinct latent vectors for {size} codes; "
             "set codebook.size lower, or encode more shapes or symmetries"
         )
-    codes = _seed(distinct, size, generator)
-    for _ in range(iterations):
-        codes = _update(codes, distinct, lloyd_pass(distinct, codes), generator)
-    return codes
+    return distinct
 
 
 def lloyd_pass(vectors: Float[Tensor, "num_vectors dim"], codes: Float[Tensor, "size dim"]) -> Lloyd:
     indices = nearest_codes(vectors, codes)
-    sums = torch.zeros_like(codes).index_add_(0, indices, vectors)
+    sums = torch.zeros_like(codes, dtype=torch.float64)
+    for part, of in zip(vectors.split(BLOCK), indices.split(BLOCK), strict=True):
+        sums.index_add_(0, of, part.double())
     errors = (vectors - codes[indices]).square().sum(1)
     return Lloyd(torch.bincount(indices, minlength=len(codes)), sums, errors, indices)
 
 
-def _update(codes: Tensor, vectors: Tensor, result: Lloyd, generator: torch.Generator) -> Tensor:
+def race(
+    squared_errors: Float[Tensor, " num_vectors"], draws: Float64[Tensor, " num_vectors"]
+) -> Float64[Tensor, " num_vectors"]:
+    """Exponential arrival times of these rates, from uniform draws: the first is a draw in proportion to the errors.
+
+    The first few are a draw without replacement (Efraimidis and Spirakis 2006). Infinite where the error is 0.
+    """
+    return -torch.log1p(-draws) / squared_errors
+
+
+def _update(
+    codes: Tensor, vectors: Tensor, result: Lloyd, draws: Float64[Tensor, " num_vectors"]
+) -> Float[Tensor, "size dim"]:
     """Codes to the means of their members; each empty one into a code of largest total squared error instead.
 
     There it takes the place of a member, drawn by the squared error.
     """
-    used = result.counts > 0
-    codes = codes.clone()
-    codes[used] = result.sums[used] / result.counts[used, None]
-    totals = torch.zeros(len(codes), device=codes.device).index_add_(0, result.indices, result.squared_errors)
-    empty = (~used).nonzero().flatten().tolist()
-    for code, crowded in zip(empty, totals.argsort(descending=True).tolist(), strict=False):
-        members = (result.indices == crowded).nonzero().flatten()
-        errors = result.squared_errors[members].cpu()
-        if not errors.any():
-            break  # every vector sits on its code: nothing left to split
-        codes[code] = vectors[members[torch.multinomial(errors, 1, generator=generator).item()]]
+    counts, sums = total(result.counts), total(result.sums)
+    used = counts > 0
+    codes = torch.where(used[:, None], (sums / counts.clamp(min=1)[:, None]).to(codes.dtype), codes)
+    empty = (~used).nonzero().flatten()
+    if not len(empty):
+        return codes
+    errors = torch.zeros_like(sums[:, 0]).index_add_(0, result.indices, result.squared_errors.double())
+    totals = total(errors)
+    crowded = totals.argsort(descending=True, stable=True)[: len(empty)]
+    crowded = crowded[totals[crowded] > 0]  # else every vector sits on its code: nothing left to split
+    times = race(result.squared_errors, draws)
+    first = torch.full_like(totals, torch.inf).scatter_reduce_(0, result.indices, times, "amin")
+    won = (times == least(first)[result.indices]) & times.isfinite()
+    winners = torch.zeros_like(codes)
+    winners[result.indices[won]] = vectors[won]
+    codes[empty[: len(crowded)]] = total(winners)[crowded]
     return codes
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from model.distributed import mean, total
 
+MAX_ROUNDING = 1e-4  # of the squared distance to the nearest code: above it, float64 decides
 MAX_DISTANCES = 2**24  # elements of one block of the distance matrix: 64 MB of float32
 
 
@@ -58,6 +59,8 @@ def nearest_codes(
     """Index of the nearest code by Euclidean distance, ties to the lower index, in blocks of bounded memory.
 
     argmin of |c|^2 / 2 - z.c, after moving both to the codebook's mean, where the difference loses least to rounding.
+    Where codes lie so far from their mean that rounding could still show beside the distance, as with two clusters far
+    apart, it is taken in float64.
     """
     if z.shape[1] != codebook.shape[1]:
         raise ValueError(f"latents have {z.shape[1]} channels but codes have {codebook.shape[1]}")
@@ -69,7 +72,15 @@ def nearest_codes(
         block = max(1, MAX_DISTANCES // len(codes))
         for start in range(0, len(z), block):
             part = z[start : start + block].float() - origin
-            indices[start : start + block] = torch.addmm(half_squares, part, codes.T, alpha=-1).argmin(1)
+            nearest = torch.addmm(half_squares, part, codes.T, alpha=-1).argmin(1)
+            squared = (part - codes[nearest]).square().sum(1)
+            rounding = 2**-23 * (part.square().sum(1) + half_squares[nearest])
+            blurred = ((rounding > MAX_ROUNDING * squared) & (squared > 0)).nonzero().flatten()
+            if len(blurred):
+                exact = codes.double()
+                scores = torch.addmm(exact.square().sum(1) / 2, part[blurred].double(), exact.T, alpha=-1)
+                nearest[blurred] = scores.argmin(1)
+            indices[start : start + block] = nearest
     return indices
 
 
@@ -102,7 +113,11 @@ def codebook_statistics(counts: Int[Tensor, " codebook_size"]) -> CodebookStatis
 
 def usage_of_batch(indices: Int[Tensor, " num_vectors"], codebook_size: int) -> tuple[Tensor, Tensor]:
     """Usage and perplexity within one batch, as scalars on the device, so that training need not wait for them."""
-    counts = total(torch.bincount(indices, minlength=codebook_size))
+    return usage_of_counts(total(torch.bincount(indices, minlength=codebook_size)))
+
+
+def usage_of_counts(counts: Int[Tensor, " codebook_size"]) -> tuple[Tensor, Tensor]:
+    """Usage and perplexity, from how often each code occurs."""
     frequency = counts.float() / counts.sum()
     entropy = -torch.special.xlogy(frequency, frequency).sum()
     return (frequency > 0).float().mean(), entropy.exp()
@@ -115,9 +130,14 @@ def gaussian_error_bound(vectors: Float[Tensor, "num_vectors dim"], *, bits: flo
     error far above it says that the codebook is the limit, one near it that the bits are.
     """
     variances = torch.linalg.eigvalsh(torch.cov(vectors.double().T)).clamp(min=0)
+    return float(variances.clamp(max=water_level(variances, bits=bits)).sum() / variances.sum())
+
+
+def water_level(variances: Float[Tensor, " dim"], *, bits: float) -> float:
+    """What a Gaussian of these variances loses in each direction that is wider, at this rate (theorem 10.3.3 again)."""
     low, high = variances.new_zeros(()), variances.max()
-    for _ in range(100):  # the water level at which the rate is `bits`, by bisection
+    for _ in range(100):  # by bisection
         level = (low + high) / 2
         rate = (variances.clamp(min=level) / level).log2().sum() / 2
         low, high = (level, high) if rate > bits else (low, level)
-    return float(variances.clamp(max=high).sum() / variances.sum())
+    return float(high)

@@ -1,14 +1,19 @@
 """Decide on held-out shapes whether the codebook is good enough to train the whole network with."""
 
 import json
+import math
 from dataclasses import dataclass
 
+from jaxtyping import Float
+from torch import Tensor
+
 from model.errors import InputError
-from model.kmeans import lloyd_pass
+from model.kmeans import Lloyd, lloyd_pass
 from model.quantizer import codebook_statistics
 from tasks.codebook import load_codebook
+from tasks.codebook_plots import draw_codebook
 from tasks.latents import latents_file, read_vectors
-from tasks.paths import LATENTS, METRICS, PASS_TOKEN
+from tasks.paths import LATENTS, METRICS, PASS_TOKEN, PLOTS
 from tasks.settings import Gate, Settings
 from tasks.stage import run_stage, write_whole
 
@@ -36,7 +41,12 @@ class Check:
 def gate(settings: Settings) -> None:
     """Write metrics/gate.json always, the pass token only when every figure is good enough."""
     PASS_TOKEN.unlink(missing_ok=True)
-    checks = judge(settings.gate)
+    codes = load_codebook()
+    vectors = {split: _finite_vectors(split) for split in ("train", "val")}
+    seen, heldout = lloyd_pass(vectors["train"], codes), lloyd_pass(vectors["val"], codes)
+    for name, content in draw_codebook(vectors["val"], heldout.indices, codes).items():
+        write_whole(PLOTS / name, content)
+    checks = judge(settings.gate, codes, seen=seen, heldout=heldout)
     verdict = {check.figure: check.value for check in checks} | {"passed": all(check.passed for check in checks)}
     write_whole(METRICS / "gate.json", json.dumps(verdict, indent=2) + "\n")
     for check in checks:
@@ -48,17 +58,30 @@ def gate(settings: Settings) -> None:
     write_whole(PASS_TOKEN, "The codebook passed the gate; metrics/gate.json has the figures.\n")
 
 
-def judge(params: Gate) -> list[Check]:
-    codes = load_codebook()
-    heldout = lloyd_pass(read_vectors(latents_file(LATENTS, "val"), max_per_shape=None, seed=0), codes)
-    seen = lloyd_pass(read_vectors(latents_file(LATENTS, "train"), max_per_shape=None, seed=0), codes)
+def _finite_vectors(split: str) -> Float[Tensor, "num_vectors dim"]:
+    file = latents_file(LATENTS, split)
+    vectors = read_vectors(file, max_per_shape=None, seed=0)
+    if not vectors.isfinite().all():
+        raise InputError(f"{file} holds NaN or infinity; look at metrics/import_vae.json, then run dvc repro -f encode")
+    return vectors
+
+
+def judge(params: Gate, codes: Float[Tensor, "codebook_size dim"], *, seen: Lloyd, heldout: Lloyd) -> list[Check]:
+    """Every figure beside its threshold; seen and heldout are passes over training and validation latents."""
     use = codebook_statistics(heldout.counts)
     size = len(codes)
     error_ratio = float(heldout.squared_errors.mean() / seen.squared_errors.mean())
     num_duplicates = size - len(codes.unique(dim=0))
-    more_tokens = "too few held-out tokens to judge by; raise encode.heldout_symmetries or voxelize.val_share"
-    more_used = "raise stage1.kmeans_iterations or encode.train_symmetries, add meshes, or lower codebook.size"
-    one_takes_all = "look for empty or constant latents, or raise stage1.kmeans_iterations"
+    shown = 1 - math.exp(-use.num_tokens / size)
+    more_tokens = (
+        f"too few held-out tokens to judge by (of codes in even use, {shown:.1%} would occur); "
+        "raise encode.heldout_symmetries or voxelize.val_share"
+    )
+    more_used = (
+        "set stage1.init: kmeans, raise stage1.kmeans_iterations or encode.train_symmetries, add meshes, "
+        "or lower codebook.size"
+    )
+    one_takes_all = "look for empty or constant latents, set stage1.init: kmeans, or raise stage1.kmeans_iterations"
     no_carry_over = "the codes do not carry over to unseen shapes; add meshes or symmetries, or lower codebook.size"
     return [
         at_least("tokens_per_code", use.num_tokens / size, "min_tokens_per_code", params, more_tokens),

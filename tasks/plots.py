@@ -13,13 +13,12 @@ from PIL import Image
 
 from model.errors import InputError
 from model.render import WHITE, SheetRow, draw_sheet
+from tasks.png import NUM_COLOURS, png, png_of_figure
 
 COLUMNS = ("truth", "VAE", "stage 1", "stage 2")
 BLOCKS = 2  # shapes side by side
 GAP = 24  # pixels between them
 WEBP_QUALITY = 82
-DOTS_PER_INCH = 100
-NUM_COLOURS = 64  # of a sheet's palette: grey-blue shades need no more, and it makes the file four times smaller
 
 # Panels of the loss curves, each with the columns it shows where a history has them.
 PANELS: Mapping[str, Sequence[str]] = {
@@ -40,7 +39,7 @@ def draw_shapes(rows: Sequence[SheetRow]) -> bytes:
     height = -(-len(rows) // BLOCKS)
     blocks = [draw_sheet(COLUMNS, rows[i : i + height]) for i in range(0, len(rows), height)]
     sheet = _side_by_side(blocks)
-    return _png(Image.fromarray(sheet).quantize(NUM_COLOURS, dither=Image.Dither.NONE))
+    return png(Image.fromarray(sheet).quantize(NUM_COLOURS, dither=Image.Dither.NONE))
 
 
 def webp(picture: UInt8[np.ndarray, "height width 3"]) -> bytes:
@@ -84,7 +83,7 @@ def draw_history(histories: Mapping[str, pd.DataFrame]) -> bytes:
             if axes.lines and title in LOGARITHMIC:
                 axes.set_yscale("log")
         grid[-1, column].set_xlabel("step", fontsize=8)
-    return _png_of(figure)
+    return png_of_figure(figure)
 
 
 def _draw_curves(axes: Axes, history: pd.DataFrame, names: Sequence[str]) -> None:
@@ -112,7 +111,7 @@ def draw_usage(counts: Mapping[str, Int[np.ndarray, " codebook_size"]]) -> bytes
     axes.set_ylabel("frequency / even share")
     axes.grid(alpha=0.25)
     axes.legend(fontsize=8)
-    return _png_of(figure)
+    return png_of_figure(figure)
 
 
 def usage_table(counts: Mapping[str, Int[np.ndarray, " codebook_size"]]) -> str:
@@ -120,16 +119,3 @@ def usage_table(counts: Mapping[str, Int[np.ndarray, " codebook_size"]]) -> str:
     table = pd.DataFrame({stage: np.sort(count)[::-1] for stage, count in counts.items()})
     table.index = pd.RangeIndex(1, len(table) + 1, name="rank")
     return table.to_csv(sep="\t", lineterminator="\n")
-
-
-def _png_of(figure: Figure) -> bytes:
-    buffer = BytesIO()
-    figure.savefig(buffer, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})
-    coverage = Image.Quantize.MAXCOVERAGE  # the usual median cut merges the colours of thin lines
-    return _png(Image.open(buffer).convert("RGB").quantize(NUM_COLOURS, method=coverage, dither=Image.Dither.NONE))
-
-
-def _png(image: Image.Image) -> bytes:
-    buffer = BytesIO()
-    image.save(buffer, format="PNG", optimize=True)
-    return buffer.getvalue()

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from model.distributed import rank
 from tasks.device import pick_device
 from tasks.paths import RESUME
 from tasks.settings import Section
@@ -24,7 +25,7 @@ from tasks.stage import write_whole
 
 
 class ResumePoint:
-    """The saved state of one training run."""
+    """The saved state of one training run. Of several ranks, the first writes and all read."""
 
     def __init__(self, stage: str, fingerprint: str):
         self.directory = RESUME / stage / fingerprint
@@ -41,14 +42,18 @@ class ResumePoint:
             return None
 
     def save(self, state: dict[str, Any]) -> None:
-        write_whole(self._file, _serialised(state))
+        if rank() == 0:
+            write_whole(self._file, _serialised(state))
 
     def remember(self, name: str, make: Callable[[], Tensor]) -> Tensor:
         """What make() gives, made once and read from then on, however often the run is interrupted."""
         file = self.directory / f"{name}.pt"
-        if not file.exists():
-            write_whole(file, _serialised(make()))
-        return torch.load(file, weights_only=True)
+        if file.exists():
+            return torch.load(file, weights_only=True)
+        made = make()
+        if rank() == 0:
+            write_whole(file, _serialised(made))
+        return made
 
     def clear(self) -> None:
         """Forget this run, and older ones of the same stage: their result is written."""

@@ -129,7 +129,11 @@ class Codebook(Section):
 
 class Stage1(Training):
     max_vectors_per_shape: Count
+    init: Literal["kmeans", "data", "uniform"]
     kmeans_iterations: Count
+    update: Literal["gradient", "ema"]
+    ema_decay: Annotated[float, Field(gt=0, lt=1)]
+    revive_below: Annotated[float, Field(ge=0, lt=1)]
     recon_shapes: Count
     recon_every: Count
 

@@ -2,18 +2,21 @@
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 from model.checkpoint import load_vae
+from model.codebook_training import TrainedCodebook
+from model.distributed import in_process_group, own_part, rank
 from model.errors import InputError
-from model.kmeans import kmeans, lloyd_pass
+from model.kmeans import distinct_vectors, kmeans, lloyd_pass
 from model.losses import SDFTarget
-from model.quantizer import VectorQuantizer, codebook_statistics, gaussian_error_bound, usage_of_batch
+from model.quantizer import VectorQuantizer, codebook_statistics, gaussian_error_bound, usage_of_counts
 from model.sparse import SparseTensor
 from model.vqvae import VQVAE
 from tasks.codebook import save_codebook
@@ -30,7 +33,10 @@ from tasks.validation import validate
 
 @dataclass(frozen=True)
 class VectorBatch:
+    """This rank's part of a batch."""
+
     vectors: Float[Tensor, "batch dim"]
+    draws: Float64[Tensor, " batch"]  # uniform, for what is decided by chance in this step
     names: tuple[str, ...] = ("cached latents",)
 
     @property
@@ -38,6 +44,7 @@ class VectorBatch:
         return f"{len(self.vectors):,} latents"
 
 
+@in_process_group()
 def stage1(settings: Settings) -> None:
     params, size = settings.stage1, settings.codebook.size
     device = pick_device()
@@ -55,24 +62,27 @@ def stage1(settings: Settings) -> None:
     inputs = [*files.values(), SDF / "index.parquet", *VAE.iterdir()]
     resume = ResumePoint("stage1", fingerprint([params, settings.codebook], inputs))
     start = resume.remember("kmeans", lambda: start_codes(vectors, size, params)).to(device)
-    quantizer = VectorQuantizer(size, dim).to(device)
-    quantizer.codebook.data.copy_(start)
-    watch = _ReconstructionWatch(quantizer, params, device)
+    codebook = new_codebook(start, vectors, params)
+    watch = _ReconstructionWatch(codebook.quantizer, params, device)
+    steps = CodebookSteps(codebook, settings)
 
     train(
-        quantizer,
-        [{"params": [quantizer.codebook]}],
-        vq_losses(quantizer, settings.codebook.lambda_vq),
+        codebook,
+        parameter_groups(codebook, params),
+        steps.losses,
         lambda step: draw_vectors(vectors, params, step),
         settings=params,
         resume=resume,
         history=History(METRICS / "stage1_history.tsv"),
         validate=watch,
         validate_every=params.recon_every,
+        after_step=steps.after,
         description="stage1",
     )
     watch.check_frozen()
-    candidates = {"kmeans": start, "trained": quantizer.codebook.detach()}
+    if rank() > 0:
+        return
+    candidates = {"start": start, "trained": codebook.codebook.detach()}
     errors = {name: normalised_error(heldout, codes, vectors) for name, codes in candidates.items()}
     kept = min(errors, key=lambda name: errors[name])
     codes = candidates[kept]
@@ -92,29 +102,68 @@ def stage1(settings: Settings) -> None:
     resume.clear()
 
 
-def vq_losses(quantizer: VectorQuantizer, lambda_vq: float) -> Callable[[VectorBatch], Losses]:
-    """With the network frozen, only the vq term has a gradient; the commitment is watched."""
+def new_codebook(
+    codes: Float[Tensor, "codebook_size dim"], vectors: Float[Tensor, "num_vectors dim"], params: Stage1
+) -> TrainedCodebook:
+    return TrainedCodebook(
+        codes,
+        vectors,
+        update=params.update,
+        decay=params.ema_decay,
+        revive_below=params.revive_below,
+        batch_size=params.batch_size,
+    )
 
-    def losses_of(batch: VectorBatch) -> Losses:
-        quantized = quantizer(batch.vectors)
-        usage, perplexity = usage_of_batch(quantized.indices, len(quantizer.codebook))
+
+def parameter_groups(codebook: TrainedCodebook, params: Stage1) -> list[dict[str, Any]]:
+    """For the optimizer, which has to leave codes alone that follow their averages."""
+    rate = {"lr": 0.0} if params.update == "ema" else {}
+    return [{"params": [codebook.codebook]} | rate]
+
+
+class CodebookSteps:
+    """What the training loop does with a batch: the losses, then what no gradient does."""
+
+    def __init__(self, codebook: TrainedCodebook, settings: Settings):
+        self._codebook, self._lambda_vq = codebook, settings.codebook.lambda_vq
+        self._last_revival = 0.9 * settings.stage1.steps if settings.stage1.revive_below else 0
+        self._draws: Tensor | None = None
+
+    def losses(self, batch: VectorBatch) -> Losses:
+        """With the network frozen, only the vq term has a gradient; the commitment is watched."""
+        quantized, counts = self._codebook(batch.vectors)
+        self._draws = batch.draws
+        usage, perplexity = usage_of_counts(counts)
         return {
-            "loss": lambda_vq * quantized.vq_loss,
+            "loss": self._lambda_vq * quantized.vq_loss,
             "vq_loss": quantized.vq_loss,
             "commitment_loss": quantized.commitment_loss,
             "codebook_usage": usage,
             "perplexity": perplexity,
         }
 
-    return losses_of
+    def after(self, step: int, optimizer: torch.optim.Optimizer) -> Losses:
+        """Codes are revived until the last tenth of the steps, in which they settle."""
+        assert self._draws is not None
+        revived = self._codebook.end_step(optimizer, draws=self._draws, revive=step <= self._last_revival)
+        return {"revived_codes": revived}
 
 
 def start_codes(
     vectors: Float[Tensor, "num_vectors dim"], size: int, params: Stage1
 ) -> Float[Tensor, "codebook_size dim"]:
-    print(f"k-means: {len(vectors)} vectors, {size} codes, {params.kmeans_iterations} iterations", flush=True)
+    """By params.init. Raises InputError where there are fewer distinct vectors than codes."""
     generator = torch.Generator().manual_seed(params.seed)
-    return kmeans(vectors, size, iterations=params.kmeans_iterations, generator=generator).cpu()
+    distinct = distinct_vectors(vectors, size)
+    match params.init:
+        case "kmeans":
+            print(f"k-means: {len(vectors)} vectors, {size} codes, {params.kmeans_iterations} iterations", flush=True)
+            return kmeans(vectors, size, iterations=params.kmeans_iterations, generator=generator).cpu()
+        case "data":
+            rows = torch.randperm(len(distinct), generator=generator)[:size]
+            return distinct[rows.to(distinct.device)].cpu()
+        case "uniform":
+            return (torch.rand(size, vectors.shape[1], generator=generator) * 2 - 1) / size
 
 
 class _ReconstructionWatch:
@@ -145,7 +194,8 @@ def draw_vectors(vectors: Float[Tensor, "num_vectors dim"], params: Stage1, step
     while True:
         generator = torch.Generator().manual_seed(params.seed * 1_000_003 + step)
         rows = torch.randint(len(vectors), (params.batch_size,), generator=generator)
-        yield VectorBatch(vectors[rows.to(vectors.device)])
+        draws = torch.rand(params.batch_size, generator=generator, dtype=torch.float64)
+        yield VectorBatch(vectors[own_part(rows).to(vectors.device)], own_part(draws).to(vectors.device))
         step += 1
 
 

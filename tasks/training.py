@@ -81,6 +81,7 @@ def train(
     history: History,
     validate: Callable[[], dict[str, float]] | None = None,
     validate_every: int = 0,
+    after_step: Callable[[int, torch.optim.Optimizer], Losses] | None = None,
     description: str,
 ) -> None:
     """Minimise losses_of(batch)["loss"] with AdamW for settings.steps steps.
@@ -88,7 +89,8 @@ def train(
     param_groups are torch's, each with an optional "schedule" after warm-up (cosine where absent). On CUDA the forward
     pass runs in float16 with loss scaling. Several ranks (model/distributed.py) average their gradients, and the first
     writes. State is saved every settings.save_every steps, at the end, and on SIGINT or SIGTERM, which then raise
-    KeyboardInterrupt. Raises DivergenceError naming the step and its samples.
+    KeyboardInterrupt. after_step changes what no gradient does, after each step, and returns what to log beside the
+    losses. Raises DivergenceError naming the step and its samples.
     """
     device = next(model.parameters()).device
     on_cuda = device.type == "cuda"
@@ -124,7 +126,8 @@ def train(
             scheduler.step()
             optimizer.zero_grad()
             step += 1
-            window.add(step, batch.names, losses | {"grad_norm": grad_norm})
+            done = after_step(step, optimizer) if after_step else {}
+            window.add(step, batch.names, losses | {"grad_norm": grad_norm} | done)
             ending, stopping, note = step == settings.steps, anywhere(bool(stop)), ""
             check = validate if validate and (step % validate_every == 0 or ending) else None
             if step % settings.log_every == 0 or check or ending or stopping:
@@ -137,7 +140,7 @@ def train(
             if rank() == 0:
                 progress.advance(note)
             due = step % settings.save_every == 0 or ending or stopping  # a step with a row, which refuses NaN
-            if due and rank() == 0:
+            if due:
                 resume.save(_state_of(stateful, history, step, on_cuda))
             if stopping:
                 raise KeyboardInterrupt

@@ -62,6 +62,10 @@ OUTS = {
 PLOTS = {
     "pretrain_vae": {paths.METRICS / "pretrain_vae_history.tsv"},
     "stage1": {paths.METRICS / "stage1_history.tsv"},
+    "gate": {
+        paths.PLOTS / f"codebook_{name}"
+        for name in ("neighbours.png", "pca.png", "spectrum.png", "spectrum.tsv", "use.png", "use.tsv")
+    },
     "stage2": {paths.METRICS / "stage2_history.tsv"},
     "evaluate": {
         paths.PLOTS / name for name in ("loss_curves.png", "shapes.png", "usage_histogram.png", "usage_histogram.tsv")

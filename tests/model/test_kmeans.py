@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 
@@ -107,7 +108,7 @@ def test_a_pass_counts_sums_and_errors():
     for code in range(7):
         own = vectors[indices == code]
         assert result.counts[code] == len(own)
-        torch.testing.assert_close(result.sums[code], own.sum(0))
+        torch.testing.assert_close(result.sums[code], own.double().sum(0))
     torch.testing.assert_close(result.squared_errors, (vectors - codes[indices]).square().sum(1))
 
 
@@ -117,9 +118,52 @@ def test_empty_codes_move_to_where_the_error_is():
     codes = torch.tensor([[0.0, 0.0], [8.0, 8.0], [500.0, 0.0], [0.0, 500.0]])
     before = lloyd_pass(vectors, codes)
     assert before.counts.tolist() == [50, 50, 0, 0]
-    moved = _update(codes, vectors, before, generator())
+    moved = _update(codes, vectors, before, torch.rand(100, generator=generator(), dtype=torch.float64))
     after = lloyd_pass(vectors, moved)
     assert torch.allclose(moved[:2], torch.stack([vectors[:50].mean(0), vectors[50:].mean(0)]), atol=1e-5)
     assert after.counts.min() > 0
     assert {int(before.indices[(vectors == code).all(1)]) for code in moved[2:]} == {0, 1}
     assert after.squared_errors.sum() < before.squared_errors.sum()
+
+
+# --- hostile distributions -------------------------------------------------------------------------------------------
+
+
+def test_an_offset_of_ten_standard_deviations_changes_nothing():
+    vectors = torch.randn(4000, 16, generator=generator())
+    here = kmeans(vectors, 50, iterations=10, generator=generator())
+    far = kmeans(vectors + 10, 50, iterations=10, generator=generator())
+    assert mean_error(vectors + 10, far) == pytest.approx(mean_error(vectors, here), rel=0.01)
+    assert lloyd_pass(vectors + 10, far).counts.min() > 0
+
+
+def test_a_third_of_exact_repeats_gets_one_code():
+    """30 % of the vectors are one point: one code sits near it, the rest serve the others as well as without it."""
+    others = torch.randn(2800, 8, generator=generator())
+    vectors = torch.cat([others, others[:1].repeat(1200, 1)])
+    codes = kmeans(vectors, 40, iterations=15, generator=generator())
+    assert mean_error(others, codes) == pytest.approx(
+        mean_error(others, kmeans(others, 40, iterations=15, generator=generator())), rel=0.02
+    )
+    assert lloyd_pass(vectors, codes).counts.min() > 0
+
+
+@pytest.mark.parametrize("distance", [1e2, 1e4])
+def test_two_far_clusters_share_the_codes_and_are_each_cut_well(distance):
+    """Rounding at 10 000 standard deviations is 0.001 of one: it must not blur which code of a cluster is nearest."""
+    near, far = torch.randn(2, 2000, 8, generator=generator())
+    far = far + distance
+    codes = kmeans(torch.cat([near, far]), 60, iterations=15, generator=generator())
+    for cluster in (near, far):
+        own = lloyd_pass(cluster, codes)
+        assert 20 <= (own.counts > 0).sum() <= 40
+        alone = kmeans(cluster, int((own.counts > 0).sum()), iterations=15, generator=generator())
+        assert own.squared_errors.mean() == pytest.approx(mean_error(cluster, alone), rel=0.05)
+        np.testing.assert_array_equal(own.indices, numpy_reference.nearest_codes(cluster.numpy(), codes.numpy()))
+
+
+def test_vectors_that_are_not_finite_are_refused():
+    vectors = torch.randn(100, 3, generator=generator())
+    vectors[7, 1] = torch.nan
+    with pytest.raises(InputError, match=r"1 of 100 latent vectors hold NaN or infinity"):
+        kmeans(vectors, 10, iterations=2, generator=generator())

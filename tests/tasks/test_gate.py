@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -10,13 +11,14 @@ from safetensors.torch import save_file
 
 from model.errors import InputError
 from tasks.codebook import CODEBOOK_FILE
-from tasks.gate import gate, judge
+from tasks.gate import gate
 from tasks.latents import SCHEMA, ShapeLatents, latents_file, to_row
-from tasks.paths import CODEBOOK, LATENTS, METRICS, PASS_TOKEN
+from tasks.paths import CODEBOOK, LATENTS, METRICS, PASS_TOKEN, PLOTS
 from tasks.settings import Gate, Settings, load_settings
 
 ROOT = Path(__file__).parents[2]
 NUM_CODES, PER_CODE = 8, 25
+REFUSAL = "the codebook is not good enough: "
 THRESHOLDS = {
     "min_usage": 0.9,
     "min_perplexity_ratio": 0.5,
@@ -93,6 +95,24 @@ def test_the_pass_token_says_nothing_of_the_thresholds():
     assert PASS_TOKEN.read_bytes() == before
 
 
+def test_the_pictures_and_their_tables_are_left_whether_it_passes_or_not():
+    gate(settings())
+    first = {path.name: path.read_bytes() for path in PLOTS.iterdir()}
+    assert all(content.startswith(b"\x89PNG") for name, content in first.items() if name.endswith("png"))
+    assert sorted(first) == [
+        f"codebook_{name}"
+        for name in ("neighbours.png", "pca.png", "spectrum.png", "spectrum.tsv", "use.png", "use.tsv")
+    ]
+    use = pd.read_csv(PLOTS / "codebook_use.tsv", sep="\t")
+    assert use.tokens.tolist() == NUM_CODES * [PER_CODE]
+    assert use.distance_to_nearest_code.tolist() == NUM_CODES * [10]
+    write_latents("val", around(codes()[:4].repeat(60, 1)))
+    with pytest.raises(InputError):
+        gate(settings())
+    use = pd.read_csv(PLOTS / "codebook_use.tsv", sep="\t")
+    assert use.tokens.tolist() == 4 * [60] + 4 * [0]
+
+
 # --- failing ---------------------------------------------------------------------------------------------------------
 
 
@@ -138,10 +158,10 @@ def test_duplicate_codes():
 
 def fails(wanted: Settings, figure: str, comparison: str, remedy: str, also: list[str] | None = None) -> None:
     """The figure fails, alone but for `also`; the message has figure, threshold and remedy; no token is left."""
-    failed = {check.figure for check in judge(wanted.gate) if not check.passed}
-    assert failed == {figure, *(also or [])}
     with pytest.raises(InputError) as raised:
         gate(wanted)
+    named = {part.split(" ")[0] for part in str(raised.value).removeprefix(REFUSAL).split("; ")}
+    assert named & set(verdict()) == {figure, *(also or [])}
     assert f"{figure} {comparison}" in str(raised.value)
     assert remedy in str(raised.value)
     assert "\n" not in str(raised.value)
@@ -172,6 +192,15 @@ def test_codes_that_are_not_finite():
     spoilt[3, 1] = torch.nan
     write_codes(spoilt)
     with pytest.raises(InputError, match=r"codebook\.safetensors holds NaN or infinity; lower stage1\.lr"):
+        gate(settings())
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_latents_that_are_not_finite(split: str):
+    spoilt = around(codes().repeat(PER_CODE, 1))
+    spoilt[3, 1] = torch.inf
+    write_latents(split, spoilt)
+    with pytest.raises(InputError, match=rf"{split}\.parquet holds NaN or infinity; .*dvc repro -f encode"):
         gate(settings())
 
 

@@ -1,0 +1,100 @@
+"""Two processes with a part of the vectors each make the codebook that one process makes of all."""
+
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from model import kmeans as kmeans_module
+from model.codebook_training import TrainedCodebook
+from model.distributed import average, average_gradients, mean, num_ranks, own_part, rank, total
+from model.kmeans import kmeans
+from tests.model.test_codebook_training import generator
+
+SIZE, BATCH, STEPS = 40, 64, 30
+
+
+def data() -> torch.Tensor:
+    return torch.randn(1001, 6, generator=generator()) + 3
+
+
+def scenario(update: str) -> dict[str, torch.Tensor]:
+    """k-means with empty codes to move, then steps with dead codes to revive; in every third, one process is empty."""
+    vectors = data()
+    codes = kmeans(vectors, SIZE, iterations=6, generator=generator())
+    codes[-8:] = 1000 + torch.randn(8, 6, generator=generator(1))
+    part = own_part(vectors)
+    moved = kmeans_module._update(
+        codes, part, kmeans_module.lloyd_pass(part, codes), own_part(torch.rand(1001, generator=generator(2)).double())
+    )
+    codebook = TrainedCodebook(codes, vectors, update=update, decay=0.9, revive_below=0.2, batch_size=BATCH)
+    optimizer = torch.optim.AdamW([codebook.codebook], lr=0.01 if update == "gradient" else 0.0, weight_decay=0.0)
+    losses, revived = [], []
+    for step in range(STEPS):
+        rows = torch.randint(1001, (1 if step % 3 == 0 else BATCH,), generator=generator(100 + step))
+        draws = torch.rand(len(rows), generator=generator(step), dtype=torch.float64)
+        quantized, counts = codebook(vectors[own_part(rows)])
+        assert counts.sum() == len(rows)
+        quantized.vq_loss.backward()
+        average_gradients([codebook.codebook])
+        optimizer.step()
+        optimizer.zero_grad()
+        revived.append(codebook.end_step(optimizer, draws=own_part(draws), revive=step < STEPS - 3))
+        losses.append(average(quantized.vq_loss.detach()))
+    trained = codebook.codebook.detach()
+    return {
+        "kmeans": codes, "moved": moved, "trained": trained,
+        "losses": torch.stack(losses), "revived": torch.stack(revived),
+    }  # fmt: skip
+
+
+def whole_and_nothing(rows: torch.Tensor) -> torch.Tensor:
+    return rows if rank() == 0 else rows[:0]
+
+
+def process(number: int, port: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=number, world_size=2)
+    for update in ("gradient", "ema"):
+        torch.save(scenario(update), folder / f"{update}{number}.pt")
+    kmeans_module.own_part = whole_and_nothing
+    torch.save(kmeans(data(), SIZE, iterations=6, generator=generator()), folder / f"uneven{number}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two processes leave."""
+    folder = tmp_path_factory.mktemp("processes")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    mp.spawn(process, (port, folder), nprocs=2)
+    return folder
+
+
+@pytest.mark.parametrize("update", ["gradient", "ema"])
+def test_two_processes_agree_with_each_other_and_with_one(folder: Path, update: str):
+    first, second = (torch.load(folder / f"{update}{number}.pt") for number in range(2))
+    alone = scenario(update)
+    assert alone["revived"].sum() >= 8
+    assert not torch.equal(alone["moved"][-8:], alone["kmeans"][-8:])
+    for name, expected in alone.items():
+        assert torch.equal(first[name], second[name]), name
+        torch.testing.assert_close(first[name], expected, atol=1e-6, rtol=1e-6, msg=lambda text, n=name: f"{n}: {text}")
+
+
+def test_a_process_without_vectors_changes_nothing(folder: Path):
+    alone = kmeans(data(), SIZE, iterations=6, generator=generator())
+    for name in ("uneven0", "uneven1"):
+        torch.testing.assert_close(torch.load(folder / f"{name}.pt"), alone, atol=1e-6, rtol=0)
+
+
+def test_one_process_is_all_of_it():
+    rows = torch.arange(5.0, requires_grad=True)
+    assert (rank(), num_ranks()) == (0, 1)
+    assert torch.equal(own_part(rows), rows)
+    assert total(torch.tensor(3)) == 3
+    assert mean(rows) == 2
