@@ -1,0 +1,373 @@
+"""Ways to train a codebook, on the same cached latents; which is best on held-out shapes, and what it costs.
+
+    .venv/bin/python benchmarks/codebook.py --peers FOLDER      (after dvc repro, which leaves artifacts/latents)
+    ... --size 8192 --batch 65536 --all-vectors                 (the published size; on a GPU where there is one)
+    ... --only recipe nearest                                   (rows to measure; they join those of the JSON file)
+
+FOLDER is the site-packages of an environment with vector-quantize-pytorch 1.32.0 (python3 -m venv peers &&
+peers/bin/pip install torch==2.13.0 vector-quantize-pytorch==1.32.0; FOLDER is peers/lib/python3.11/site-packages).
+Each row is a process of its own, so that its peak memory is its own. A baseline with a learning rate is run with four,
+and the best on held-out shapes is its row. `recipe` is the time of a step through the frozen network, as the original
+recipe trains; `nearest` is nearest_codes beside torch.cdist; `stage1` is all of python -m tasks.stage1 on 200 000
+vectors. Writes codebook.json beside this file (or --json) and prints the table.
+"""
+
+import argparse
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import chdir
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from model.checkpoint import load_vae  # noqa: E402  # the root comes first, so that this runs as a plain script
+from model.kmeans import lloyd_pass  # noqa: E402
+from model.losses import reconstruction_loss  # noqa: E402
+from model.quantizer import VectorQuantizer, codebook_statistics, nearest_codes  # noqa: E402
+from model.vqvae import VQVAE  # noqa: E402
+from tasks import stage1  # noqa: E402
+from tasks.dataset import sdf_target  # noqa: E402
+from tasks.latents import latents_file, read_vectors  # noqa: E402
+from tasks.paths import LATENTS, METRICS, SDF, VAE  # noqa: E402
+from tasks.resume import ResumePoint  # noqa: E402
+from tasks.settings import PARAMS_FILE, Settings, load_settings  # noqa: E402
+from tasks.shards import open_shards  # noqa: E402
+from tasks.training import History, train  # noqa: E402
+
+RATES = (0.0005, 0.005, 0.05, 0.5)
+STAGE1_VECTORS = 200_000
+STAGE1_ROWS: dict[str, dict[str, object]] = {
+    "uniform(+-1/K) + Adam": {"init": "uniform", "update": "gradient", "revive_below": 0.0},
+    "randn + EMA": {"init": "randn", "update": "ema", "revive_below": 0.0},
+    "random latents + EMA + revival": {"init": "data", "update": "ema"},
+    "k-means (ours)": {"init": "kmeans", "steps": 0},
+    "k-means (ours) + steps, gradient": {"init": "kmeans", "update": "gradient"},
+    "k-means (ours) + steps, EMA": {"init": "kmeans", "update": "ema"},
+}
+PEER_ROWS = ("vector-quantize-pytorch: EMA, its k-means init", "vector-quantize-pytorch: SimVQ")
+RATED = ("uniform(+-1/K) + Adam", "vector-quantize-pytorch: SimVQ")
+
+
+def of_stage1(vectors: Tensor, settings: Settings, rate: float | None, changes: dict[str, object]) -> Tensor:
+    """By the functions of tasks/stage1.py, without the network that it watches."""
+    params = settings.stage1.model_copy(update=changes | ({"lr": rate} if rate else {}))
+    settings = settings.model_copy(update={"stage1": params})
+    size = settings.codebook.size
+    if params.init == "randn":
+        codes = torch.randn(size, vectors.shape[1], generator=torch.Generator().manual_seed(params.seed))
+    else:
+        codes = stage1.start_codes(vectors, size, params)
+    codes = codes.to(vectors.device)
+    if not params.steps:
+        return codes
+    codebook = stage1.new_codebook(codes, vectors, params)
+    steps = stage1.CodebookSteps(codebook, settings)
+    with tempfile.TemporaryDirectory() as folder, chdir(folder):
+        train(
+            codebook,
+            stage1.parameter_groups(codebook, params),
+            steps.losses,
+            lambda step: stage1.draw_vectors(vectors, params, step),
+            settings=params,
+            resume=ResumePoint("stage1", "benchmark"),
+            history=History(Path("history.tsv")),
+            after_step=steps.after,
+            description="codebook",
+        )
+    return codebook.codebook.detach()
+
+
+def of_peer_ema(vectors: Tensor, settings: Settings) -> Tensor:
+    from vector_quantize_pytorch import VectorQuantize
+
+    peer = VectorQuantize(
+        vectors.shape[1],
+        settings.codebook.size,
+        decay=settings.stage1.ema_decay,
+        kmeans_init=True,
+        kmeans_iters=10,
+        threshold_ema_dead_code=2,
+    ).to(vectors.device)
+    batches = stage1.draw_vectors(vectors, settings.stage1, 0)
+    peer.train()
+    with torch.no_grad():
+        for _ in range(settings.stage1.steps):
+            peer(next(batches).vectors[None])
+    return peer.codebook.detach().reshape(settings.codebook.size, -1).float()
+
+
+def of_peer_simvq(vectors: Tensor, settings: Settings, rate: float) -> Tensor:
+    from vector_quantize_pytorch import SimVQ
+
+    peer = SimVQ(vectors.shape[1], settings.codebook.size).to(vectors.device)
+    optimizer = torch.optim.Adam(peer.parameters(), lr=rate)
+    batches = stage1.draw_vectors(vectors, settings.stage1, 0)
+    for _ in range(settings.stage1.steps):
+        _, _, loss = peer(next(batches).vectors[None])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return peer.codebook.detach()
+
+
+def measure_row(name: str, rate: float | None, settings: Settings, device: torch.device, cap: int | None) -> dict:
+    torch.manual_seed(settings.stage1.seed)
+    cached = read_vectors(latents_file(LATENTS, "train"), max_per_shape=cap, seed=settings.stage1.seed)
+    vectors = cached.unique(dim=0).to(device)
+    heldout = read_vectors(latents_file(LATENTS, "val"), max_per_shape=None, seed=0).to(device)
+    peak = watch_memory(device)
+    started = time.perf_counter()
+    if name in STAGE1_ROWS:
+        codes = of_stage1(vectors, settings, rate, STAGE1_ROWS[name])
+    elif name == PEER_ROWS[0]:
+        codes = of_peer_ema(vectors, settings)
+    else:
+        codes = of_peer_simvq(vectors, settings, rate or RATES[0])
+    wait(device)
+    seconds, memory = time.perf_counter() - started, peak()
+    use = codebook_statistics(lloyd_pass(heldout, codes).counts)
+    return {
+        "row": name,
+        "lr": rate,
+        "usage": use.usage,
+        "perplexity_ratio": use.perplexity / len(codes),
+        "top_share": use.top_share,
+        "heldout_error": stage1.normalised_error(heldout, codes, vectors),
+        "train_error": stage1.normalised_error(vectors, codes, vectors),
+        "seconds": seconds,
+        "extra_memory_mb": memory,
+        "num_vectors": len(vectors),
+        "num_heldout": len(heldout),
+        "dim": vectors.shape[1],
+    }
+
+
+def watch_memory(device: torch.device) -> Callable[[], float]:
+    """What gives the peak above now, in MB: of the GPU's memory, or of the process's."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        return lambda: (torch.cuda.max_memory_allocated() - before) / 1e6
+    reset = Path("/proc/self/clear_refs")
+    reset.write_text("5")  # Linux: the peak counts from here
+    resident = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    return lambda: (high_water() - resident) / 1e6
+
+
+def high_water() -> int:
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024
+
+
+def wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def timed(work: Callable[[], object], device: torch.device, repeats: int) -> float:
+    """Median milliseconds, after one run that counts for nothing."""
+    seconds = []
+    for _ in range(repeats + 1):
+        wait(device)
+        started = time.perf_counter()
+        work()
+        wait(device)
+        seconds.append(time.perf_counter() - started)
+    return 1000 * median(seconds[1:])
+
+
+def measure_recipe(settings: Settings, device: torch.device) -> dict:
+    """A step of stage 1 as the recipe has it: encoder, quantizer and decoder on one shape, the codes alone trained."""
+    vae = load_vae(VAE, device=device).requires_grad_(False)
+    quantizer = VectorQuantizer(settings.codebook.size, vae.config.latent_channels).to(device)
+    network = VQVAE(vae, quantizer)
+    shards = open_shards(SDF)
+    names = shards.names("train")
+    targets = [sdf_target(shards.read(name)).to(device) for name in names[:: max(1, len(names) // 16)][:16]]
+    optimizer = torch.optim.AdamW(quantizer.parameters())
+
+    def steps() -> None:
+        for target in targets:
+            with torch.autocast(device.type, torch.float16, enabled=device.type == "cuda"):
+                output = network(target.band, target.plan)
+                fit = reconstruction_loss(output.decoded, target, kind="l1+l2")
+                loss = fit.recon + output.quantized.vq_loss + output.quantized.commitment_loss
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+    def encode() -> None:
+        with torch.no_grad():
+            for target in targets:
+                vae.encode(target.band)
+
+    per_step = timed(steps, device, 3) / len(targets)
+    views = len(shards.names("train")) * settings.encode.train_symmetries
+    return {
+        "row": "recipe",
+        "ms_per_step_one_shape": per_step,
+        "seconds_for_the_steps": per_step * settings.stage1.steps / 1000,
+        "ms_to_encode_one_shape": timed(encode, device, 3) / len(targets),
+        "num_views_encoded_once": views,
+    }
+
+
+def measure_nearest(device: torch.device) -> dict:
+    """1 M vectors of dim 64 and 8192 codes on a GPU; 20 000 and 1024 on a CPU."""
+    num, size = (1_000_000, 8192) if device.type == "cuda" else (20_000, 1024)
+    generator = torch.Generator().manual_seed(0)
+    codes = torch.randn(size, 64, generator=generator).to(device)
+    vectors = torch.randn(num, 64, generator=generator).to(device)
+    figures: dict[str, object] = {"row": "nearest", "num_vectors": num, "size": size, "dim": 64}
+
+    def whole() -> Tensor:
+        return torch.cdist(vectors, codes).argmin(1)
+
+    for name, work in {"nearest_codes": lambda: nearest_codes(vectors, codes), "cdist_argmin": whole}.items():
+        work()
+        peak = watch_memory(device)
+        work()
+        wait(device)
+        memory = peak()
+        ms = timed(work, device, 7)
+        tflops = 2 * num * size * 64 / ms / 1e9
+        figures[name] = {"ms": ms, "extra_memory_mb": memory, "tflops": tflops}
+    picked = nearest_codes(vectors, codes)
+    worst, wrong = 0.0, 0
+    for rows, got in zip(vectors.split(8192), picked.split(8192), strict=True):
+        best = (rows[:, None].double() - codes[None].double()).square().sum(2) if device.type == "cpu" else None
+        if best is None:
+            exact = codes.double()
+            best = exact.square().sum(1) - 2 * rows.double() @ exact.T + rows.double().square().sum(1, keepdim=True)
+        chosen, least = best.gather(1, got[:, None])[:, 0], best.min(1).values
+        wrong += int((best.argmin(1) != got).sum())
+        worst = max(worst, float(((chosen - least) / least).max()))
+    return figures | {"other_index_than_float64": wrong, "worst_relative_excess": worst}
+
+
+def measure_stage1() -> dict:
+    """Wall time of the stage with its decoded validation shapes, on the latents of both splits, cut to 200 000."""
+    tables = [pq.read_table(latents_file(LATENTS, split)) for split in ("train", "val")]
+    whole = pa.concat_tables(tables)
+    lengths = np.array([len(mean) // channels.as_py() for mean, channels in zip(whole["mean"], whole[4], strict=True)])
+    whole = whole.slice(0, int((lengths.cumsum() <= STAGE1_VECTORS).sum()) + 1)
+    with tempfile.TemporaryDirectory() as folder:
+        for path in (VAE, SDF):
+            (Path(folder) / path).parent.mkdir(parents=True, exist_ok=True)
+            (Path(folder) / path).symlink_to(path.resolve())
+        (Path(folder) / LATENTS).mkdir()
+        pq.write_table(whole, Path(folder) / latents_file(LATENTS, "train"))
+        pq.write_table(tables[1], Path(folder) / latents_file(LATENTS, "val"))
+        (Path(folder) / PARAMS_FILE).write_bytes(PARAMS_FILE.read_bytes())
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        started = time.perf_counter()
+        command = [sys.executable, "-m", "tasks.stage1"]
+        subprocess.run(command, cwd=folder, env=environment, check=True, stdout=subprocess.DEVNULL)
+        seconds = time.perf_counter() - started
+        figures = json.loads((Path(folder) / METRICS / "stage1.json").read_text())
+    return {
+        "row": "stage1",
+        "num_vectors": int(lengths[: whole.num_rows].sum()),
+        "num_distinct": figures["num_vectors"],
+        "wall_seconds": seconds,
+    }
+
+
+def run_row(arguments: argparse.Namespace, name: str, rate: float | None) -> dict:
+    command = [sys.executable, __file__, "--row", name, "--device", arguments.device, "--size", str(arguments.size)]
+    command += ["--batch", str(arguments.batch)] + (["--rate", str(rate)] if rate else [])
+    command += ["--peers", arguments.peers] if arguments.peers else []
+    command += ["--all-vectors"] if arguments.all_vectors else []
+    environment = os.environ | {"OMP_WAIT_POLICY": "passive"}
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True, cwd=Path.cwd())
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--peers", default="")
+    parser.add_argument("--size", type=int, default=1024)
+    parser.add_argument("--batch", type=int, default=8192)
+    parser.add_argument("--all-vectors", action="store_true", help="no cap per shape")
+    parser.add_argument("--only", nargs="*", default=[])
+    parser.add_argument("--json", type=Path, default=Path(__file__).with_suffix(".json"))
+    parser.add_argument("--row", help=argparse.SUPPRESS)
+    parser.add_argument("--rate", type=float, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.peers:
+        sys.path.append(arguments.peers)
+    if arguments.row:
+        print(json.dumps(one_row(arguments)))
+        return
+    names = [*STAGE1_ROWS, *(PEER_ROWS if arguments.peers else ()), "recipe", "nearest", "stage1"]
+    rows: dict[str, dict] = {}
+    if arguments.only and arguments.json.exists():
+        rows = {row["row"]: row for row in json.loads(arguments.json.read_text())["rows"]}
+    for name in arguments.only or names:
+        runs = [run_row(arguments, name, rate) for rate in (RATES if name in RATED else (None,))]
+        rows[name] = min(runs, key=lambda row: row.get("heldout_error", 0.0))
+        print(rows[name], flush=True)
+    write_and_print(arguments, list(rows.values()))
+
+
+def one_row(arguments: argparse.Namespace) -> dict:
+    device = torch.device(arguments.device)
+    settings = load_settings(PARAMS_FILE)
+    settings = settings.model_copy(
+        update={
+            "codebook": settings.codebook.model_copy(update={"size": arguments.size}),
+            "stage1": settings.stage1.model_copy(update={"batch_size": arguments.batch}),
+        }
+    )
+    if arguments.row == "recipe":
+        return measure_recipe(settings, device)
+    if arguments.row == "stage1":
+        return measure_stage1()
+    if arguments.row == "nearest":
+        return measure_nearest(device)
+    cap = None if arguments.all_vectors else settings.stage1.max_vectors_per_shape
+    return measure_row(arguments.row, arguments.rate, settings, device, cap)
+
+
+def write_and_print(arguments: argparse.Namespace, rows: list[dict]) -> None:
+    cuda = arguments.device == "cuda"
+    result = {
+        "command": "python benchmarks/codebook.py",
+        "device": torch.cuda.get_device_name() if cuda else f"{os.cpu_count()} CPU cores",
+        "machine": platform.machine(),
+        "torch": torch.__version__,
+        "size": arguments.size,
+        "batch": arguments.batch,
+        "rows": rows,
+    }
+    arguments.json.write_text(json.dumps(result, indent=2) + "\n")
+    trained = [row for row in rows if "heldout_error" in row]
+    print("row | usage | perplexity / K | held-out error | train error | seconds | extra MB")
+    for row in trained:
+        print(
+            f"{row['row']} | {row['usage']:.3f} | {row['perplexity_ratio']:.3f} | {row['heldout_error']:.4f} | "
+            f"{row['train_error']:.4f} | {row['seconds']:.1f} | {row['extra_memory_mb']:.0f}"
+        )
+    if trained:
+        best = min(trained, key=lambda row: row["heldout_error"])
+        print(f"lowest held-out error: {best['row']}, {best['heldout_error']:.5f}")
+
+
+if __name__ == "__main__":
+    main()
