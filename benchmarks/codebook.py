@@ -6,7 +6,7 @@
 
 FOLDER is the site-packages of an environment with vector-quantize-pytorch 1.32.0 (python3 -m venv peers &&
 peers/bin/pip install torch==2.13.0 vector-quantize-pytorch==1.32.0; FOLDER is peers/lib/python3.11/site-packages).
-Each row is a process of its own, so that its peak memory is its own. A baseline with a learning rate is run with four,
+Each row is a process of its own, so that its peak memory is its own. A baseline with a learning rate is run with three,
 and the best on held-out shapes is its row. `recipe` is the time of a step through the frozen network, as the original
 recipe trains; `nearest` is nearest_codes beside torch.cdist; `stage1` is all of python -m tasks.stage1 on 200 000
 vectors. Writes codebook.json beside this file (or --json) and prints the table.
@@ -49,7 +49,7 @@ from tasks.settings import PARAMS_FILE, Settings, load_settings  # noqa: E402
 from tasks.shards import open_shards  # noqa: E402
 from tasks.training import History, train  # noqa: E402
 
-RATES = (0.0005, 0.005, 0.05, 0.5)
+RATES = (0.0005, 0.005, 0.05)
 STAGE1_VECTORS = 200_000
 STAGE1_ROWS: dict[str, dict[str, object]] = {
     "uniform(+-1/K) + Adam": {"init": "uniform", "update": "gradient", "revive_below": 0.0},
