@@ -131,6 +131,9 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
                     {"data": str(data), "out": str(out), "method": "ours", "resolution": size},
                     options.limit,
                 )
+                if "error" in row["ours"]:
+                    rows.append(row)
+                    continue
                 shape = np.load(out)
                 sampled = np.random.default_rng(0).choice(len(shape["coords"]), 1000)
                 points = (shape["coords"][sampled] + 0.5) * 2 / size - 1
