@@ -3,8 +3,9 @@
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import count, islice
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -19,6 +20,8 @@ from model.symmetry import SYMMETRIES, transform_coords
 from tasks.settings import ShapeTraining
 from tasks.shards import Shards
 
+T = TypeVar("T")
+
 WORKERS_PER_GPU = 12  # on a CPU-only machine the main process loads: every core is busy with the network
 
 
@@ -31,7 +34,7 @@ class View(NamedTuple):
 
 class TrainingView(NamedTuple):
     view: View
-    seed: int  # of the bricks whose voxels beyond the band are compared
+    seed: int  # of the crop, and of the bricks whose voxels beyond the band are compared
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,10 @@ class ShapeBatch:
     def size(self) -> str:
         band, beyond = len(self.target.band.grid), len(self.target.beyond.grid)
         return f"{band:,} voxels in the band and {beyond:,} beyond it to decode"
+
+    @property
+    def limits(self) -> str:
+        return "batch_voxels and shape_voxels, or outside_share"
 
     def to(self, device: torch.device) -> "ShapeBatch":
         return ShapeBatch(self.names, self.target.to(device))
@@ -59,18 +66,35 @@ class Sample(NamedTuple):
 
 
 class ShapeDataset(Dataset[Sample]):
-    def __init__(self, shards: Shards, *, outside_share: float):
+    def __init__(self, shards: Shards, *, shape_voxels: int, outside_share: float):
         self.shards = shards
+        self.shape_voxels = shape_voxels
         self.outside_share = outside_share
 
     def __getitem__(self, item: TrainingView) -> Sample:
-        sdf = self.shards.read(item.view.name)
-        drawn = np.random.default_rng(item.seed).random(len(sdf.brick_coords)) < self.outside_share
+        rng = np.random.default_rng(item.seed)
+        sdf = crop(self.shards.read(item.view.name), self.shape_voxels, rng)
+        drawn = rng.random(len(sdf.brick_coords)) < self.outside_share
         return Sample(
             item.view.name,
             view_tensor(sdf, sdf.coords, sdf.sdf, symmetry=item.view.symmetry),
             view_tensor(sdf, *sdf.beyond(drawn), symmetry=item.view.symmetry),
         )
+
+
+def crop(sdf: SparseSDF, max_voxels: int, rng: np.random.Generator) -> SparseSDF:
+    """The shape where it has so few voxels in the band, else as many of its bricks as hold them, around one of them.
+
+    A cube of bricks: those nearest by the largest difference of coordinates, the smaller sum of squares first.
+    """
+    if len(sdf.coords) <= max_voxels:
+        return sdf
+    away = np.abs(sdf.brick_coords - sdf.brick_coords[rng.integers(len(sdf.brick_coords))])
+    order = np.lexsort(((away**2).sum(1), away.max(1)))
+    num_voxels = sdf.brick_band.sum((1, 2, 3))
+    kept = np.zeros(len(order), bool)
+    kept[order[np.cumsum(num_voxels[order]) <= max_voxels]] = True
+    return sdf.part(kept)
 
 
 def view_tensor(sdf: SparseSDF, coords: np.ndarray, values: np.ndarray, *, symmetry: int = 0) -> SparseTensor:
@@ -83,33 +107,84 @@ def sdf_target(sdf: SparseSDF) -> SDFTarget:
     return SDFTarget(view_tensor(sdf, sdf.coords, sdf.sdf), view_tensor(sdf, *sdf.beyond()))
 
 
+@dataclass(frozen=True)
+class Each(Dataset[T]):
+    """What `load` makes of each item, in order."""
+
+    items: Sequence[Any]
+    load: Callable[[Any], T]  # picklable, for the workers
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> T:
+        return self.load(self.items[index])
+
+
+def each_target(shards: Shards, names: Sequence[str], *, device: torch.device) -> Iterable[SDFTarget]:
+    """All voxels of each shape, loaded ahead where there is a GPU."""
+    return DataLoader(Each(names, partial(_read_target, shards)), batch_size=None, **_loading(device))
+
+
+def each_band(shards: Shards, views: Sequence[View], *, device: torch.device) -> Iterable[SparseTensor]:
+    """The band of each view, loaded ahead where there is a GPU."""
+    return DataLoader(Each(views, partial(_read_band, shards)), batch_size=None, **_loading(device))
+
+
+def _read_target(shards: Shards, name: str) -> SDFTarget:
+    return sdf_target(shards.read(name))
+
+
+def _read_band(shards: Shards, view: View) -> SparseTensor:
+    sdf = shards.read(view.name)
+    return view_tensor(sdf, sdf.coords, sdf.sdf, symmetry=view.symmetry)
+
+
+def _loading(device: torch.device) -> dict[str, Any]:
+    on_cuda = device.type == "cuda"
+    return {
+        "num_workers": WORKERS_PER_GPU if on_cuda else 0,
+        "pin_memory": on_cuda,
+        "generator": torch.Generator(),  # or it would draw from the global one, and a resumed run see other noise
+    }
+
+
 def collate(samples: Sequence[Sample]) -> ShapeBatch:
     names, bands, beyonds = zip(*samples, strict=True)
     return ShapeBatch(names, SDFTarget(batch_tensors(list(bands)), batch_tensors(list(beyonds))))
 
 
-def draw_views(
-    names: Sequence[str], *, batch_size: int, augment: bool, seed: int, start: int
+def draw_batches(
+    sizes: Mapping[str, int], *, batch_voxels: int, augment: bool, seed: int, start: int
 ) -> Iterator[list[TrainingView]]:
-    """Batches from step `start` on, without end.
+    """Batches from step `start` on, without end: as many shapes, one after the other, as `batch_voxels` has room for.
 
-    Every shape comes once per epoch; order, symmetries and seeds follow from the seed and the epoch alone.
+    `sizes` are band voxels by name, none above `batch_voxels`. Every shape comes once per epoch; order, symmetries and
+    seeds follow from the seed and the epoch alone.
     """
-    views = _views_from(names, augment=augment, seed=seed, position=start * batch_size)
-    while True:
-        yield list(islice(views, batch_size))
+    return islice(_filled(_draw_views(list(sizes), augment=augment, seed=seed), sizes, batch_voxels), start, None)
 
 
-def _views_from(names: Sequence[str], *, augment: bool, seed: int, position: int) -> Iterator[TrainingView]:
-    first_epoch, skipped = divmod(position, len(names))
-    for epoch in count(first_epoch):
+def _filled(views: Iterator[TrainingView], sizes: Mapping[str, int], batch_voxels: int) -> Iterator[list[TrainingView]]:
+    batch: list[TrainingView] = []
+    room = batch_voxels
+    for view in views:
+        size = sizes[view.view.name]
+        if size > room:
+            yield batch
+            batch, room = [], batch_voxels
+        batch.append(view)
+        room -= size
+
+
+def _draw_views(names: Sequence[str], *, augment: bool, seed: int) -> Iterator[TrainingView]:
+    for epoch in count():
         rng = np.random.default_rng([seed, epoch])
         order = rng.permutation(len(names))
         symmetries = rng.integers(len(SYMMETRIES), size=len(names)) if augment else np.zeros(len(names), int)
         seeds = rng.integers(2**32, size=len(names))
-        for i in order[skipped:]:
+        for i in order:
             yield TrainingView(View(names[i], int(symmetries[i])), int(seeds[i]))
-        skipped = 0
 
 
 def share_of(batch: list[TrainingView], sizes: Mapping[str, int], *, rank: int, num_ranks: int) -> list[TrainingView]:
@@ -126,24 +201,24 @@ def share_of(batch: list[TrainingView], sizes: Mapping[str, int], *, rank: int, 
 def load_batches(shards: Shards, params: ShapeTraining, *, start: int, device: torch.device) -> Iterator[ShapeBatch]:
     """Batches of the training split, without end, on the device; worker processes load ahead where there is a GPU.
 
-    Several ranks share each batch. Raises InputError where it has fewer shapes than there are ranks.
+    Several ranks share each batch. Raises InputError where it may have fewer shapes than there are ranks.
     """
-    if params.batch_size < num_ranks():
+    if params.batch_voxels < num_ranks() * params.shape_voxels:
         raise InputError(
-            f"batch_size is {params.batch_size} but {num_ranks()} processes share a batch; raise it in params.yaml, "
-            "or start fewer processes"
+            f"batch_voxels is {params.batch_voxels} but {num_ranks()} processes share a batch, with up to "
+            f"{params.shape_voxels} voxels (shape_voxels) each; raise batch_voxels in params.yaml to their product, or "
+            "start fewer processes"
         )
-    sizes = {str(name): int(size) for name, size in shards.index.num_voxels.items()}
-    views = draw_views(
-        shards.names("train"), batch_size=params.batch_size, augment=params.augment, seed=params.seed, start=start
+    voxels = shards.index.num_voxels[shards.names("train")].clip(upper=params.shape_voxels)
+    sizes = {str(name): int(size) for name, size in voxels.items()}
+    batches = draw_batches(
+        sizes, batch_voxels=params.batch_voxels, augment=params.augment, seed=params.seed, start=start
     )
     loader = DataLoader(
-        ShapeDataset(shards, outside_share=params.outside_share),
-        batch_sampler=(share_of(batch, sizes, rank=rank(), num_ranks=num_ranks()) for batch in views),
+        ShapeDataset(shards, shape_voxels=params.shape_voxels, outside_share=params.outside_share),
+        batch_sampler=(share_of(batch, sizes, rank=rank(), num_ranks=num_ranks()) for batch in batches),
         collate_fn=collate,
-        num_workers=WORKERS_PER_GPU if device.type == "cuda" else 0,
-        generator=torch.Generator(),  # or it would draw from the global one, and a resumed run see other noise
-        pin_memory=device.type == "cuda",
+        **_loading(device),
     )
     yield from _prepared_ahead(loader, device) if device.type == "cuda" else loader
 

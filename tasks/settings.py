@@ -66,7 +66,6 @@ class Training(Section):
     """What the training loop of tasks/training.py reads, whichever stage calls it."""
 
     steps: Count
-    batch_size: Count
     lr: Positive
     warmup_steps: CountOrZero
     weight_decay: NotNegative
@@ -94,11 +93,22 @@ class Training(Section):
 class ShapeTraining(Training):
     """Training on batches of shapes."""
 
+    batch_voxels: Count
+    shape_voxels: Annotated[int, Field(ge=512)]  # a brick's
     recon: Recon
     lambda_outside: NotNegative
     outside_share: Annotated[float, Field(gt=0, le=1)]
     augment: bool
     validate_every: Count
+
+    @model_validator(mode="after")
+    def leave_room_for_a_shape(self) -> Self:
+        if self.batch_voxels < self.shape_voxels:
+            raise ValueError(
+                f"batch_voxels {self.batch_voxels} is less than shape_voxels {self.shape_voxels}, what a single shape "
+                "may have; raise the one or lower the other"
+            )
+        return self
 
 
 class PretrainVae(ShapeTraining):
@@ -128,6 +138,7 @@ class Codebook(Section):
 
 
 class Stage1(Training):
+    batch_size: Count
     max_vectors_per_shape: Count
     init: Literal["kmeans", "data", "uniform"]
     kmeans_iterations: Count

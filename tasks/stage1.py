@@ -43,6 +43,10 @@ class VectorBatch:
     def size(self) -> str:
         return f"{len(self.vectors):,} latents"
 
+    @property
+    def limits(self) -> str:
+        return "batch_size"
+
 
 @in_process_group()
 def stage1(settings: Settings) -> None:

@@ -32,6 +32,11 @@ class Batch(Protocol):
         """What it asks of the memory, in words."""
         ...
 
+    @property
+    def limits(self) -> str:
+        """The keys of params.yaml that keep it from asking for more."""
+        ...
+
 
 B = TypeVar("B", bound=Batch)
 Losses = dict[str, Tensor]  # scalars; "loss" is what is minimised, all of them go into the history
@@ -115,7 +120,7 @@ def train(
             except torch.OutOfMemoryError as error:
                 raise InputError(
                     f"step {step + 1} does not fit into the GPU's memory: {batch.size}, of {', '.join(batch.names)}; "
-                    "lower batch_size, or outside_share, or voxelize.resolution"
+                    f"lower {batch.limits} in params.yaml"
                 ) from error
             average_gradients(trained)  # still scaled: an overflow on one rank is one on all
             scaler.unscale_(optimizer)

@@ -51,7 +51,8 @@ def small_settings() -> Settings:
                 | {"steps": 20, "batch_size": 64, "kmeans_iterations": 2, "recon_shapes": 1, "recon_every": 10}
             ),
             "stage2": shipped.stage2.model_copy(
-                update=training | {"steps": 20, "lr": 0.001, "batch_size": 2, "validate_every": 10}
+                update=training
+                | {"steps": 20, "lr": 0.001, "batch_voxels": 16000, "shape_voxels": 11000, "validate_every": 10}
             ),
         }
     )

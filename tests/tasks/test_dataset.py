@@ -1,48 +1,71 @@
 from collections import Counter
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from model.sdf import SparseSDF
 from model.symmetry import SYMMETRIES, transform_coords
-from tasks.dataset import ShapeDataset, TrainingView, View, collate, draw_views, load_batches, sdf_target, view_tensor
+from tasks.dataset import (
+    ShapeDataset,
+    TrainingView,
+    View,
+    collate,
+    crop,
+    draw_batches,
+    load_batches,
+    sdf_target,
+    view_tensor,
+)
 from tasks.paths import SDF
 from tasks.settings import Settings
 from tasks.shards import open_shards
 from tests.shapes import by_coords, ring_and_box, voxelized
 
-NAMES = ["a", "b", "c", "d", "e"]
+SIZES = {"a": 8, "b": 3, "c": 20, "d": 13, "e": 19}  # voxels
 CPU = torch.device("cpu")
 
 
 def draw(
-    num: int, *, start: int = 0, batch_size: int = 3, augment: bool = True, seed: int = 0
+    num: int, *, start: int = 0, batch_voxels: int = 30, augment: bool = True, seed: int = 0
 ) -> list[list[TrainingView]]:
-    return list(islice(draw_views(NAMES, batch_size=batch_size, augment=augment, seed=seed, start=start), num))
+    batches = draw_batches(SIZES, batch_voxels=batch_voxels, augment=augment, seed=seed, start=start)
+    return list(islice(batches, num))
+
+
+def names_of(batches: list[list[TrainingView]]) -> list[str]:
+    return [item.view.name for batch in batches for item in batch]
 
 
 # --- which shapes come when ------------------------------------------------------------------------------------------
 
 
 def test_every_shape_comes_once_per_epoch():
-    names = [item.view.name for batch in draw(10) for item in batch]
+    names = names_of(draw(30))
     for epoch in range(6):
-        assert sorted(names[epoch * 5 : epoch * 5 + 5]) == NAMES
+        assert sorted(names[epoch * 5 : epoch * 5 + 5]) == sorted(SIZES)
 
 
 def test_epochs_have_other_orders():
-    names = [item.view.name for batch in draw(10) for item in batch]
+    names = names_of(draw(30))
     assert len({tuple(names[epoch * 5 : epoch * 5 + 5]) for epoch in range(6)}) > 1
 
 
-@pytest.mark.parametrize("batch_size", [1, 3, 5, 12])  # within an epoch, across two, a whole one, several
+@pytest.mark.parametrize("batch_voxels", [20, 30, 200])
+def test_a_batch_is_as_full_as_it_can_be(batch_voxels):
+    batches = draw(30, batch_voxels=batch_voxels)
+    for batch, following in pairwise(batches):
+        voxels = sum(SIZES[item.view.name] for item in batch)
+        assert voxels <= batch_voxels < voxels + SIZES[following[0].view.name]
+
+
+@pytest.mark.parametrize("batch_voxels", [20, 30, 200])  # within an epoch, across two, several
 @pytest.mark.parametrize("start", [1, 4, 17])
-def test_starting_later_gives_what_would_have_come(batch_size, start):
-    whole = draw(start + 6, batch_size=batch_size)
-    assert all(len(batch) == batch_size for batch in whole)
-    assert draw(6, start=start, batch_size=batch_size) == whole[start:]
+def test_starting_later_gives_what_would_have_come(batch_voxels, start):
+    whole = draw(start + 6, batch_voxels=batch_voxels)
+    assert draw(6, start=start, batch_voxels=batch_voxels) == whole[start:]
 
 
 def test_the_seed_decides():
@@ -51,10 +74,50 @@ def test_the_seed_decides():
 
 
 def test_augmentation_draws_all_symmetries_equally_and_none_without():
-    counts = Counter(item.view.symmetry for batch in draw(4800, batch_size=5) for item in batch)
+    counts = Counter(item.view.symmetry for batch in draw(4800, batch_voxels=63) for item in batch)
     assert set(counts) == set(range(len(SYMMETRIES)))
-    assert max(counts.values()) < 1.3 * 24_000 / 48
+    assert max(counts.values()) < 1.3 * counts.total() / 48
     assert {item.view.symmetry for batch in draw(10, augment=False) for item in batch} == {0}
+
+
+# --- a shape that is larger than a batch may be ----------------------------------------------------------------------
+
+
+def cropped(max_voxels: int, *, seed: int = 0) -> SparseSDF:
+    return crop(voxelized(ring_and_box()), max_voxels, np.random.default_rng(seed))
+
+
+def test_a_shape_with_room_stays_whole():
+    whole = voxelized(ring_and_box())
+    assert crop(whole, len(whole.coords), np.random.default_rng(0)) is whole
+
+
+@pytest.mark.parametrize("max_voxels", [1000, 3000, 8000])
+def test_a_crop_is_whole_bricks_of_the_shape(max_voxels):
+    whole, part = voxelized(ring_and_box()), cropped(max_voxels)
+    assert max_voxels - 512 < len(part.coords) <= max_voxels
+    everything = dict(zip(map(tuple, whole.coords), whole.sdf, strict=True))
+    bricks = {tuple(brick) for brick in part.brick_coords}
+    expected = {voxel: value for voxel, value in everything.items() if tuple(c // 8 for c in voxel) in bricks}
+    assert dict(zip(map(tuple, part.coords), part.sdf, strict=True)) == expected
+    target, all_of_it = sdf_target(part), sdf_target(whole)
+    beyond = by_coords(all_of_it.beyond)
+    assert all(beyond[voxel] == value for voxel, value in by_coords(target.beyond).items())
+    assert len(target.band.coords) + len(target.beyond.coords) == 512 * len(bricks)
+
+
+def test_a_crop_is_a_cube_of_bricks():
+    part = cropped(3000)
+    whole = voxelized(ring_and_box())
+    low, high = part.brick_coords.min(0) + 1, part.brick_coords.max(0) - 1
+    within = ((whole.brick_coords >= low) & (whole.brick_coords <= high)).all(1)
+    assert {tuple(brick) for brick in whole.brick_coords[within]} <= {tuple(brick) for brick in part.brick_coords}
+
+
+def test_the_seed_decides_where_a_crop_is():
+    first, again, other = (cropped(2000, seed=seed).brick_coords for seed in (1, 1, 2))
+    np.testing.assert_array_equal(first, again)
+    assert {tuple(brick) for brick in first} != {tuple(brick) for brick in other}
 
 
 # --- a shape as tensors ----------------------------------------------------------------------------------------------
@@ -77,10 +140,10 @@ def test_the_target_is_every_voxel_of_the_bricks_once():
     assert len(covered) == len(covered.unique(dim=0)) == 512 * len((covered // 8).unique(dim=0))
 
 
-def sample(*, symmetry: int, outside_share: float, seed: int = 7):
+def sample(*, symmetry: int, outside_share: float, seed: int = 7, shape_voxels: int = 100_000):
     shards = open_shards(SDF)
     view = View(shards.names("train")[0], symmetry)
-    return ShapeDataset(shards, outside_share=outside_share)[TrainingView(view, seed)]
+    return ShapeDataset(shards, shape_voxels=shape_voxels, outside_share=outside_share)[TrainingView(view, seed)]
 
 
 def test_a_share_of_the_bricks_is_compared_beyond_the_band(small_project: Path):
@@ -90,6 +153,12 @@ def test_a_share_of_the_bricks_is_compared_beyond_the_band(small_project: Path):
     assert 0 < len(drawn) < len(everything)
     bricks = {tuple(c // 8 for c in coord) for coord in drawn}
     assert drawn == {coord: value for coord, value in everything.items() if tuple(c // 8 for c in coord) in bricks}
+
+
+def test_a_large_shape_comes_cropped(small_project: Path):
+    whole, part = (sample(symmetry=5, outside_share=1.0, shape_voxels=voxels) for voxels in (100_000, 3000))
+    assert 2000 < len(part.band.coords) <= 3000
+    assert by_coords(part.band).items() <= by_coords(whole.band).items()
 
 
 def test_the_seed_draws_the_bricks(small_project: Path):
@@ -114,7 +183,7 @@ def test_a_batch_holds_its_shapes_side_by_side(small_project: Path):
 
 
 def batches(num: int, settings: Settings, *, start: int = 0):
-    params = settings.stage2.model_copy(update={"batch_size": 2, "augment": True, "outside_share": 0.5})
+    params = settings.stage2.model_copy(update={"shape_voxels": 6000, "augment": True, "outside_share": 0.5})
     return list(islice(load_batches(open_shards(SDF), params, start=start, device=CPU), num))
 
 

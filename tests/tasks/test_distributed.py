@@ -26,7 +26,7 @@ HISTORY = paths.METRICS / "stage2_history.tsv"
 
 def write_params(settings: Settings, **stage2: object) -> None:
     values = settings.model_dump(mode="json")
-    values["stage2"] |= {"batch_size": 3, "log_every": 1, "validate_every": 20} | stage2
+    values["stage2"] |= {"batch_voxels": 24000, "log_every": 1, "validate_every": 20} | stage2
     Path("params.yaml").write_text(yaml.safe_dump(values))
 
 
@@ -113,9 +113,9 @@ def second_of(run: "subprocess.Popen[str]") -> int:
 
 
 @pytest.mark.usefixtures("small_project")
-def test_a_batch_of_fewer_shapes_than_processes_is_refused(small_settings: Settings):
-    write_params(small_settings, batch_size=1)
+def test_a_batch_that_may_have_fewer_shapes_than_processes_is_refused(small_settings: Settings):
+    write_params(small_settings, batch_voxels=16000)
     run = start(2)
     output = run.communicate(timeout=120)[0]
     assert run.returncode != 0
-    assert "stage2: batch_size is 1 but 2 processes share a batch" in output
+    assert "stage2: batch_voxels is 16000 but 2 processes share a batch" in output

@@ -19,7 +19,6 @@ from tasks.training import DivergenceError, History, cosine, train
 
 SETTINGS = Training(
     steps=20,
-    batch_size=4,
     lr=0.01,
     warmup_steps=4,
     weight_decay=0.01,
@@ -42,6 +41,7 @@ class Points:
     x: torch.Tensor
     names: tuple[str, ...]
     size: str = "4 points"
+    limits: str = "the number of points"
 
 
 class Killed(Exception):
@@ -122,7 +122,7 @@ def test_running_out_of_memory_says_on_what_and_what_to_lower():
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
 
     model = new_model()
-    with pytest.raises(InputError, match=r"step 8 does not fit .*: 4 points, of a7, b7; lower batch_size"):
+    with pytest.raises(InputError, match=r"step 8 does not fit .*: 4 points, of a7, b7; lower the number of points"):
         fit(model, regression(model, at={7: too_large}))
 
 
