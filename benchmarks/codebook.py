@@ -41,7 +41,7 @@ from model.losses import reconstruction_loss  # noqa: E402
 from model.quantizer import VectorQuantizer, codebook_statistics, nearest_codes  # noqa: E402
 from model.vqvae import VQVAE  # noqa: E402
 from tasks import stage1  # noqa: E402
-from tasks.dataset import sdf_target  # noqa: E402
+from tasks.dataset import load_targets  # noqa: E402
 from tasks.latents import latents_file, read_vectors  # noqa: E402
 from tasks.paths import LATENTS, METRICS, SDF, VAE  # noqa: E402
 from tasks.resume import ResumePoint  # noqa: E402
@@ -198,7 +198,7 @@ def measure_recipe(settings: Settings, device: torch.device) -> dict:
     network = VQVAE(vae, quantizer)
     shards = open_shards(SDF)
     names = shards.names("train")
-    targets = [sdf_target(shards.read(name)).to(device) for name in names[:: max(1, len(names) // 16)][:16]]
+    targets = list(load_targets(shards, names[:: max(1, len(names) // 16)][:16], device=device))
     optimizer = torch.optim.AdamW(quantizer.parameters())
 
     def steps() -> None:

@@ -39,9 +39,6 @@ class SDFTarget:
     def to(self, device: torch.device | str) -> "SDFTarget":
         return SDFTarget(self.band.to(device), self.beyond.to(device))
 
-    def pin_memory(self) -> "SDFTarget":
-        return SDFTarget(self.band.pin_memory(), self.beyond.pin_memory())
-
 
 class Reconstruction(NamedTuple):
     """`matched` holds the decoder's values at the band's voxels, row by row."""

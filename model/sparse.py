@@ -71,10 +71,6 @@ class Grid:
     def to(self, device: torch.device | str) -> "Grid":
         return Grid(self.coords.to(device, non_blocking=True), num_shapes=self.num_shapes, extent=self.extent)
 
-    def pin_memory(self) -> "Grid":
-        """Page-locked copies, from which .to("cuda") does not wait."""
-        return Grid(self.coords.pin_memory(), num_shapes=self.num_shapes, extent=self.extent)
-
     @cached_property
     def keys(self) -> Int[Tensor, " num_voxels"]:
         """One integer per voxel; equal coordinates have equal keys on any grid with this extent."""
@@ -162,9 +158,6 @@ class SparseTensor:
         if self.coords.device == torch.device(device):
             return self
         return SparseTensor.on(self.grid.to(device), self.feats.to(device, non_blocking=True))
-
-    def pin_memory(self) -> "SparseTensor":
-        return SparseTensor.on(self.grid.pin_memory(), self.feats.pin_memory())
 
 
 def pool_mean(x: SparseTensor) -> SparseTensor:

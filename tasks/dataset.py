@@ -2,27 +2,31 @@
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from itertools import count, islice
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Float, Int, UInt8
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from model.distributed import num_ranks, rank
 from model.errors import InputError
 from model.losses import SDFTarget
-from model.sdf import SparseSDF
-from model.sparse import SparseTensor, batch_tensors, from_arrays
+from model.sdf.distance import BRICK_SIZE
+from model.sparse import Grid, SparseTensor
 from model.symmetry import SYMMETRIES, transform_coords
 from tasks.settings import ShapeTraining
-from tasks.shards import Shards
-
-T = TypeVar("T")
+from tasks.shards import PackedSDF, Shards
 
 WORKERS_PER_GPU = 12  # on a CPU-only machine the main process loads: every core is busy with the network
+VOXELS = np.indices((BRICK_SIZE,) * 3).reshape(3, -1).T.astype(np.int32)  # of a brick, C order
+MOVED_VOXELS = torch.from_numpy(
+    np.stack([transform_coords(VOXELS, symmetry, resolution=BRICK_SIZE) for symmetry in range(len(SYMMETRIES))])
+)
 
 
 class View(NamedTuple):
@@ -35,6 +39,45 @@ class View(NamedTuple):
 class TrainingView(NamedTuple):
     view: View
     seed: int  # of the crop, and of the bricks whose voxels beyond the band are compared
+
+
+@dataclass(frozen=True)
+class PackedBatch:
+    """Shapes as shards hold them, a bit for each voxel: little to load and to move, unfolded where the network is."""
+
+    names: tuple[str, ...]
+    resolution: int
+    bricks: Int[Tensor, "num_bricks 4"]  # int32: shape, x, y, z, moved by the shape's symmetry
+    symmetry: Int[Tensor, " num_bricks"]  # of the shape: how the voxels of a brick are to be moved
+    band: UInt8[Tensor, "num_bricks 64"]
+    inside: UInt8[Tensor, "num_bricks 64"]
+    compared: Bool[Tensor, " num_bricks"]  # beyond the band too
+    sdf: Float[Tensor, " num_band"]
+
+    def to(self, device: torch.device) -> "PackedBatch":
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> "PackedBatch":
+        """What DataLoader calls on a batch, so that it travels to the GPU while the GPU works."""
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "PackedBatch":
+        changed: dict[str, Any] = {key: change(value) for key, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **changed)
+
+    def unfold(self) -> SDFTarget:
+        """The voxels of the band and, in the bricks that are compared, those beyond it."""
+        band, inside = _bits(self.band), _bits(self.inside)
+        beyond = ~band & self.compared[:, None]
+        outside_or_inside = 1 - 2 * inside[beyond].float()
+        return SDFTarget(self._voxels(band, self.sdf), self._voxels(beyond, outside_or_inside))
+
+    def _voxels(self, chosen: Bool[Tensor, "num_bricks 512"], values: Float[Tensor, " num_chosen"]) -> SparseTensor:
+        brick, voxel = chosen.nonzero().unbind(1)
+        coords = self.bricks[brick]
+        coords[:, 1:] = coords[:, 1:] * BRICK_SIZE + MOVED_VOXELS.to(coords.device)[self.symmetry[brick], voxel]
+        grid = Grid(coords, num_shapes=len(self.names), extent=self.resolution)
+        return SparseTensor.on(grid, values[:, None])
 
 
 @dataclass(frozen=True)
@@ -51,93 +94,94 @@ class ShapeBatch:
     def limits(self) -> str:
         return "batch_voxels and shape_voxels, or outside_share"
 
-    def to(self, device: torch.device) -> "ShapeBatch":
-        return ShapeBatch(self.names, self.target.to(device))
 
-    def pin_memory(self) -> "ShapeBatch":
-        """What DataLoader calls on a batch, so that it travels to the GPU while the GPU works."""
-        return ShapeBatch(self.names, self.target.pin_memory())
-
-
-class Sample(NamedTuple):
-    name: str
-    band: SparseTensor
-    beyond: SparseTensor
-
-
-class ShapeDataset(Dataset[Sample]):
+class ShapeDataset(Dataset[PackedBatch]):
     def __init__(self, shards: Shards, *, shape_voxels: int, outside_share: float):
         self.shards = shards
         self.shape_voxels = shape_voxels
         self.outside_share = outside_share
 
-    def __getitem__(self, item: TrainingView) -> Sample:
+    def __getitem__(self, item: TrainingView) -> PackedBatch:
         rng = np.random.default_rng(item.seed)
-        sdf = crop(self.shards.read(item.view.name), self.shape_voxels, rng)
-        drawn = rng.random(len(sdf.brick_coords)) < self.outside_share
-        return Sample(
-            item.view.name,
-            view_tensor(sdf, sdf.coords, sdf.sdf, symmetry=item.view.symmetry),
-            view_tensor(sdf, *sdf.beyond(drawn), symmetry=item.view.symmetry),
-        )
+        shape = crop(self.shards.read_packed(item.view.name), self.shape_voxels, rng)
+        drawn = rng.random(len(shape.brick_coords)) < self.outside_share
+        return batch_of_one(shape, item.view, compared=drawn, resolution=self.shards.resolution)
 
 
-def crop(sdf: SparseSDF, max_voxels: int, rng: np.random.Generator) -> SparseSDF:
+def crop(shape: PackedSDF, max_voxels: int, rng: np.random.Generator) -> PackedSDF:
     """The shape where it has so few voxels in the band, else as many of its bricks as hold them, around one of them.
 
     A cube of bricks: those nearest by the largest difference of coordinates, the smaller sum of squares first.
     """
-    if len(sdf.coords) <= max_voxels:
-        return sdf
-    away = np.abs(sdf.brick_coords - sdf.brick_coords[rng.integers(len(sdf.brick_coords))])
+    if len(shape.sdf) <= max_voxels:
+        return shape
+    away = np.abs(shape.brick_coords - shape.brick_coords[rng.integers(len(shape.brick_coords))])
     order = np.lexsort(((away**2).sum(1), away.max(1)))
-    num_voxels = sdf.brick_band.sum((1, 2, 3))
+    num_voxels = np.bitwise_count(shape.band).sum(1, dtype=np.int64)
     kept = np.zeros(len(order), bool)
     kept[order[np.cumsum(num_voxels[order]) <= max_voxels]] = True
-    return sdf.part(kept)
+    sdf = shape.sdf[np.repeat(kept, num_voxels)]
+    return PackedSDF(shape.brick_coords[kept], shape.band[kept], shape.inside[kept], sdf)
 
 
-def view_tensor(sdf: SparseSDF, coords: np.ndarray, values: np.ndarray, *, symmetry: int = 0) -> SparseTensor:
-    """Some voxels of a shape as a tensor with batch index 0."""
-    return from_arrays(transform_coords(coords, symmetry, resolution=sdf.resolution), values, extent=sdf.resolution)
+def batch_of_one(
+    shape: PackedSDF, view: View, *, compared: Bool[np.ndarray, " num_bricks"], resolution: int
+) -> PackedBatch:
+    moved = transform_coords(shape.brick_coords, view.symmetry, resolution=resolution // BRICK_SIZE)
+    return PackedBatch(
+        (view.name,),
+        resolution,
+        torch.from_numpy(np.pad(moved, ((0, 0), (1, 0)))),
+        torch.full((len(moved),), view.symmetry),
+        *(torch.from_numpy(part.copy()) for part in (shape.band, shape.inside, compared, shape.sdf)),
+    )
 
 
-def sdf_target(sdf: SparseSDF) -> SDFTarget:
-    """All voxels of one shape."""
-    return SDFTarget(view_tensor(sdf, sdf.coords, sdf.sdf), view_tensor(sdf, *sdf.beyond()))
+def collate(batches: Sequence[PackedBatch]) -> PackedBatch:
+    """Batches of one shape each, made into one batch."""
+    index = torch.repeat_interleave(torch.tensor([len(batch.bricks) for batch in batches]))
+    whole = {
+        key: torch.cat([getattr(batch, key) for batch in batches])
+        for key in ("bricks", "symmetry", "band", "inside", "compared", "sdf")
+    }
+    whole["bricks"][:, 0] = index
+    return PackedBatch(tuple(name for batch in batches for name in batch.names), batches[0].resolution, **whole)
+
+
+def _bits(packed: UInt8[Tensor, "num_bricks 64"]) -> Bool[Tensor, "num_bricks 512"]:
+    """As numpy.unpackbits."""
+    places = torch.arange(7, -1, -1, dtype=torch.uint8, device=packed.device)
+    return ((packed[:, :, None] >> places) & 1).bool().flatten(1)
 
 
 @dataclass(frozen=True)
-class Each(Dataset[T]):
-    """What `load` makes of each item, in order."""
+class WholeShapes(Dataset[PackedBatch]):
+    """Views one by one, in order, nothing cropped."""
 
-    items: Sequence[Any]
-    load: Callable[[Any], T]  # picklable, for the workers
+    shards: Shards
+    views: Sequence[View]
+    beyond: bool
 
     def __len__(self) -> int:
-        return len(self.items)
+        return len(self.views)
 
-    def __getitem__(self, index: int) -> T:
-        return self.load(self.items[index])
-
-
-def each_target(shards: Shards, names: Sequence[str], *, device: torch.device) -> Iterable[SDFTarget]:
-    """All voxels of each shape, loaded ahead where there is a GPU."""
-    return DataLoader(Each(names, partial(_read_target, shards)), batch_size=None, **_loading(device))
+    def __getitem__(self, index: int) -> PackedBatch:
+        shape = self.shards.read_packed(self.views[index].name)
+        compared = np.full(len(shape.brick_coords), self.beyond)
+        return batch_of_one(shape, self.views[index], compared=compared, resolution=self.shards.resolution)
 
 
-def each_band(shards: Shards, views: Sequence[View], *, device: torch.device) -> Iterable[SparseTensor]:
-    """The band of each view, loaded ahead where there is a GPU."""
-    return DataLoader(Each(views, partial(_read_band, shards)), batch_size=None, **_loading(device))
+def load_targets(shards: Shards, names: Sequence[str], *, device: torch.device) -> Iterator[SDFTarget]:
+    """All voxels of each shape on the device, in order; loaded ahead where that is a GPU."""
+    dataset = WholeShapes(shards, [View(name, 0) for name in names], beyond=True)
+    for packed in DataLoader(dataset, batch_size=None, **_loading(device)):
+        yield packed.to(device).unfold()
 
 
-def _read_target(shards: Shards, name: str) -> SDFTarget:
-    return sdf_target(shards.read(name))
-
-
-def _read_band(shards: Shards, view: View) -> SparseTensor:
-    sdf = shards.read(view.name)
-    return view_tensor(sdf, sdf.coords, sdf.sdf, symmetry=view.symmetry)
+def load_bands(shards: Shards, views: Sequence[View], *, device: torch.device) -> Iterator[SparseTensor]:
+    """The band of each view on the device, in order; loaded ahead where that is a GPU."""
+    for packed in DataLoader(WholeShapes(shards, views, beyond=False), batch_size=None, **_loading(device)):
+        yield packed.to(device).unfold().band
 
 
 def _loading(device: torch.device) -> dict[str, Any]:
@@ -147,11 +191,6 @@ def _loading(device: torch.device) -> dict[str, Any]:
         "pin_memory": on_cuda,
         "generator": torch.Generator(),  # or it would draw from the global one, and a resumed run see other noise
     }
-
-
-def collate(samples: Sequence[Sample]) -> ShapeBatch:
-    names, bands, beyonds = zip(*samples, strict=True)
-    return ShapeBatch(names, SDFTarget(batch_tensors(list(bands)), batch_tensors(list(beyonds))))
 
 
 def draw_batches(
@@ -220,25 +259,38 @@ def load_batches(shards: Shards, params: ShapeTraining, *, start: int, device: t
         collate_fn=collate,
         **_loading(device),
     )
-    yield from _prepared_ahead(loader, device) if device.type == "cuda" else loader
+    yield from _prepared_ahead(loader, device) if device.type == "cuda" else map(_prepared, loader)
 
 
-def _prepared_ahead(batches: Iterable[ShapeBatch], device: torch.device) -> Iterator[ShapeBatch]:
-    """Batches moved and planned on a stream of their own, while the network still works on the one before."""
+def _prepared(packed: PackedBatch) -> ShapeBatch:
+    return ShapeBatch(packed.names, packed.unfold())
+
+
+def _prepared_ahead(batches: Iterable[PackedBatch], device: torch.device) -> Iterator[ShapeBatch]:
+    """Batches moved, unfolded and planned by a thread on a stream of its own, while the network works on the last."""
     stream = torch.cuda.Stream(device)
-    in_use: deque[tuple[torch.cuda.Event, ShapeBatch]] = deque()  # memory of a batch is free once its step has ended
-    for loaded in batches:
-        if len(in_use) > 1:
-            step_ended, _ = in_use.popleft()
-            stream.wait_event(step_ended)
-        with torch.cuda.stream(stream):
-            batch = loaded.to(device)
+    source = iter(batches)
+
+    def prepare() -> tuple[ShapeBatch, torch.cuda.Event]:
+        with torch.cuda.device(device), torch.cuda.stream(stream):
+            batch = _prepared(next(source).to(device))
             batch.target.plan  # noqa: B018  # made here, and kept
-        torch.cuda.current_stream(device).wait_stream(stream)
-        yield batch
-        step_ended = torch.cuda.Event()
-        step_ended.record()
-        in_use.append((step_ended, batch))
+            return batch, stream.record_event()
+
+    in_use: deque[tuple[torch.cuda.Event, ShapeBatch]] = deque()  # memory of a batch is free once its step has ended
+    with ThreadPoolExecutor(1) as thread:
+        coming = thread.submit(prepare)
+        while True:
+            batch, ready = coming.result()
+            if len(in_use) > 1:
+                step_ended, _ = in_use.popleft()
+                stream.wait_event(step_ended)
+            coming = thread.submit(prepare)
+            torch.cuda.current_stream(device).wait_event(ready)
+            yield batch
+            step_ended = torch.cuda.Event()
+            step_ended.record()
+            in_use.append((step_ended, batch))
 
 
 def training_batches(

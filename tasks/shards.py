@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+from jaxtyping import Float, Int, UInt8
 
 from model.errors import InputError
 from model.sdf import SparseSDF, Surface
@@ -55,6 +56,15 @@ _SURFACE_FIELDS = [
 ]
 
 
+class PackedSDF(NamedTuple):
+    """A shape's bricks as its row holds them, a bit for each voxel: a fifth of the memory that coordinates take."""
+
+    brick_coords: Int[np.ndarray, "num_bricks 3"]  # int32
+    band: UInt8[np.ndarray, "num_bricks 64"]  # numpy.packbits of the 8^3 voxels of each brick, C order
+    inside: UInt8[np.ndarray, "num_bricks 64"]
+    sdf: Float[np.ndarray, " num_voxels"]  # float32, of the band's set bits, in their order
+
+
 class Place(NamedTuple):
     """Where a shape's row is."""
 
@@ -79,29 +89,36 @@ def shape_row(name: str, shape: SparseSDF) -> pa.RecordBatch:
     return _one_row(values, pa.schema(_SHAPE_FIELDS, metadata=metadata))
 
 
-def shape_of(row: pa.RecordBatch | pa.Table) -> SparseSDF:
-    """The inverse of shape_row."""
+def packed_of(row: pa.RecordBatch | pa.Table) -> PackedSDF:
+    """What of it trains a network."""
 
     def value(column: str) -> pa.Scalar:
         return row.column(column)[0]
 
-    def bits(column: str) -> np.ndarray:
-        packed = np.frombuffer(value(column).as_buffer(), np.uint8)
-        return np.unpackbits(packed).reshape(-1, 8, 8, 8).astype(bool)
+    return PackedSDF(
+        value("brick_coords").values.to_numpy().reshape(-1, 3).astype(np.int32),
+        np.frombuffer(value("band").as_buffer(), np.uint8).reshape(-1, 64),
+        np.frombuffer(value("inside").as_buffer(), np.uint8).reshape(-1, 64),
+        value("sdf").values.to_numpy(),
+    )
 
-    brick_coords = value("brick_coords").values.to_numpy().reshape(-1, 3).astype(np.int32)
+
+def shape_of(row: pa.RecordBatch | pa.Table) -> SparseSDF:
+    """The inverse of shape_row."""
+    packed = packed_of(row)
+    band, inside = (np.unpackbits(bits).reshape(-1, 8, 8, 8).astype(bool) for bits in (packed.band, packed.inside))
     metadata = {key.decode(): text.decode() for key, text in row.schema.metadata.items()}
     return SparseSDF(
-        coords=voxel_coords(brick_coords, bits("band")),
-        sdf=value("sdf").values.to_numpy().copy(),
+        coords=voxel_coords(packed.brick_coords, band),
+        sdf=packed.sdf.copy(),
         resolution=int(metadata["resolution"]),
         truncation_voxels=float(metadata["truncation_voxels"]),
-        center=np.array(value("center").as_py()),
-        scale=value("scale").as_py(),
-        brick_coords=brick_coords,
-        brick_inside=bits("inside"),
-        bad_flip_ratio=value("bad_flip_ratio").as_py(),
-        mode=value("mode").as_py(),
+        center=np.array(row.column("center")[0].as_py()),
+        scale=row.column("scale")[0].as_py(),
+        brick_coords=packed.brick_coords,
+        brick_inside=inside,
+        bad_flip_ratio=row.column("bad_flip_ratio")[0].as_py(),
+        mode=row.column("mode")[0].as_py(),
     )
 
 
@@ -201,8 +218,20 @@ class Shards:
 
     def read(self, name: str) -> SparseSDF:
         """One shape. Raises InputError naming the file when it is missing or damaged."""
-        place = Place(*self.index.loc[name, list(Place._fields)])
-        return shape_of(_read_named_row(self.directory / place.shard, int(place.row_group), name))
+        return shape_of(self._row(name))
+
+    def read_packed(self, name: str) -> PackedSDF:
+        """One shape's bricks; raises as read does."""
+        return packed_of(self._row(name))
+
+    def _row(self, name: str) -> pa.Table:
+        place = self._places[name]
+        return _read_named_row(self.directory / place.shard, place.row_group, name)
+
+    @cached_property
+    def _places(self) -> dict[str, Place]:
+        columns = zip(self.index.index, self.index.shard, self.index.row_group.astype(int), strict=True)
+        return {name: Place(shard, row_group) for name, shard, row_group in columns}
 
     def read_surface(self, name: str) -> Surface:
         """The truth mesh of a test shape, in the [-1, 1] cube."""

@@ -6,7 +6,7 @@ import torch
 
 from model.losses import SDFTarget, reconstruction_loss, sign_error_share
 from model.sparse import SparseTensor
-from tasks.dataset import each_target
+from tasks.dataset import load_targets
 from tasks.shards import Shards
 
 Reconstruct = Callable[[SDFTarget], SparseTensor]  # from the band, by the plan
@@ -19,8 +19,7 @@ def validate(
     """Means over shapes: |error| of the stored value and share of wrong signs in the band, |error| beyond it."""
     rows = []
     with torch.autocast(device.type, torch.float16, enabled=device.type == "cuda"):
-        for loaded in each_target(shards, names, device=device):
-            target = loaded.to(device)
+        for target in load_targets(shards, names, device=device):
             fit = reconstruction_loss(reconstruct(target), target, kind="l1")
             signs = sign_error_share(fit.matched, target.band.feats)
             rows.append(torch.stack([fit.recon, signs, fit.outside]))

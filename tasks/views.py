@@ -7,7 +7,7 @@ import torch
 
 from model.symmetry import SYMMETRIES
 from model.vae import SparseSDFVAE
-from tasks.dataset import View, each_band
+from tasks.dataset import View, load_bands
 from tasks.latents import ShapeLatents
 from tasks.shards import Shards
 
@@ -23,6 +23,6 @@ def choose_views(names: list[str], num_symmetries: int) -> list[View]:
 def encode_views(vae: SparseSDFVAE, shards: Shards, views: list[View]) -> Iterator[ShapeLatents]:
     """Posterior means, one view after the other."""
     device = next(vae.parameters()).device
-    for view, band in zip(views, each_band(shards, views, device=device), strict=True):
-        mean = vae.encode(band.to(device)).mean
+    for view, band in zip(views, load_bands(shards, views, device=device), strict=True):
+        mean = vae.encode(band).mean
         yield ShapeLatents(view.name, view.symmetry, mean.coords[:, 1:].cpu(), mean.feats.cpu())

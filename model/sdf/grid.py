@@ -1,6 +1,6 @@
 """A triangle mesh as a sparse signed distance field."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, NamedTuple
 
@@ -62,17 +62,6 @@ class SparseSDF:
         """The voxels of the bricks, all or some, that are not in the band: coords, and sign +1 outside or -1 inside."""
         beyond = ~self.brick_band if bricks is None else ~self.brick_band & bricks[:, None, None, None]
         return voxel_coords(self.brick_coords, beyond), np.where(self.brick_inside[beyond], -1, 1).astype(np.float32)
-
-    def part(self, bricks: Bool[np.ndarray, " num_bricks"]) -> "SparseSDF":
-        """Some of the bricks, with what is known about the whole."""
-        own = np.repeat(bricks, self.brick_band.sum((1, 2, 3)))  # rows go brick by brick
-        return replace(
-            self,
-            coords=self.coords[own],
-            sdf=self.sdf[own],
-            brick_coords=self.brick_coords[bricks],
-            brick_inside=self.brick_inside[bricks],
-        )
 
     def surface(self) -> Surface:
         """The mesh of the grid itself, in the cube: the best that anything working on this grid can reach."""

@@ -6,23 +6,25 @@ import numpy as np
 import pytest
 import torch
 
+from model.losses import SDFTarget
 from model.sdf import SparseSDF
 from model.symmetry import SYMMETRIES, transform_coords
 from tasks.dataset import (
+    PackedBatch,
     ShapeDataset,
     TrainingView,
     View,
+    batch_of_one,
     collate,
     crop,
     draw_batches,
     load_batches,
-    sdf_target,
-    view_tensor,
+    load_targets,
 )
 from tasks.paths import SDF
 from tasks.settings import Settings
-from tasks.shards import open_shards
-from tests.shapes import by_coords, ring_and_box, voxelized
+from tasks.shards import PackedSDF, open_shards, packed_of, shape_row
+from tests.shapes import as_target, by_coords, ring_and_box, voxelized
 
 SIZES = {"a": 8, "b": 3, "c": 20, "d": 13, "e": 19}  # voxels
 CPU = torch.device("cpu")
@@ -83,71 +85,84 @@ def test_augmentation_draws_all_symmetries_equally_and_none_without():
 # --- a shape that is larger than a batch may be ----------------------------------------------------------------------
 
 
-def cropped(max_voxels: int, *, seed: int = 0) -> SparseSDF:
-    return crop(voxelized(ring_and_box()), max_voxels, np.random.default_rng(seed))
+def packed(shape: SparseSDF) -> PackedSDF:
+    return packed_of(shape_row("shape", shape))
+
+
+def target_of(shape: PackedSDF, *, symmetry: int = 0) -> SDFTarget:
+    """All of its voxels."""
+    compared = np.ones(len(shape.brick_coords), bool)
+    return batch_of_one(shape, View("shape", symmetry), compared=compared, resolution=32).unfold()
+
+
+def cropped(max_voxels: int, *, seed: int = 0) -> PackedSDF:
+    return crop(packed(voxelized(ring_and_box())), max_voxels, np.random.default_rng(seed))
+
+
+def bricks_of(shape: PackedSDF) -> set[tuple[int, ...]]:
+    return {tuple(brick) for brick in shape.brick_coords.tolist()}
 
 
 def test_a_shape_with_room_stays_whole():
-    whole = voxelized(ring_and_box())
-    assert crop(whole, len(whole.coords), np.random.default_rng(0)) is whole
+    whole = packed(voxelized(ring_and_box()))
+    assert crop(whole, len(whole.sdf), np.random.default_rng(0)) is whole
 
 
 @pytest.mark.parametrize("max_voxels", [1000, 3000, 8000])
 def test_a_crop_is_whole_bricks_of_the_shape(max_voxels):
-    whole, part = voxelized(ring_and_box()), cropped(max_voxels)
-    assert max_voxels - 512 < len(part.coords) <= max_voxels
-    everything = dict(zip(map(tuple, whole.coords), whole.sdf, strict=True))
-    bricks = {tuple(brick) for brick in part.brick_coords}
-    expected = {voxel: value for voxel, value in everything.items() if tuple(c // 8 for c in voxel) in bricks}
-    assert dict(zip(map(tuple, part.coords), part.sdf, strict=True)) == expected
-    target, all_of_it = sdf_target(part), sdf_target(whole)
-    beyond = by_coords(all_of_it.beyond)
-    assert all(beyond[voxel] == value for voxel, value in by_coords(target.beyond).items())
-    assert len(target.band.coords) + len(target.beyond.coords) == 512 * len(bricks)
+    part = cropped(max_voxels)
+    assert max_voxels - 512 < len(part.sdf) <= max_voxels
+    whole, target = as_target(voxelized(ring_and_box())), target_of(part)
+    for got, everything in ((target.band, whole.band), (target.beyond, whole.beyond)):
+        within = {c: v for c, v in by_coords(everything).items() if tuple(x // 8 for x in c[1:]) in bricks_of(part)}
+        assert by_coords(got) == within
 
 
 def test_a_crop_is_a_cube_of_bricks():
-    part = cropped(3000)
-    whole = voxelized(ring_and_box())
+    part, whole = cropped(3000), packed(voxelized(ring_and_box()))
     low, high = part.brick_coords.min(0) + 1, part.brick_coords.max(0) - 1
     within = ((whole.brick_coords >= low) & (whole.brick_coords <= high)).all(1)
-    assert {tuple(brick) for brick in whole.brick_coords[within]} <= {tuple(brick) for brick in part.brick_coords}
+    assert {tuple(brick) for brick in whole.brick_coords[within].tolist()} <= bricks_of(part)
 
 
 def test_the_seed_decides_where_a_crop_is():
-    first, again, other = (cropped(2000, seed=seed).brick_coords for seed in (1, 1, 2))
-    np.testing.assert_array_equal(first, again)
-    assert {tuple(brick) for brick in first} != {tuple(brick) for brick in other}
+    first, again, other = (bricks_of(cropped(2000, seed=seed)) for seed in (1, 1, 2))
+    assert first == again
+    assert first != other
 
 
 # --- a shape as tensors ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("symmetry", [0, 5, 30])
+@pytest.mark.parametrize("symmetry", range(48))
 def test_a_symmetry_moves_the_voxels_and_keeps_their_values(symmetry):
     shape = voxelized(ring_and_box())
-    tensor = view_tensor(shape, shape.coords, shape.sdf, symmetry=symmetry)
-    moved = transform_coords(shape.coords, symmetry, resolution=32)
-    assert tensor.coords.dtype == torch.int32
-    np.testing.assert_array_equal(tensor.coords.numpy(), np.pad(moved, ((0, 0), (1, 0))))
-    np.testing.assert_array_equal(tensor.feats.numpy(), shape.sdf[:, None])
-    assert tensor.grid.extent == 32
+    got, plain = target_of(packed(shape), symmetry=symmetry), as_target(shape)
+    for tensor, unmoved in ((got.band, plain.band), (got.beyond, plain.beyond)):
+        moved = transform_coords(unmoved.coords[:, 1:].numpy(), symmetry, resolution=32)
+        assert tensor.coords.dtype == torch.int32
+        np.testing.assert_array_equal(tensor.coords.numpy(), np.pad(moved, ((0, 0), (1, 0))))
+        np.testing.assert_array_equal(tensor.feats.numpy(), unmoved.feats.numpy())
+        assert tensor.grid.extent == 32
 
 
-def test_the_target_is_every_voxel_of_the_bricks_once():
-    target = sdf_target(voxelized(ring_and_box()))
-    covered = torch.cat([target.band.coords, target.beyond.coords])
-    assert len(covered) == len(covered.unique(dim=0)) == 512 * len((covered // 8).unique(dim=0))
+def test_the_target_is_every_voxel_of_the_bricks_once(small_project: Path):
+    shards = open_shards(SDF)
+    for name, target in zip(shards.names("val"), load_targets(shards, shards.names("val"), device=CPU), strict=True):
+        covered = torch.cat([target.band.coords, target.beyond.coords])
+        assert len(covered) == len(covered.unique(dim=0)) == 512 * len((covered // 8).unique(dim=0))
+        assert len(covered) == 512 * len(shards.read(name).brick_coords)
 
 
-def sample(*, symmetry: int, outside_share: float, seed: int = 7, shape_voxels: int = 100_000):
+def sample(*, symmetry: int, outside_share: float, seed: int = 7, shape_voxels: int = 100_000) -> PackedBatch:
     shards = open_shards(SDF)
     view = View(shards.names("train")[0], symmetry)
-    return ShapeDataset(shards, shape_voxels=shape_voxels, outside_share=outside_share)[TrainingView(view, seed)]
+    dataset = ShapeDataset(shards, shape_voxels=shape_voxels, outside_share=outside_share)
+    return dataset[TrainingView(view, seed)]
 
 
 def test_a_share_of_the_bricks_is_compared_beyond_the_band(small_project: Path):
-    whole, part = (sample(symmetry=5, outside_share=share) for share in (1.0, 0.3))
+    whole, part = (sample(symmetry=5, outside_share=share).unfold() for share in (1.0, 0.3))
     assert torch.equal(whole.band.coords, part.band.coords)
     everything, drawn = by_coords(whole.beyond), by_coords(part.beyond)
     assert 0 < len(drawn) < len(everything)
@@ -156,13 +171,13 @@ def test_a_share_of_the_bricks_is_compared_beyond_the_band(small_project: Path):
 
 
 def test_a_large_shape_comes_cropped(small_project: Path):
-    whole, part = (sample(symmetry=5, outside_share=1.0, shape_voxels=voxels) for voxels in (100_000, 3000))
+    whole, part = (sample(symmetry=5, outside_share=1.0, shape_voxels=voxels).unfold() for voxels in (100_000, 3000))
     assert 2000 < len(part.band.coords) <= 3000
     assert by_coords(part.band).items() <= by_coords(whole.band).items()
 
 
 def test_the_seed_draws_the_bricks(small_project: Path):
-    first, again, other = (sample(symmetry=0, outside_share=0.3, seed=seed).beyond.coords for seed in (1, 1, 2))
+    first, again, other = (sample(symmetry=0, outside_share=0.3, seed=seed).compared for seed in (1, 1, 2))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
 
@@ -170,13 +185,14 @@ def test_the_seed_draws_the_bricks(small_project: Path):
 def test_a_batch_holds_its_shapes_side_by_side(small_project: Path):
     samples = [sample(symmetry=symmetry, outside_share=0.3) for symmetry in (0, 5)]
     batch = collate(samples)
-    assert batch.names == tuple(s.name for s in samples)
+    assert batch.names == samples[0].names + samples[1].names
+    targets = batch.unfold(), [alone.unfold() for alone in samples]
     for part in ("band", "beyond"):
-        together = by_coords(getattr(batch.target, part))
-        for index, alone in enumerate(samples):
+        together = by_coords(getattr(targets[0], part))
+        for index, alone in enumerate(targets[1]):
             for coord, value in list(by_coords(getattr(alone, part)).items())[::50]:
                 assert together[(index, *coord[1:])] == value
-        assert len(together) == sum(len(getattr(alone, part).coords) for alone in samples)
+        assert len(together) == sum(len(getattr(alone, part).coords) for alone in targets[1])
 
 
 # --- batches from shards ---------------------------------------------------------------------------------------------

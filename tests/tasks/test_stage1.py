@@ -13,10 +13,10 @@ from model.checkpoint import load_vae, save_vae
 from model.errors import InputError
 from model.kmeans import lloyd_pass
 from model.quantizer import VectorQuantizer, codebook_statistics, usage_of_counts
+from model.symmetry import transform_coords
 from model.vae import SparseSDFVAE, VAEConfig
 from tasks import stage1 as module
 from tasks.codebook import CODEBOOK_FILE
-from tasks.dataset import view_tensor
 from tasks.encode import encode
 from tasks.latents import latents_file, read_vectors
 from tasks.paths import LATENTS, METRICS, RESUME, SDF, VAE
@@ -24,6 +24,7 @@ from tasks.settings import Settings
 from tasks.shards import open_shards
 from tasks.stage1 import draw_vectors, normalised_error, spectrum, stage1
 from tasks.views import choose_views
+from tests.shapes import as_tensor
 
 
 class Watch:
@@ -259,7 +260,8 @@ def test_latents_are_the_posterior_means_of_every_view(small_project: Path, smal
         means = []
         for view in views:
             sdf = shards.read(view.name)
-            means.append(vae.encode(view_tensor(sdf, sdf.coords, sdf.sdf, symmetry=view.symmetry)).mean.feats)
+            moved = transform_coords(sdf.coords, view.symmetry, resolution=sdf.resolution)
+            means.append(vae.encode(as_tensor(moved, sdf.sdf, extent=sdf.resolution)).mean.feats)
     assert views[0].symmetry == 0
     torch.testing.assert_close(vectors, torch.cat(means))
 
