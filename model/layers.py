@@ -1,18 +1,31 @@
 """Layers that act on sparse tensors: per-shape group norm, activation, windowed attention, position embedding."""
 
 import math
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention.varlen import varlen_attn
+from torch.utils.checkpoint import checkpoint
 
 from model.sparse import SparseTensor, Windows
 
 HEAD_CHANNELS = 64
 WINDOW_SIZE = 8
 MAX_GROUPS = 32
+
+
+class Recomputable(nn.Module):
+    """A block that may keep nothing but its input for the backward pass."""
+
+    recompute = False
+
+    def __call__(self, *inputs: Any) -> Any:
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(super().__call__, *inputs, use_reentrant=False, preserve_rng_state=False)
+        return super().__call__(*inputs)
 
 
 class GroupNorm(nn.Module):
@@ -94,7 +107,7 @@ def _attend_padded(qkv: Float[Tensor, "num_voxels 3 heads 64"], windows: Windows
     return attended.transpose(1, 2).reshape(-1, *qkv.shape[2:])[slot]
 
 
-class TransformerBlock(nn.Module):
+class TransformerBlock(Recomputable):
     """Pre-norm attention and MLP, each added to its input; norms have no parameters."""
 
     def __init__(self, channels: int, *, shift: int):

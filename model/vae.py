@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from model.conv import SubMConv3d
 from model.errors import InputError
-from model.layers import GroupNorm, Linear, SiLU, TransformerBlock, layer_norm, position_embedding
+from model.layers import GroupNorm, Linear, Recomputable, SiLU, TransformerBlock, layer_norm, position_embedding
 from model.receptive_field import NUM_CHILDREN, DecodePlan, Subdivision, plan_decode, subdivide, subdivide_all
 from model.sparse import Grid, SparseTensor, pool_mean
 
@@ -50,6 +50,15 @@ class SparseSDFVAE(nn.Module):
         self.config = config
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
+
+    def recompute_activations(self) -> None:
+        """From now on the backward pass computes again what is inside a block, in place of keeping it in memory.
+
+        Chen et al. 2016. Gradients stay as they are.
+        """
+        for module in self.modules():
+            if isinstance(module, Recomputable):
+                module.recompute = True
 
     def encode(self, x: SparseTensor) -> Posterior:
         """`x` has one channel, the stored SDF value. Latent coordinates are those of `x`, div 8, each once."""
@@ -129,7 +138,7 @@ class Decoder(nn.Module):
         return h.with_feats(torch.tanh(h.feats.float()))
 
 
-class DownBlock(nn.Module):
+class DownBlock(Recomputable):
     """Norm and activation, mean over 2^3 cells, two convolutions, and a skip past all of it."""
 
     def __init__(self, in_channels: int, out_channels: int):
@@ -148,7 +157,7 @@ class DownBlock(nn.Module):
         return h.with_feats(h.feats + self.skip_connection(pool_mean(x)).feats)
 
 
-class SubdivideBlock(nn.Module):
+class SubdivideBlock(Recomputable):
     """Convolution, eight children for every voxel, convolution."""
 
     def __init__(self, in_channels: int, out_channels: int):

@@ -92,7 +92,7 @@ class ShapeBatch:
 
     @property
     def limits(self) -> str:
-        return "batch_voxels and shape_voxels, or outside_share"
+        return "batch_voxels and shape_voxels, or outside_share, or set recompute: true,"
 
 
 class ShapeDataset(Dataset[PackedBatch]):

@@ -32,6 +32,8 @@ def pretrain_vae(settings: Settings) -> None:
     vae = SparseSDFVAE(VAEConfig(params.model_channels, params.num_blocks, params.latent_channels))
     wake_posterior(vae)
     vae.to(device)
+    if params.recompute:
+        vae.recompute_activations()
 
     def losses_of(batch: ShapeBatch) -> Losses:
         posterior = vae.encode(batch.target.band)

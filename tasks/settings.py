@@ -99,6 +99,7 @@ class ShapeTraining(Training):
     lambda_outside: NotNegative
     outside_share: Annotated[float, Field(gt=0, le=1)]
     augment: bool
+    recompute: bool
     validate_every: Count
 
     @model_validator(mode="after")

@@ -36,6 +36,8 @@ def stage2(settings: Settings) -> None:
     device = pick_device()
     torch.manual_seed(params.seed)
     vqvae = load_vqvae().to(device)
+    if params.recompute:
+        vqvae.vae.recompute_activations()
 
     def check() -> dict[str, float]:
         return validate(

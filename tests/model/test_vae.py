@@ -1,7 +1,11 @@
+import copy
+from collections import Counter
+
 import numpy as np
 import pytest
 import torch
 
+from model.layers import Recomputable
 from model.sparse import Grid, SparseTensor, batch_tensors
 from model.vae import DOWNSAMPLING, Posterior, SparseSDFVAE, VAEConfig, kl_divergence, sample
 from tests.shapes import as_target, by_coords, random_tensor, relative_error, ring_and_box, rows_in_order, voxelized
@@ -84,6 +88,32 @@ def test_without_trained_weights_every_latent_is_exactly_zero(shape):
     posterior = SparseSDFVAE(CONFIG).encode(shape)
     assert not posterior.mean.feats.any()
     assert not posterior.logvar.feats.any()
+
+
+# --- memory ----------------------------------------------------------------------------------------------------------
+
+
+def gradients(vae: SparseSDFVAE, shape: SparseTensor) -> dict[str, torch.Tensor]:
+    vae.zero_grad()
+    vae.decode(vae.encode(shape).mean).feats.square().mean().backward()
+    return {name: parameter.grad.clone() for name, parameter in vae.named_parameters() if parameter.grad is not None}
+
+
+def test_recomputing_runs_each_block_again_and_changes_no_gradient(vae, shape):
+    expected = gradients(vae, shape)
+    recomputing, runs = copy.deepcopy(vae), Counter()
+    recomputing.recompute_activations()
+    for name, module in recomputing.named_modules():
+        if isinstance(module, Recomputable):
+            module.register_forward_pre_hook(lambda *_, name=name: runs.update([name]))
+    got = gradients(recomputing, shape)
+    assert len(runs) == 3 + 2 + 2 + 3
+    assert set(runs.values()) == {2}
+    assert got.keys() == expected.keys()
+    assert all(torch.equal(got[name], expected[name]) for name in expected)
+    with torch.no_grad():
+        recomputing.encode(shape)
+    assert max(runs.values()) == 3
 
 
 # --- batches ---------------------------------------------------------------------------------------------------------
