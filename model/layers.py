@@ -6,11 +6,12 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.nn.attention.varlen import varlen_attn
 from torch.utils.checkpoint import checkpoint
 
-from model.sparse import SparseTensor, Windows
+from model.sparse import Grid, SparseTensor, Windows
 
 HEAD_CHANNELS = 64
 WINDOW_SIZE = 8
@@ -40,18 +41,46 @@ class GroupNorm(nn.Module):
 
     def forward(self, x: SparseTensor) -> SparseTensor:
         with torch.autocast(x.feats.device.type, enabled=False):
-            feats = x.feats.float()
-            centred = feats - x.grid.membership @ self._group_means(x, feats)
-            scale = (self._group_means(x, centred.square()) + self.eps).rsqrt() * self.weight
-            normed = centred * (x.grid.membership @ scale) + self.bias
-        return x.with_feats(normed.to(x.feats.dtype))
+            return x.with_feats(_GroupNorm.apply(x.feats, self.weight, self.bias, x.grid, self.num_groups, self.eps))
 
-    def _group_means(self, x: SparseTensor, feats: Tensor) -> Float[Tensor, "num_shapes channels"]:
-        """Mean over each shape's voxels and each group's channels, repeated for every channel of the group."""
-        means = (x.grid.membership.T @ feats) / x.grid.voxels_per_shape
-        channels = means.shape[1]
-        grouped = means.view(-1, self.num_groups, channels // self.num_groups).mean(2)
-        return grouped.repeat_interleave(channels // self.num_groups, 1)
+
+class _GroupNorm(torch.autograd.Function):
+    """Keeps its input as it came, in half precision or not, and statistics; autograd would keep four float32 copies."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, feats: Tensor, weight: Tensor, bias: Tensor, grid: Grid, num_groups: int, eps: float
+    ) -> Tensor:
+        centred = feats.float()
+        mean = _group_means(grid.membership.T @ centred, grid, num_groups)
+        centred = centred - grid.membership @ mean
+        variance = _group_means(grid.membership.T @ centred.square(), grid, num_groups)
+        inverse_std = (variance + eps).rsqrt()
+        ctx.save_for_backward(feats, weight, mean, inverse_std)
+        ctx.grid, ctx.num_groups = grid, num_groups
+        return (centred * (grid.membership @ (inverse_std * weight)) + bias).to(feats.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        feats, weight, mean, inverse_std = ctx.saved_tensors
+        shape_of = ctx.grid.membership
+        grad = grad_output.float()
+        normed = (feats.float() - shape_of @ mean) * (shape_of @ inverse_std)
+        sums, products = shape_of.T @ grad, shape_of.T @ (grad * normed)  # by shape and channel
+        # what a change of x does to mean and variance of its group
+        by_mean = _group_means(sums * weight, ctx.grid, ctx.num_groups) * inverse_std
+        by_variance = _group_means(products * weight, ctx.grid, ctx.num_groups) * inverse_std
+        grad_feats = grad * (shape_of @ (inverse_std * weight)) - shape_of @ by_mean - normed * (shape_of @ by_variance)
+        return grad_feats.to(feats.dtype), products.sum(0), sums.sum(0), None, None, None
+
+
+def _group_means(
+    sums: Float[Tensor, "num_shapes channels"], grid: Grid, num_groups: int
+) -> Float[Tensor, "num_shapes channels"]:
+    """From sums over each shape's voxels to means over each group's channels too, repeated for its every channel."""
+    means = (sums / grid.voxels_per_shape).view(len(sums), num_groups, -1).mean(2)
+    return means.repeat_interleave(sums.shape[1] // num_groups, 1)
 
 
 class SiLU(nn.Module):

@@ -57,6 +57,35 @@ def test_group_norm_of_one_shape_is_torchs_with_its_gradients():
         torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
 
 
+def test_group_norm_has_the_gradients_of_its_formula():
+    x, norm = random_tensor(48, num_shapes=3), GroupNorm(48)
+    torch.nn.init.normal_(norm.weight)
+    feats = (x.feats * (1 + x.coords[:, :1]) + 5 * x.coords[:, :1]).requires_grad_()
+    upstream = torch.randn(feats.shape)
+    ours = torch.autograd.grad(norm(x.with_feats(feats)).feats, [feats, norm.weight, norm.bias], upstream)
+    exact = [tensor.detach().double().requires_grad_() for tensor in (feats, norm.weight, norm.bias)]
+    parts = []
+    for shape in range(3):
+        grouped = exact[0][x.coords[:, 0] == shape].unflatten(1, (16, 3))
+        centred = grouped - grouped.mean((0, 2), keepdim=True)
+        variance = centred.square().mean((0, 2), keepdim=True)
+        parts.append((centred / (variance + 1e-5).sqrt()).flatten(1) * exact[1] + exact[2])
+    order = x.coords[:, 0].argsort(stable=True)
+    expected = torch.autograd.grad(torch.cat(parts), exact, upstream[order].double())
+    for got, wanted in zip(ours, expected, strict=True):
+        torch.testing.assert_close(got.double(), wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_group_norm_keeps_its_input_and_no_other_large_tensor():
+    x, kept = random_tensor(32, num_shapes=2), []
+    feats = x.feats.half().requires_grad_()
+    x.grid.membership  # noqa: B018  # made here, once for all layers
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+        output = GroupNorm(32)(x.with_feats(feats)).feats
+    assert output.dtype == torch.float16
+    assert [tensor.data_ptr() for tensor in kept if tensor.numel() > 1000] == [feats.data_ptr()]
+
+
 def test_group_norm_survives_a_large_mean():
     """The variance is that of centred values, not a difference of large squares."""
     x = random_tensor(32, num_shapes=1)
