@@ -36,6 +36,7 @@ SUMMARISED = (
     *("cd_", "fscore_", "normal_consistency", "spurious_area", "volume_iou", "surface_iou"),
     *("sdf_l1", "sign_errors", "band_", "num_tokens", "bits"),
 )
+IOUS = {"volume_iou", "surface_iou"}
 NO_FIELD = {"sdf_l1": None, "sign_errors": None, "band_precision": None, "band_recall": None}
 
 
@@ -126,8 +127,10 @@ def compare_all(
 def aggregate(table: pd.DataFrame, *, seed: int) -> Aggregates:
     """Every figure of every row over all shapes; a failed shape counts with the worst value of each.
 
-    A figure that no shape has is left out.
+    A figure that no shape has is left out. An IoU, which needs closed surfaces, is taken over the shapes where every
+    row has it, so that rows differ by what they lose and not by their shapes.
     """
+    table = table.assign(**{column: table[column].where(closed_in_all_rows(table)) for column in IOUS & {*table}})
     columns = table.columns.difference(["shape", "row", "failed", *(cost.column for cost in COSTS)], sort=False)
     aggregates: Aggregates = {}
     for row in ROWS:
@@ -135,6 +138,12 @@ def aggregate(table: pd.DataFrame, *, seed: int) -> Aggregates:
         summaries = {c: summarise([None if pd.isna(v) else float(v) for v in lines[c]], seed=seed) for c in columns}
         aggregates[row] = {column: summary for column, summary in summaries.items() if summary is not None}
     return aggregates
+
+
+def closed_in_all_rows(table: pd.DataFrame) -> pd.Series:
+    """Of each line, whether the volume IoU of its shape is known in every row that has a prediction."""
+    known = table.volume_iou.notna() | (table.row == "reference")
+    return known.groupby(table["shape"]).transform("all")
 
 
 def aggregates_table(aggregates: Aggregates) -> pd.DataFrame:
@@ -151,8 +160,7 @@ def aggregates_table(aggregates: Aggregates) -> pd.DataFrame:
 def summarise_rows(table: pd.DataFrame, aggregates: Aggregates) -> dict[str, dict[str, float | int]]:
     """The metrics file: for each row the means over all test shapes, and more about the figure it is ranked by.
 
-    Where only some shapes have a figure (IoU needs closed surfaces), the mean is theirs, and num_closed says how many
-    they are.
+    num_closed says how many shapes an IoU is the mean of: those with closed surfaces in all rows.
     """
     metrics: dict[str, dict[str, float | int]] = {}
     for row, summaries in aggregates.items():
@@ -165,7 +173,7 @@ def summarise_rows(table: pd.DataFrame, aggregates: Aggregates) -> dict[str, dic
                 for part in ("median", "p95", "ci_low", "ci_high"):
                     figures[f"{column}_{part}"] = rounded(getattr(summary, part))
         lines = table[table.row == row]
-        figures["num_closed"] = int(lines.volume_iou.notna().sum())
+        figures["num_closed"] = summaries["volume_iou"].num_shapes if "volume_iou" in summaries else 0
         figures["failures"] = int(lines.failed.sum())
         figures["num_shapes"] = len(lines)
         metrics[row] = figures

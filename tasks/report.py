@@ -122,7 +122,7 @@ def _figures(report: Report) -> str:
     for cost in COSTS:
         medians = (report.table.loc[report.table.row == row, cost.column].median() for row in ROW_TITLES)
         body.append([escape(cost.label), *(cost.show(median) for median in medians)])
-    body.append(["closed on both sides", *(str(report.metrics[row]["num_closed"]) for row in ROW_TITLES)])
+    body.append(["closed in all columns", *(str(report.metrics[row]["num_closed"]) for row in ROW_TITLES)])
     body.append(["failed", *(str(report.metrics[row]["failures"]) for row in ROW_TITLES)])
     return _table(["mean over shapes <small>95 % interval</small>", *map(escape, ROW_TITLES.values())], body)
 

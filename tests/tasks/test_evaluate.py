@@ -199,6 +199,24 @@ def test_means_are_over_the_shapes_that_have_the_figure():
     assert (figures["volume_iou"], figures["num_closed"]) == (0.8, 1)
 
 
+def test_ious_are_of_the_shapes_that_every_row_leaves_closed():
+    ious = {"a": 0.8, "b": 0.4, "c": 0.6}
+    lines = [
+        {"shape": shape, "row": row, "failed": False, "cd_l1": 0.1, "volume_iou": iou, "surface_iou": iou / 2}
+        for row in ROWS
+        for shape, iou in ious.items()
+    ]
+    table = pd.DataFrame(lines)
+    table.loc[(table.row == "stage1") & (table["shape"] == "b"), ["volume_iou", "surface_iou"]] = None
+    table.loc[table.row == "reference", ["volume_iou", "surface_iou"]] = None
+    metrics = summarise_rows(table, aggregate(table, seed=0))
+    assert metrics["reference"]["num_closed"] == 0
+    for row in ROWS[1:]:
+        figures = metrics[row]
+        assert (figures["volume_iou"], figures["surface_iou"]) == pytest.approx((0.7, 0.35))
+        assert figures["num_closed"] == 2
+
+
 def test_code_use_against_a_count_by_hand():
     codebook = torch.tensor([[0.0], [1.0], [9.0]])
     use = CodeUse(codebook)
