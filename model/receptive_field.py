@@ -7,13 +7,14 @@ the network works on the batch before. Sets are masks over the bricks of the lat
 """
 
 from dataclasses import dataclass
-from itertools import product
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
 from model.conv import neighbour_table
 from model.sparse import Grid, SparseTensor, find_rows
@@ -130,15 +131,25 @@ def _any_child(mask: Mask) -> Mask:
 
 def _dilate(mask: Mask, neighbours: Int[Tensor, "27 num_latents"]) -> Mask:
     """The voxels of the bricks that are set or have a set one among their 26 neighbours."""
-    side = mask.shape[1]
-    padded = torch.cat([mask, torch.zeros_like(mask[:1])])  # the last row stands for every absent brick, row -1
-    halo = mask.new_empty(len(mask), side + 2, side + 2, side + 2)
-    into = {-1: slice(0, 1), 0: slice(1, -1), 1: slice(-1, None)}
-    out_of = {-1: slice(-1, None), 0: slice(None), 1: slice(0, 1)}
-    for brick, offset in zip(neighbours, product((-1, 0, 1), repeat=3), strict=True):
-        target, source = (tuple(where[axis] for axis in offset) for where in (into, out_of))
-        halo[:, *target] = padded[:, *source][brick]
+    num_bricks, side = mask.shape[:2]
+    brick_at, voxel_at = (table.to(mask.device) for table in _halo(side))
+    bricks = neighbours.T.index_select(1, brick_at)
+    source = torch.where(bricks < 0, num_bricks, bricks) * side**3 + voxel_at
+    padded = F.pad(mask.flatten(), (0, side**3))  # the last brick stands for every absent one
+    halo = padded.index_select(0, source.flatten()).view(num_bricks, side + 2, side + 2, side + 2)
     for axis in (1, 2, 3):
         below, here, above = (halo.narrow(axis, start, side) for start in range(3))
         halo = below | here | above
     return halo
+
+
+@cache
+def _halo(side: int) -> tuple[Int[Tensor, " num_places"], Int[Tensor, " num_places"]]:
+    """For each of the (side + 2)^3 places of a brick and the ring around it: which of the 27 bricks, which voxel there.
+
+    Bricks are in the order of neighbour_table. int32.
+    """
+    places = torch.cartesian_prod(*[torch.arange(-1, side + 1)] * 3)
+    powers = torch.tensor([9, 3, 1]), torch.tensor([side * side, side, 1])
+    bricks = (places.div(side, rounding_mode="floor") + 1) * powers[0]
+    return bricks.sum(1).int(), (places % side * powers[1]).sum(1).int()
