@@ -104,14 +104,25 @@ def _update(
 
 
 def _seed(distinct: Tensor, size: int, generator: torch.Generator) -> Tensor:
-    """Each next code is one of the candidates, drawn by its squared distance to the codes so far."""
+    """Each next code is one of the candidates, drawn by its squared distance to the codes so far.
+
+    On a GPU nothing waits for the CPU in between.
+    """
     keep = torch.randperm(len(distinct), generator=generator)[: size * SEEDING_CANDIDATES_PER_CODE]
     candidates = distinct[keep.to(distinct.device)]
-    chosen = torch.empty(size, dtype=torch.int64)
+    draws = torch.rand(size, generator=generator, dtype=torch.float64).to(candidates.device)
+    codes = torch.empty_like(candidates[:size])
     nearest = torch.full((len(candidates),), torch.inf, device=candidates.device)
-    weights = torch.ones(len(candidates))
+    weights = torch.ones_like(nearest)
     for k in range(size):
-        chosen[k] = torch.multinomial(weights, 1, generator=generator)
-        nearest = torch.minimum(nearest, (candidates - candidates[chosen[k]]).square().sum(1))
-        weights = nearest.cpu()
-    return candidates[chosen.to(candidates.device)].clone()
+        codes[k : k + 1] = candidates.index_select(0, _draw(weights, draws[k : k + 1]))
+        nearest = torch.minimum(nearest, (candidates - codes[k]).square().sum(1))
+        weights = nearest
+    return codes
+
+
+def _draw(weights: Float[Tensor, " num_vectors"], uniform: Float64[Tensor, "1"]) -> Int[Tensor, "1"]:
+    """An index drawn in proportion to the weights. Summed as integers, so that every device and rank draws the same."""
+    steps = (weights.double() * (2.0**52 / len(weights)) / weights.max()).long()
+    ends = steps.cumsum(0)
+    return torch.searchsorted(ends, (uniform * ends[-1]).long(), right=True).clamp_(max=len(weights) - 1)

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from model.errors import InputError
-from model.kmeans import _update, kmeans, lloyd_pass
+from model.kmeans import _draw, _update, kmeans, lloyd_pass
 from tests.model import numpy_reference
 
 
@@ -67,6 +67,13 @@ def test_the_order_of_vectors_means_nothing():
     shuffled = vectors[torch.randperm(400, generator=generator(1))]
     first, second = (kmeans(v, 20, iterations=5, generator=generator()) for v in (vectors, shuffled))
     torch.testing.assert_close(second, first)
+
+
+def test_seeds_are_drawn_in_proportion_to_the_error():
+    weights = torch.tensor([0.0, 3.0, 1e-30, 1.0, 0.0])
+    uniform = (torch.arange(4000, dtype=torch.float64) + 0.5) / 4000
+    drawn = torch.cat([_draw(weights, u[None]) for u in uniform])
+    assert torch.bincount(drawn, minlength=5).tolist() == [0, 3000, 0, 1000, 0]
 
 
 def test_the_seed_decides():
