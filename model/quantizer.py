@@ -69,18 +69,20 @@ def nearest_codes(
         codes = codebook.float() - origin
         half_squares = codes.square().sum(1) / 2
         indices = torch.empty(len(z), dtype=torch.int64, device=z.device)
+        blurred = torch.empty(len(z), dtype=torch.bool, device=z.device)
         block = max(1, MAX_DISTANCES // len(codes))
         for start in range(0, len(z), block):
-            part = z[start : start + block].float() - origin
+            rows = slice(start, start + block)
+            part = z[rows].float() - origin
             nearest = torch.addmm(half_squares, part, codes.T, alpha=-1).argmin(1)
             squared = (part - codes[nearest]).square().sum(1)
             rounding = 2**-23 * (part.square().sum(1) + half_squares[nearest])
-            blurred = ((rounding > MAX_ROUNDING * squared) & (squared > 0)).nonzero().flatten()
-            if len(blurred):
-                exact = codes.double()
-                scores = torch.addmm(exact.square().sum(1) / 2, part[blurred].double(), exact.T, alpha=-1)
-                nearest[blurred] = scores.argmin(1)
-            indices[start : start + block] = nearest
+            blurred[rows] = (rounding > MAX_ROUNDING * squared) & (squared > 0)
+            indices[rows] = nearest
+        exact = codes.double()
+        for again in blurred.nonzero().flatten().split(block):  # the only place where the CPU waits for a GPU
+            part = (z[again].float() - origin).double()
+            indices[again] = torch.addmm(exact.square().sum(1) / 2, part, exact.T, alpha=-1).argmin(1)
     return indices
 
 
