@@ -132,7 +132,7 @@ def _any_child(mask: Mask) -> Mask:
 def _dilate(mask: Mask, neighbours: Int[Tensor, "27 num_latents"]) -> Mask:
     """The voxels of the bricks that are set or have a set one among their 26 neighbours."""
     num_bricks, side = mask.shape[:2]
-    brick_at, voxel_at = (table.to(mask.device) for table in _halo(side))
+    brick_at, voxel_at = _halo(side, mask.device)
     bricks = neighbours.T.index_select(1, brick_at)
     source = torch.where(bricks < 0, num_bricks, bricks) * side**3 + voxel_at
     padded = F.pad(mask.flatten(), (0, side**3))  # the last brick stands for every absent one
@@ -144,7 +144,7 @@ def _dilate(mask: Mask, neighbours: Int[Tensor, "27 num_latents"]) -> Mask:
 
 
 @cache
-def _halo(side: int) -> tuple[Int[Tensor, " num_places"], Int[Tensor, " num_places"]]:
+def _halo(side: int, device: torch.device) -> tuple[Int[Tensor, " num_places"], Int[Tensor, " num_places"]]:
     """For each of the (side + 2)^3 places of a brick and the ring around it: which of the 27 bricks, which voxel there.
 
     Bricks are in the order of neighbour_table. int32.
@@ -152,4 +152,4 @@ def _halo(side: int) -> tuple[Int[Tensor, " num_places"], Int[Tensor, " num_plac
     places = torch.cartesian_prod(*[torch.arange(-1, side + 1)] * 3)
     powers = torch.tensor([9, 3, 1]), torch.tensor([side * side, side, 1])
     bricks = (places.div(side, rounding_mode="floor") + 1) * powers[0]
-    return bricks.sum(1).int(), (places % side * powers[1]).sum(1).int()
+    return bricks.sum(1).int().to(device), (places % side * powers[1]).sum(1).int().to(device)

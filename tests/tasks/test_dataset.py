@@ -2,29 +2,23 @@ from collections import Counter
 from itertools import islice, pairwise
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
-from model.losses import SDFTarget
-from model.sdf import SparseSDF
-from model.symmetry import SYMMETRIES, transform_coords
+from model.symmetry import SYMMETRIES
 from tasks.dataset import (
-    PackedBatch,
     ShapeDataset,
     TrainingView,
     View,
-    batch_of_one,
-    collate,
-    crop,
     draw_batches,
     load_batches,
     load_targets,
 )
+from tasks.packed import PackedBatch, collate
 from tasks.paths import SDF
 from tasks.settings import Settings
-from tasks.shards import PackedSDF, open_shards, packed_of, shape_row
-from tests.shapes import as_target, by_coords, ring_and_box, voxelized
+from tasks.shards import open_shards
+from tests.shapes import by_coords
 
 SIZES = {"a": 8, "b": 3, "c": 20, "d": 13, "e": 19}  # voxels
 CPU = torch.device("cpu")
@@ -82,68 +76,7 @@ def test_augmentation_draws_all_symmetries_equally_and_none_without():
     assert {item.view.symmetry for batch in draw(10, augment=False) for item in batch} == {0}
 
 
-# --- a shape that is larger than a batch may be ----------------------------------------------------------------------
-
-
-def packed(shape: SparseSDF) -> PackedSDF:
-    return packed_of(shape_row("shape", shape))
-
-
-def target_of(shape: PackedSDF, *, symmetry: int = 0) -> SDFTarget:
-    """All of its voxels."""
-    compared = np.ones(len(shape.brick_coords), bool)
-    return batch_of_one(shape, View("shape", symmetry), compared=compared, resolution=32).unfold()
-
-
-def cropped(max_voxels: int, *, seed: int = 0) -> PackedSDF:
-    return crop(packed(voxelized(ring_and_box())), max_voxels, np.random.default_rng(seed))
-
-
-def bricks_of(shape: PackedSDF) -> set[tuple[int, ...]]:
-    return {tuple(brick) for brick in shape.brick_coords.tolist()}
-
-
-def test_a_shape_with_room_stays_whole():
-    whole = packed(voxelized(ring_and_box()))
-    assert crop(whole, len(whole.sdf), np.random.default_rng(0)) is whole
-
-
-@pytest.mark.parametrize("max_voxels", [1000, 3000, 8000])
-def test_a_crop_is_whole_bricks_of_the_shape(max_voxels):
-    part = cropped(max_voxels)
-    assert max_voxels - 512 < len(part.sdf) <= max_voxels
-    whole, target = as_target(voxelized(ring_and_box())), target_of(part)
-    for got, everything in ((target.band, whole.band), (target.beyond, whole.beyond)):
-        within = {c: v for c, v in by_coords(everything).items() if tuple(x // 8 for x in c[1:]) in bricks_of(part)}
-        assert by_coords(got) == within
-
-
-def test_a_crop_is_a_cube_of_bricks():
-    part, whole = cropped(3000), packed(voxelized(ring_and_box()))
-    low, high = part.brick_coords.min(0) + 1, part.brick_coords.max(0) - 1
-    within = ((whole.brick_coords >= low) & (whole.brick_coords <= high)).all(1)
-    assert {tuple(brick) for brick in whole.brick_coords[within].tolist()} <= bricks_of(part)
-
-
-def test_the_seed_decides_where_a_crop_is():
-    first, again, other = (bricks_of(cropped(2000, seed=seed)) for seed in (1, 1, 2))
-    assert first == again
-    assert first != other
-
-
 # --- a shape as tensors ----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("symmetry", range(48))
-def test_a_symmetry_moves_the_voxels_and_keeps_their_values(symmetry):
-    shape = voxelized(ring_and_box())
-    got, plain = target_of(packed(shape), symmetry=symmetry), as_target(shape)
-    for tensor, unmoved in ((got.band, plain.band), (got.beyond, plain.beyond)):
-        moved = transform_coords(unmoved.coords[:, 1:].numpy(), symmetry, resolution=32)
-        assert tensor.coords.dtype == torch.int32
-        np.testing.assert_array_equal(tensor.coords.numpy(), np.pad(moved, ((0, 0), (1, 0))))
-        np.testing.assert_array_equal(tensor.feats.numpy(), unmoved.feats.numpy())
-        assert tensor.grid.extent == 32
 
 
 def test_the_target_is_every_voxel_of_the_bricks_once(small_project: Path):
