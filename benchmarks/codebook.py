@@ -6,10 +6,13 @@
 
 FOLDER is the site-packages of an environment with vector-quantize-pytorch 1.32.0 (python3 -m venv peers &&
 peers/bin/pip install torch==2.13.0 vector-quantize-pytorch==1.32.0; FOLDER is peers/lib/python3.11/site-packages).
-Each row is a process of its own, so that its peak memory is its own. A baseline with a learning rate is run with three,
-and the best on held-out shapes is its row. `recipe` is the time of a step through the frozen network, as the original
-recipe trains; `nearest` is nearest_codes beside torch.cdist; `stage1` is all of python -m tasks.stage1 on 200 000
-vectors. Writes codebook.json beside this file (or --json) and prints the table.
+On a CPU each row is a process of its own, so that its peak memory is its own; on a GPU one process reads the latents
+once. A baseline with a learning rate is run with three, and the best on held-out shapes is its row. `recipe` is the
+time of a step through the frozen network, as the original recipe trains, and how often the best row of ours, encoding
+included, fits into the recipe's steps; `nearest` is nearest_codes beside torch.cdist and vector-quantize-pytorch;
+`stage1` is all of python -m tasks.stage1 on 200 000 vectors. Writes codebook.json beside this file (or --json) after
+each row, and prints the table at the end. A row that fails is recorded with its error; one that would start after
+--budget seconds is named under "skipped".
 """
 
 import argparse
@@ -21,8 +24,11 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable
 from contextlib import chdir
+from functools import cache
+from itertools import islice
 from pathlib import Path
 from statistics import median
 
@@ -37,11 +43,11 @@ sys.path.insert(0, str(ROOT))
 
 from model.checkpoint import load_vae  # noqa: E402  # the root comes first, so that this runs as a plain script
 from model.kmeans import lloyd_pass  # noqa: E402
-from model.losses import reconstruction_loss  # noqa: E402
+from model.losses import SDFTarget, reconstruction_loss  # noqa: E402
 from model.quantizer import VectorQuantizer, codebook_statistics, nearest_codes  # noqa: E402
 from model.vqvae import VQVAE  # noqa: E402
 from tasks import stage1  # noqa: E402
-from tasks.dataset import load_targets  # noqa: E402
+from tasks.dataset import load_batches, load_targets  # noqa: E402
 from tasks.latents import latents_file, read_vectors  # noqa: E402
 from tasks.paths import LATENTS, METRICS, SDF, VAE  # noqa: E402
 from tasks.resume import ResumePoint  # noqa: E402
@@ -52,14 +58,16 @@ from tasks.training import History, train  # noqa: E402
 RATES = (0.0005, 0.005, 0.05)
 STAGE1_VECTORS = 200_000
 STAGE1_ROWS: dict[str, dict[str, object]] = {
-    "uniform(+-1/K) + Adam": {"init": "uniform", "update": "gradient", "revive_below": 0.0},
-    "randn + EMA": {"init": "randn", "update": "ema", "revive_below": 0.0},
-    "random latents + EMA + revival": {"init": "data", "update": "ema"},
     "k-means (ours)": {"init": "kmeans", "steps": 0},
-    "k-means (ours) + steps, gradient": {"init": "kmeans", "update": "gradient"},
     "k-means (ours) + steps, EMA": {"init": "kmeans", "update": "ema"},
+    "k-means (ours) + steps, gradient": {"init": "kmeans", "update": "gradient"},
+    "random latents + EMA + revival": {"init": "data", "update": "ema"},
+    "randn + EMA": {"init": "randn", "update": "ema", "revive_below": 0.0},
+    "uniform(+-1/K) + Adam": {"init": "uniform", "update": "gradient", "revive_below": 0.0},
 }
+OURS = tuple(STAGE1_ROWS)[:3]
 PEER_ROWS = ("vector-quantize-pytorch: EMA, its k-means init", "vector-quantize-pytorch: SimVQ")
+FLOAT32_TFLOPS = {"H100": 67, "H200": 67}  # of NVIDIA's data sheets (SXM), without tensor cores
 RATED = ("uniform(+-1/K) + Adam", "vector-quantize-pytorch: SimVQ")
 
 
@@ -125,11 +133,17 @@ def of_peer_simvq(vectors: Tensor, settings: Settings, rate: float) -> Tensor:
     return peer.codebook.detach()
 
 
+@cache
+def load_latents(device: torch.device, cap: int | None, seed: int) -> tuple[Tensor, Tensor]:
+    """The distinct training vectors, at most `cap` of a view, and those of held-out shapes."""
+    cached = read_vectors(latents_file(LATENTS, "train"), max_per_shape=cap, seed=seed)
+    heldout = read_vectors(latents_file(LATENTS, "val"), max_per_shape=None, seed=0)
+    return cached.to(device).unique(dim=0), heldout.to(device)
+
+
 def measure_row(name: str, rate: float | None, settings: Settings, device: torch.device, cap: int | None) -> dict:
+    vectors, heldout = load_latents(device, cap, settings.stage1.seed)
     torch.manual_seed(settings.stage1.seed)
-    cached = read_vectors(latents_file(LATENTS, "train"), max_per_shape=cap, seed=settings.stage1.seed)
-    vectors = cached.unique(dim=0).to(device)
-    heldout = read_vectors(latents_file(LATENTS, "val"), max_per_shape=None, seed=0).to(device)
     peak = watch_memory(device)
     started = time.perf_counter()
     if name in STAGE1_ROWS:
@@ -180,28 +194,41 @@ def wait(device: torch.device) -> None:
 
 
 def timed(work: Callable[[], object], device: torch.device, repeats: int) -> float:
-    """Median milliseconds, after one run that counts for nothing."""
-    seconds = []
+    """Median milliseconds, after one run that counts for nothing; on a GPU between events of its own."""
+    times = []
     for _ in range(repeats + 1):
         wait(device)
-        started = time.perf_counter()
-        work()
-        wait(device)
-        seconds.append(time.perf_counter() - started)
-    return 1000 * median(seconds[1:])
+        if device.type == "cuda":
+            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            start.record()
+            work()
+            end.record()
+            end.synchronize()
+            times.append(start.elapsed_time(end))
+        else:
+            started = time.perf_counter()
+            work()
+            times.append(1000 * (time.perf_counter() - started))
+    return median(times[1:])
 
 
 def measure_recipe(settings: Settings, device: torch.device) -> dict:
-    """A step of stage 1 as the recipe has it: encoder, quantizer and decoder on one shape, the codes alone trained."""
+    """A step of stage 1 as the recipe has it: encoder, quantizer and decoder, the codes alone trained.
+
+    On one shape, and on a batch of stage 2's: its time for each latent vector says what a step on as many vectors as
+    ours would take.
+    """
     vae = load_vae(VAE, device=device).requires_grad_(False)
     quantizer = VectorQuantizer(settings.codebook.size, vae.config.latent_channels).to(device)
     network = VQVAE(vae, quantizer)
     shards = open_shards(SDF)
     names = shards.names("train")
     targets = list(load_targets(shards, names[:: max(1, len(names) // 16)][:16], device=device))
+    batches = [batch.target for batch in islice(load_batches(shards, settings.stage2, start=0, device=device), 2)]
     optimizer = torch.optim.AdamW(quantizer.parameters())
 
-    def steps() -> None:
+    def steps(targets: list[SDFTarget]) -> int:
+        num_latents = 0
         for target in targets:
             with torch.autocast(device.type, torch.float16, enabled=device.type == "cuda"):
                 output = network(target.band, target.plan)
@@ -210,43 +237,70 @@ def measure_recipe(settings: Settings, device: torch.device) -> dict:
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+            num_latents += len(output.quantized.indices)
+        return num_latents
 
     def encode() -> None:
         with torch.no_grad():
             for target in targets:
                 vae.encode(target.band)
 
-    per_step = timed(steps, device, 3) / len(targets)
-    views = len(shards.names("train")) * settings.encode.train_symmetries
+    per_step = timed(lambda: steps(targets), device, 3) / len(targets)
+    per_batch = timed(lambda: steps(batches), device, 3) / len(batches)
+    latents_of_batch = steps(batches) / len(batches)
+    views = len(names) * settings.encode.train_symmetries
     return {
         "row": "recipe",
         "ms_per_step_one_shape": per_step,
+        "latents_of_one_shape": steps(targets) / len(targets),
         "seconds_for_the_steps": per_step * settings.stage1.steps / 1000,
+        "ms_per_step_batch": per_batch,
+        "latents_of_batch": latents_of_batch,
+        "seconds_for_the_steps_on_our_batch": (
+            per_batch * settings.stage1.batch_size / latents_of_batch * settings.stage1.steps / 1000
+        ),
         "ms_to_encode_one_shape": timed(encode, device, 3) / len(targets),
         "num_views_encoded_once": views,
     }
 
 
-def measure_nearest(device: torch.device) -> dict:
+def with_ratios(recipe: dict, rows: dict[str, dict]) -> dict:
+    """The recipe's time over ours: every view encoded once, and the row of ours that is best on held-out shapes.
+
+    With the network frozen the recipe's gradient is that of our steps, so on the same batch it needs as many of them.
+    On one shape a step its time is a lower bound: it has seen fewer vectors by then.
+    """
+    ours = [rows[name] for name in OURS if "heldout_error" in rows.get(name, {})]
+    if not ours or "error" in recipe:
+        return recipe
+    best = min(ours, key=lambda row: row["heldout_error"])
+    seconds = recipe["ms_to_encode_one_shape"] * recipe["num_views_encoded_once"] / 1000 + best["seconds"]
+    return recipe | {
+        "ours": best["row"],
+        "our_seconds_with_encoding": seconds,
+        "recipe_to_ours_one_shape": recipe["seconds_for_the_steps"] / seconds,
+        "recipe_to_ours_our_batch": recipe["seconds_for_the_steps_on_our_batch"] / seconds,
+    }
+
+
+def measure_nearest(device: torch.device, peers: bool) -> dict:
     """1 M vectors of dim 64 and 8192 codes on a GPU; 20 000 and 1024 on a CPU."""
     num, size = (1_000_000, 8192) if device.type == "cuda" else (20_000, 1024)
     generator = torch.Generator().manual_seed(0)
     codes = torch.randn(size, 64, generator=generator).to(device)
     vectors = torch.randn(num, 64, generator=generator).to(device)
     figures: dict[str, object] = {"row": "nearest", "num_vectors": num, "size": size, "dim": 64}
-
-    def whole() -> Tensor:
-        return torch.cdist(vectors, codes).argmin(1)
-
-    for name, work in {"nearest_codes": lambda: nearest_codes(vectors, codes), "cdist_argmin": whole}.items():
-        work()
-        peak = watch_memory(device)
-        work()
-        wait(device)
-        memory = peak()
-        ms = timed(work, device, 7)
-        tflops = 2 * num * size * 64 / ms / 1e9
-        figures[name] = {"ms": ms, "extra_memory_mb": memory, "tflops": tflops}
+    ways: dict[str, Callable[[], Tensor]] = {
+        "nearest_codes": lambda: nearest_codes(vectors, codes),
+        "cdist_argmin": lambda: torch.cdist(vectors, codes).argmin(1),
+    }
+    if peers:
+        ways |= peer_assignments(vectors, codes)
+    for name, work in ways.items():
+        try:
+            figures[name] = measure_assignment(work, device, 2 * num * size * 64)
+        except torch.OutOfMemoryError as error:
+            figures[name] = {"error": str(error).splitlines()[0]}
     picked = nearest_codes(vectors, codes)
     worst, wrong = 0.0, 0
     for rows, got in zip(vectors.split(8192), picked.split(8192), strict=True):
@@ -258,6 +312,38 @@ def measure_nearest(device: torch.device) -> dict:
         wrong += int((best.argmin(1) != got).sum())
         worst = max(worst, float(((chosen - least) / least).max()))
     return figures | {"other_index_than_float64": wrong, "worst_relative_excess": worst}
+
+
+def measure_assignment(work: Callable[[], Tensor], device: torch.device, operations: int) -> dict:
+    work()
+    peak = watch_memory(device)
+    work()
+    wait(device)
+    memory = peak()
+    ms = timed(work, device, 7)
+    tflops = operations / ms / 1e9
+    figures = {"ms": ms, "extra_memory_mb": memory, "tflops": tflops}
+    model = torch.cuda.get_device_name() if device.type == "cuda" else ""
+    limit = next((limit for gpu, limit in FLOAT32_TFLOPS.items() if gpu in model), None)
+    return figures | ({"share_of_float32_limit": tflops / limit} if limit else {})
+
+
+def peer_assignments(vectors: Tensor, codes: Tensor) -> dict[str, Callable[[], Tensor]]:
+    """vector-quantize-pytorch's whole forward without training, and its distances and argmax alone."""
+    from vector_quantize_pytorch import VectorQuantize
+    from vector_quantize_pytorch.vector_quantize_pytorch import cdist
+
+    peer = VectorQuantize(codes.shape[1], len(codes)).to(codes.device).eval()
+    peer.codebook = codes
+
+    @torch.no_grad()
+    def forward() -> Tensor:
+        return peer(vectors[None])[1][0]
+
+    return {
+        "vector_quantize_pytorch_cdist": lambda: (-cdist(vectors[None], codes[None])).argmax(2)[0],
+        "vector_quantize_pytorch_forward": forward,
+    }
 
 
 def measure_stage1() -> dict:
@@ -289,12 +375,18 @@ def measure_stage1() -> dict:
 
 
 def run_row(arguments: argparse.Namespace, name: str, rate: float | None) -> dict:
+    """One row, or its error: here on a GPU, in a process of its own on a CPU."""
+    if arguments.device == "cuda":
+        torch.cuda.empty_cache()
+        return one_row(arguments, name, rate)
     command = [sys.executable, __file__, "--row", name, "--device", arguments.device, "--size", str(arguments.size)]
     command += ["--batch", str(arguments.batch)] + (["--rate", str(rate)] if rate else [])
     command += ["--peers", arguments.peers] if arguments.peers else []
     command += ["--all-vectors"] if arguments.all_vectors else []
     environment = os.environ | {"OMP_WAIT_POLICY": "passive"}
-    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True, cwd=Path.cwd())
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=False, cwd=Path.cwd())
+    if done.returncode:
+        return {"row": name, "lr": rate, "error": f"the row's process ended with {done.returncode}"}
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -305,28 +397,58 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=1024)
     parser.add_argument("--batch", type=int, default=8192)
     parser.add_argument("--all-vectors", action="store_true", help="no cap per shape")
-    parser.add_argument("--only", nargs="*", default=[])
+    parser.add_argument(
+        "--only", nargs="*", default=[], choices=[*STAGE1_ROWS, *PEER_ROWS, "recipe", "nearest", "stage1"]
+    )
+    parser.add_argument("--budget", type=float, default=float("inf"), metavar="SECONDS", help="start no row after it")
     parser.add_argument("--json", type=Path, default=Path(__file__).with_suffix(".json"))
     parser.add_argument("--row", help=argparse.SUPPRESS)
     parser.add_argument("--rate", type=float, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    started = time.perf_counter()
     if arguments.peers:
         sys.path.append(arguments.peers)
     if arguments.row:
-        print(json.dumps(one_row(arguments)))
+        print(json.dumps(one_row(arguments, arguments.row, arguments.rate)))
         return
-    names = [*STAGE1_ROWS, *(PEER_ROWS if arguments.peers else ()), "recipe", "nearest", "stage1"]
+    peer_rows = PEER_ROWS if arguments.peers else ()
+    names = [*OURS, "recipe", "nearest", *[name for name in STAGE1_ROWS if name not in OURS], *peer_rows, "stage1"]
     rows: dict[str, dict] = {}
     if arguments.only and arguments.json.exists():
         rows = {row["row"]: row for row in json.loads(arguments.json.read_text())["rows"]}
+    skipped: list[str] = []
     for name in arguments.only or names:
-        runs = [run_row(arguments, name, rate) for rate in (RATES if name in RATED else (None,))]
-        rows[name] = min(runs, key=lambda row: row.get("heldout_error", 0.0))
-        print(rows[name], flush=True)
-    write_and_print(arguments, list(rows.values()))
+        if time.perf_counter() - started > arguments.budget:
+            skipped.append(name)
+        else:
+            runs = [run_row(arguments, name, rate) for rate in (RATES if name in RATED else (None,))]
+            rows[name] = best_run(runs)
+            if "recipe" in rows:
+                rows["recipe"] = with_ratios(rows["recipe"], rows)
+            print(rows[name], flush=True)
+        write(arguments, list(rows.values()), skipped)
+    print_table(list(rows.values()), skipped)
 
 
-def one_row(arguments: argparse.Namespace) -> dict:
+def best_run(runs: list[dict]) -> dict:
+    """The run with the lowest held-out error, with the errors of those that failed."""
+    errors = [f"lr {run['lr']}: {run['error']}" for run in runs if "error" in run]
+    if len(errors) == len(runs):
+        return runs[0]
+    best = min((run for run in runs if "error" not in run), key=lambda run: run.get("heldout_error", 0.0))
+    return best | ({"failed_rates": errors} if errors else {})
+
+
+def one_row(arguments: argparse.Namespace, name: str, rate: float | None) -> dict:
+    """The row's figures, or its error, so that the others go on."""
+    try:
+        return figures_of_row(arguments, name, rate)
+    except Exception as error:  # noqa: BLE001  # whatever ends one row, the others are worth having
+        traceback.print_exc()
+        return {"row": name, "lr": rate, "error": f"{type(error).__name__}: {error}".splitlines()[0]}
+
+
+def figures_of_row(arguments: argparse.Namespace, name: str, rate: float | None) -> dict:
     device = torch.device(arguments.device)
     settings = load_settings(PARAMS_FILE)
     settings = settings.model_copy(
@@ -335,17 +457,17 @@ def one_row(arguments: argparse.Namespace) -> dict:
             "stage1": settings.stage1.model_copy(update={"batch_size": arguments.batch}),
         }
     )
-    if arguments.row == "recipe":
+    if name == "recipe":
         return measure_recipe(settings, device)
-    if arguments.row == "stage1":
+    if name == "stage1":
         return measure_stage1()
-    if arguments.row == "nearest":
-        return measure_nearest(device)
+    if name == "nearest":
+        return measure_nearest(device, bool(arguments.peers))
     cap = None if arguments.all_vectors else settings.stage1.max_vectors_per_shape
-    return measure_row(arguments.row, arguments.rate, settings, device, cap)
+    return measure_row(name, rate, settings, device, cap)
 
 
-def write_and_print(arguments: argparse.Namespace, rows: list[dict]) -> None:
+def write(arguments: argparse.Namespace, rows: list[dict], skipped: list[str]) -> None:
     cuda = arguments.device == "cuda"
     result = {
         "command": "python benchmarks/codebook.py",
@@ -356,7 +478,12 @@ def write_and_print(arguments: argparse.Namespace, rows: list[dict]) -> None:
         "batch": arguments.batch,
         "rows": rows,
     }
+    if skipped:
+        result["skipped"] = skipped
     arguments.json.write_text(json.dumps(result, indent=2) + "\n")
+
+
+def print_table(rows: list[dict], skipped: list[str]) -> None:
     trained = [row for row in rows if "heldout_error" in row]
     print("row | usage | perplexity / K | held-out error | train error | seconds | extra MB")
     for row in trained:
@@ -367,6 +494,11 @@ def write_and_print(arguments: argparse.Namespace, rows: list[dict]) -> None:
     if trained:
         best = min(trained, key=lambda row: row["heldout_error"])
         print(f"lowest held-out error: {best['row']}, {best['heldout_error']:.5f}")
+    for row in rows:
+        if "error" in row:
+            print(f"failed: {row['row']}: {row['error']}")
+    if skipped:
+        print(f"skipped, as the budget was spent: {', '.join(skipped)}")
 
 
 if __name__ == "__main__":
