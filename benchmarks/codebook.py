@@ -11,26 +11,23 @@ once. A baseline with a learning rate is run with three, and the best on held-ou
 time of a step through the frozen network, as the original recipe trains, and how often the best row of ours, encoding
 included, fits into the recipe's steps; `nearest` is nearest_codes beside torch.cdist and vector-quantize-pytorch;
 `stage1` is all of python -m tasks.stage1 on 200 000 vectors. Writes codebook.json beside this file (or --json) after
-each row, and prints the table at the end. A row that fails is recorded with its error; one that would start after
---budget seconds is named under "skipped".
+each row, and prints the table at the end. A row that fails is recorded with its error, the others go on, and the exit
+code is 1; a row that would start after --budget seconds is named under "skipped".
 """
 
 import argparse
 import json
 import os
 import platform
-import resource
 import subprocess
 import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
 from contextlib import chdir
 from functools import cache
 from itertools import islice
 from pathlib import Path
-from statistics import median
 
 import numpy as np
 import pyarrow as pa
@@ -41,10 +38,11 @@ from torch import Tensor
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from model.checkpoint import load_vae  # noqa: E402  # the root comes first, so that this runs as a plain script
+from benchmarks.nearest_codes import measure_nearest, timed, wait, watch_memory  # noqa: E402  # the root comes first
+from model.checkpoint import load_vae  # noqa: E402
 from model.kmeans import lloyd_pass  # noqa: E402
 from model.losses import SDFTarget, reconstruction_loss  # noqa: E402
-from model.quantizer import VectorQuantizer, codebook_statistics, nearest_codes  # noqa: E402
+from model.quantizer import VectorQuantizer, codebook_statistics  # noqa: E402
 from model.vqvae import VQVAE  # noqa: E402
 from tasks import stage1  # noqa: E402
 from tasks.dataset import load_batches, load_targets  # noqa: E402
@@ -67,7 +65,6 @@ STAGE1_ROWS: dict[str, dict[str, object]] = {
 }
 OURS = tuple(STAGE1_ROWS)[:3]
 PEER_ROWS = ("vector-quantize-pytorch: EMA, its k-means init", "vector-quantize-pytorch: SimVQ")
-FLOAT32_TFLOPS = {"H100": 67, "H200": 67}  # of NVIDIA's data sheets (SXM), without tensor cores
 RATED = ("uniform(+-1/K) + Adam", "vector-quantize-pytorch: SimVQ")
 
 
@@ -171,47 +168,6 @@ def measure_row(name: str, rate: float | None, settings: Settings, device: torch
     }
 
 
-def watch_memory(device: torch.device) -> Callable[[], float]:
-    """What gives the peak above now, in MB: of the GPU's memory, or of the process's."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        return lambda: (torch.cuda.max_memory_allocated() - before) / 1e6
-    reset = Path("/proc/self/clear_refs")
-    reset.write_text("5")  # Linux: the peak counts from here
-    resident = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-    return lambda: (high_water() - resident) / 1e6
-
-
-def high_water() -> int:
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-    return int(line.split()[1]) * 1024
-
-
-def wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-
-
-def timed(work: Callable[[], object], device: torch.device, repeats: int) -> float:
-    """Median milliseconds, after one run that counts for nothing; on a GPU between events of its own."""
-    times = []
-    for _ in range(repeats + 1):
-        wait(device)
-        if device.type == "cuda":
-            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            start.record()
-            work()
-            end.record()
-            end.synchronize()
-            times.append(start.elapsed_time(end))
-        else:
-            started = time.perf_counter()
-            work()
-            times.append(1000 * (time.perf_counter() - started))
-    return median(times[1:])
-
-
 def measure_recipe(settings: Settings, device: torch.device) -> dict:
     """A step of stage 1 as the recipe has it: encoder, quantizer and decoder, the codes alone trained.
 
@@ -280,69 +236,6 @@ def with_ratios(recipe: dict, rows: dict[str, dict]) -> dict:
         "our_seconds_with_encoding": seconds,
         "recipe_to_ours_one_shape": recipe["seconds_for_the_steps"] / seconds,
         "recipe_to_ours_our_batch": recipe["seconds_for_the_steps_on_our_batch"] / seconds,
-    }
-
-
-def measure_nearest(device: torch.device, peers: bool) -> dict:
-    """1 M vectors of dim 64 and 8192 codes on a GPU; 20 000 and 1024 on a CPU."""
-    num, size = (1_000_000, 8192) if device.type == "cuda" else (20_000, 1024)
-    generator = torch.Generator().manual_seed(0)
-    codes = torch.randn(size, 64, generator=generator).to(device)
-    vectors = torch.randn(num, 64, generator=generator).to(device)
-    figures: dict[str, object] = {"row": "nearest", "num_vectors": num, "size": size, "dim": 64}
-    ways: dict[str, Callable[[], Tensor]] = {
-        "nearest_codes": lambda: nearest_codes(vectors, codes),
-        "cdist_argmin": lambda: torch.cdist(vectors, codes).argmin(1),
-    }
-    if peers:
-        ways |= peer_assignments(vectors, codes)
-    for name, work in ways.items():
-        try:
-            figures[name] = measure_assignment(work, device, 2 * num * size * 64)
-        except torch.OutOfMemoryError as error:
-            figures[name] = {"error": str(error).splitlines()[0]}
-    picked = nearest_codes(vectors, codes)
-    worst, wrong = 0.0, 0
-    for rows, got in zip(vectors.split(8192), picked.split(8192), strict=True):
-        best = (rows[:, None].double() - codes[None].double()).square().sum(2) if device.type == "cpu" else None
-        if best is None:
-            exact = codes.double()
-            best = exact.square().sum(1) - 2 * rows.double() @ exact.T + rows.double().square().sum(1, keepdim=True)
-        chosen, least = best.gather(1, got[:, None])[:, 0], best.min(1).values
-        wrong += int((best.argmin(1) != got).sum())
-        worst = max(worst, float(((chosen - least) / least).max()))
-    return figures | {"other_index_than_float64": wrong, "worst_relative_excess": worst}
-
-
-def measure_assignment(work: Callable[[], Tensor], device: torch.device, operations: int) -> dict:
-    work()
-    peak = watch_memory(device)
-    work()
-    wait(device)
-    memory = peak()
-    ms = timed(work, device, 7)
-    tflops = operations / ms / 1e9
-    figures = {"ms": ms, "extra_memory_mb": memory, "tflops": tflops}
-    model = torch.cuda.get_device_name() if device.type == "cuda" else ""
-    limit = next((limit for gpu, limit in FLOAT32_TFLOPS.items() if gpu in model), None)
-    return figures | ({"share_of_float32_limit": tflops / limit} if limit else {})
-
-
-def peer_assignments(vectors: Tensor, codes: Tensor) -> dict[str, Callable[[], Tensor]]:
-    """vector-quantize-pytorch's whole forward without training, and its distances and argmax alone."""
-    from vector_quantize_pytorch import VectorQuantize
-    from vector_quantize_pytorch.vector_quantize_pytorch import cdist
-
-    peer = VectorQuantize(codes.shape[1], len(codes)).to(codes.device).eval()
-    peer.codebook = codes
-
-    @torch.no_grad()
-    def forward() -> Tensor:
-        return peer(vectors[None])[1][0]
-
-    return {
-        "vector_quantize_pytorch_cdist": lambda: (-cdist(vectors[None], codes[None])).argmax(2)[0],
-        "vector_quantize_pytorch_forward": forward,
     }
 
 
@@ -428,6 +321,8 @@ def main() -> None:
             print(rows[name], flush=True)
         write(arguments, list(rows.values()), skipped)
     print_table(list(rows.values()), skipped)
+    if any("error" in row or "failed_rates" in row for row in rows.values()):
+        sys.exit(1)
 
 
 def best_run(runs: list[dict]) -> dict:

@@ -106,7 +106,7 @@ def _update(
 def _seed(distinct: Tensor, size: int, generator: torch.Generator) -> Tensor:
     """Each next code is one of the candidates, drawn by its squared distance to the codes so far.
 
-    On a GPU nothing waits for the CPU in between.
+    Nothing is copied to the CPU in between.
     """
     keep = torch.randperm(len(distinct), generator=generator)[: size * SEEDING_CANDIDATES_PER_CODE]
     candidates = distinct[keep.to(distinct.device)]
@@ -122,7 +122,8 @@ def _seed(distinct: Tensor, size: int, generator: torch.Generator) -> Tensor:
 
 
 def _draw(weights: Float[Tensor, " num_vectors"], uniform: Float64[Tensor, "1"]) -> Int[Tensor, "1"]:
-    """An index drawn in proportion to the weights. Summed as integers, so that every device and rank draws the same."""
-    steps = (weights.double() * (2.0**52 / len(weights)) / weights.max()).long()
+    """An index drawn in proportion to the weights. Sums are of integers, so that their order does not show."""
+    largest = weights.max().clamp(min=torch.finfo(weights.dtype).tiny)  # of distances that are all rounded to 0, too
+    steps = (weights.double() * (2.0**52 / len(weights)) / largest).long()
     ends = steps.cumsum(0)
     return torch.searchsorted(ends, (uniform * ends[-1]).long(), right=True).clamp_(max=len(weights) - 1)

@@ -45,7 +45,7 @@ class GroupNorm(nn.Module):
 
 
 class _GroupNorm(torch.autograd.Function):
-    """Keeps its input as it came, in half precision or not, and statistics; autograd would keep four float32 copies."""
+    """Keeps its input as it came, in half precision or not, and statistics; autograd would keep float32 copies."""
 
     @staticmethod
     def forward(

@@ -57,7 +57,7 @@ _SURFACE_FIELDS = [
 
 
 class PackedSDF(NamedTuple):
-    """A shape's bricks as its row holds them, a bit for each voxel: a fifth of the memory that coordinates take."""
+    """A shape's bricks as its row holds them, a bit for each voxel in place of its coordinates."""
 
     brick_coords: Int[np.ndarray, "num_bricks 3"]  # int32
     band: UInt8[np.ndarray, "num_bricks 64"]  # numpy.packbits of the 8^3 voxels of each brick, C order

@@ -74,6 +74,7 @@ def test_seeds_are_drawn_in_proportion_to_the_error():
     uniform = (torch.arange(4000, dtype=torch.float64) + 0.5) / 4000
     drawn = torch.cat([_draw(weights, u[None]) for u in uniform])
     assert torch.bincount(drawn, minlength=5).tolist() == [0, 3000, 0, 1000, 0]
+    assert int(_draw(torch.zeros(3), uniform[:1])) in range(3)
 
 
 def test_the_seed_decides():
