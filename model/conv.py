@@ -28,7 +28,7 @@ GEOMETRY = {
     "out_padding": [0] * 3,
 }
 COLUMN_ELEMENTS = 2**23  # gathered at a time: 32 MB of float32
-ROWS_PER_PRODUCT = 4096  # long thin products are summed from pieces, which lose less to rounding
+ROWS_PER_PRODUCT = 4096  # of a sum of products over rows
 
 
 class SubMConv3d(nn.Module):
@@ -43,51 +43,66 @@ class SubMConv3d(nn.Module):
 
     def forward(self, x: SparseTensor, num_outputs: int | None = None) -> SparseTensor:
         """With `num_outputs`, only that many leading rows are computed; their neighbours are found in all rows."""
-        feats: Tensor = x.feats
-        weight: Tensor = self.weight
-        if torch.is_autocast_enabled(feats.device.type):
-            dtype = torch.get_autocast_dtype(feats.device.type)
-            feats, weight = feats.to(dtype), weight.to(dtype)
         num_outputs = len(x.grid) if num_outputs is None else num_outputs
-        product = _Convolution.apply(feats, weight, neighbour_table(x.grid.whole), num_outputs)
-        return SparseTensor.on(x.grid.leading(num_outputs), product + self.bias.to(product.dtype))
+        feats = _Convolution.apply(x.feats, self.weight, self.bias, neighbour_table(x.grid.whole), num_outputs)
+        return SparseTensor.on(x.grid.leading(num_outputs), feats)
 
 
 class _Convolution(torch.autograd.Function):
     """Rows of the inputs and of the outputs are leading rows of the neighbour table; others count as absent."""
 
     @staticmethod
-    def forward(ctx: Any, feats: Tensor, weight: Tensor, neighbours: Tensor, num_outputs: int) -> Tensor:
+    def forward(ctx: Any, feats: Tensor, weight: Tensor, bias: Tensor, neighbours: Tensor, num_outputs: int) -> Tensor:
+        ctx.dtype = feats.dtype
+        feats, weight = feats.to(compute_dtype(feats)), weight.to(compute_dtype(feats))
         ctx.save_for_backward(feats, weight, neighbours)
-        return _convolve(feats, weight, neighbours, num_outputs)
+        return _convolve(feats, weight, bias, neighbours, num_outputs)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         feats, weight, neighbours = ctx.saved_tensors
-        grad_feats = grad_weight = None
+        grad_feats = grad_weight = grad_bias = None
         if ctx.needs_input_grad[0]:  # what a voxel gave at offset k, it gets back from its neighbour at -k
             mirrored = weight.flip(1, 2, 3).permute(4, 1, 2, 3, 0)
-            grad_feats = _convolve(grad_output, mirrored, neighbours, len(feats))
+            grad_feats = _convolve(grad_output, mirrored, None, neighbours, len(feats)).to(ctx.dtype)
         if ctx.needs_input_grad[1]:
-            grad_weight = _kernel_gradient(feats, grad_output, neighbours).reshape(weight.shape).to(weight.dtype)
-        return grad_feats, grad_weight, None, None
+            grad_weight = _kernel_gradient(feats, grad_output, neighbours).reshape(weight.shape)
+            grad_bias = sum_rows(grad_output)
+        return grad_feats, grad_weight, grad_bias, None, None
+
+
+def compute_dtype(feats: Tensor) -> torch.dtype:
+    """That of a convolution's products: half precision within autocast."""
+    device = feats.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else feats.dtype
+
+
+def sum_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Float32 or more."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def sum_rows(rows: Float[Tensor, "num_rows channels"]) -> Float[Tensor, " channels"]:
+    return rows.sum(0, dtype=sum_dtype(rows.dtype))
 
 
 def _convolve(
     feats: Float[Tensor, "num_inputs in_channels"],
     weight: Float[Tensor, "out_channels 3 3 3 in_channels"],
+    bias: Float[Tensor, " out_channels"] | None,
     neighbours: Int[Tensor, "27 num_rows"],
     num_outputs: int,
 ) -> Float[Tensor, "num_outputs out_channels"]:
     if feats.is_cuda:
         from model.conv_cuda import convolve
 
-        return convolve(feats, weight, neighbours, num_outputs)
+        return convolve(feats, weight, bias, neighbours, num_outputs)
     kernel = weight.flatten(1).T
+    offset = feats.new_zeros(len(weight)) if bias is None else bias.to(feats.dtype)
     output = feats.new_empty(num_outputs, len(weight))
     for rows, columns in _columns(feats, neighbours, num_outputs):
-        torch.mm(columns, kernel, out=output[rows])
+        torch.addmm(offset, columns, kernel, out=output[rows])
     return output
 
 
@@ -101,18 +116,23 @@ def _kernel_gradient(
         from model.conv_cuda import kernel_gradient
 
         return kernel_gradient(feats, grad_output, neighbours)
-    dtype = torch.promote_types(feats.dtype, torch.float32)
+    dtype = sum_dtype(feats.dtype)
     total = torch.zeros(grad_output.shape[1], NUM_OFFSETS * feats.shape[1], dtype=dtype)
     for rows, columns in _columns(feats, neighbours, len(grad_output)):
-        grads = grad_output[rows].T
-        whole = len(columns) // ROWS_PER_PRODUCT * ROWS_PER_PRODUCT
-        pieces = torch.bmm(
-            grads[:, :whole].unflatten(1, (-1, ROWS_PER_PRODUCT)).transpose(0, 1),
-            columns[:whole].unflatten(0, (-1, ROWS_PER_PRODUCT)),
-        )
-        total += pieces.sum(0, dtype=dtype)
-        total += grads[:, whole:] @ columns[whole:]
+        total += sum_of_products(grad_output[rows], columns)
     return total
+
+
+def sum_of_products(
+    grads: Float[Tensor, "num_rows out_channels"], columns: Float[Tensor, "num_rows width"]
+) -> Float[Tensor, "out_channels width"]:
+    """Over rows, in float32 or more. Long thin products are summed from pieces, which lose less to rounding."""
+    whole = len(columns) // ROWS_PER_PRODUCT * ROWS_PER_PRODUCT
+    pieces = torch.bmm(
+        grads[:whole].unflatten(0, (-1, ROWS_PER_PRODUCT)).transpose(1, 2),
+        columns[:whole].unflatten(0, (-1, ROWS_PER_PRODUCT)),
+    )
+    return pieces.sum(0, dtype=sum_dtype(columns.dtype)) + grads[whole:].T @ columns[whole:]
 
 
 def _columns(

@@ -12,14 +12,17 @@ from torch import Tensor
 
 NUM_OFFSETS = 27
 ROWS = 128  # output rows, or rows of a sum, that a program takes at a time
+# New with every batch: nothing is compiled for their values.
+NUMBERS = ["num_inputs", "num_outputs", "num_rows", "rows_per_split"]
 MIN_BLOCK = 16  # the smallest matrix product of a tensor core
 NUM_PROGRAMS = 4096  # enough to fill a GPU several times over
 
 
-@triton.jit
+@triton.jit(do_not_specialize=NUMBERS)
 def _convolve_kernel(
     feats,
     weight,
+    bias,
     neighbours,
     output,
     num_inputs,
@@ -30,14 +33,18 @@ def _convolve_kernel(
     ROWS: tl.constexpr,
     BLOCK_IN: tl.constexpr,
     BLOCK_OUT: tl.constexpr,
+    BIASED: tl.constexpr,
 ):
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     inside = row < num_outputs
     out_channel = tl.program_id(1) * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
     out_exists = out_channel < C_OUT
+    long = tl.zeros((1,), tl.int64)  # offsets can exceed 32 bits
     total = tl.zeros((ROWS, BLOCK_OUT), tl.float32)
+    if BIASED:
+        total += tl.load(bias + out_channel, out_exists, 0.0).to(tl.float32)[None, :]
     for offset in range(27):
-        neighbour = tl.load(neighbours + offset.to(tl.int64) * num_rows + row, mask=inside, other=-1)
+        neighbour = tl.load(neighbours + offset * (long + num_rows) + row, mask=inside, other=-1)
         present = (neighbour >= 0) & (neighbour < num_inputs)
         if tl.max(present.to(tl.int32), 0) > 0:
             source = neighbour.to(tl.int64) * C_IN
@@ -52,7 +59,7 @@ def _convolve_kernel(
     tl.store(target, total.to(output.dtype.element_ty), inside[:, None] & out_exists[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=NUMBERS)
 def _gradient_kernel(
     feats,
     grad_output,
@@ -73,11 +80,12 @@ def _gradient_kernel(
     in_channel = (tile % tiles_in) * BLOCK_IN + tl.arange(0, BLOCK_IN)
     out_channel = (tile // tiles_in) * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
     in_exists, out_exists = in_channel < C_IN, out_channel < C_OUT
+    long = tl.zeros((1,), tl.int64)  # offsets can exceed 32 bits
     total = tl.zeros((BLOCK_OUT, BLOCK_IN), tl.float32)
     end = tl.minimum((split + 1) * rows_per_split, num_outputs)
     for start in range(split * rows_per_split, end, ROWS):
         row = start + tl.arange(0, ROWS)
-        neighbour = tl.load(neighbours + offset.to(tl.int64) * num_rows + row, mask=row < end, other=-1)
+        neighbour = tl.load(neighbours + offset * (long + num_rows) + row, mask=row < end, other=-1)
         present = (neighbour >= 0) & (neighbour < num_inputs)
         grad = grad_output + row.to(tl.int64)[None, :] * C_OUT + out_channel[:, None]
         g = tl.load(grad, present[None, :] & out_exists[:, None], 0.0)
@@ -91,16 +99,18 @@ def _gradient_kernel(
 def convolve(
     feats: Float[Tensor, "num_inputs in_channels"],
     weight: Float[Tensor, "out_channels 3 3 3 in_channels"],
+    bias: Float[Tensor, " out_channels"] | None,
     neighbours: Int[Tensor, "27 num_rows"],
     num_outputs: int,
 ) -> Float[Tensor, "num_outputs out_channels"]:
     """The first rows of the convolution; neighbours that are no row of feats count as absent."""
     c_out, c_in = weight.shape[0], weight.shape[-1]
     output = feats.new_empty(num_outputs, c_out)
-    block_in, block_out = _block(c_in, 64), _block(c_out, 128)
+    block_in, block_out = block_of(c_in, 64), block_of(c_out, 128)
     _convolve_kernel[triton.cdiv(num_outputs, ROWS), triton.cdiv(c_out, block_out)](
         feats.contiguous(),
         weight.contiguous(),
+        bias,
         neighbours,
         output,
         len(feats),
@@ -111,6 +121,7 @@ def convolve(
         ROWS,
         block_in,
         block_out,
+        bias is not None,
         num_warps=8 if block_in * block_out > 64 * 64 else 4,
     )
     return output
@@ -123,7 +134,7 @@ def kernel_gradient(
 ) -> Float[Tensor, "out_channels 27*in_channels"]:
     """Sum over voxels of output gradient times neighbourhood, in float32; the order of summation is fixed."""
     num_outputs, c_out, c_in = len(grad_output), grad_output.shape[1], feats.shape[1]
-    block_in, block_out = _block(c_in, 128), _block(c_out, 128)
+    block_in, block_out = block_of(c_in, 128), block_of(c_out, 128)
     num_tiles = triton.cdiv(c_in, block_in) * triton.cdiv(c_out, block_out)
     num_splits = max(1, min(triton.cdiv(num_outputs, 4 * ROWS), NUM_PROGRAMS // (NUM_OFFSETS * num_tiles)))
     wide = block_in * block_out > 64 * 64
@@ -147,5 +158,5 @@ def kernel_gradient(
     return partial.sum(0)
 
 
-def _block(channels: int, largest: int) -> int:
+def block_of(channels: int, largest: int) -> int:
     return max(MIN_BLOCK, min(largest, triton.next_power_of_2(channels)))

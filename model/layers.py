@@ -1,6 +1,5 @@
-"""Layers that act on sparse tensors: per-shape group norm, activation, windowed attention, position embedding."""
+"""Layers that act on sparse tensors: activation, windowed attention, position embedding."""
 
-import math
 from typing import Any
 
 import torch
@@ -11,11 +10,10 @@ from torch.nn import functional as F
 from torch.nn.attention.varlen import varlen_attn
 from torch.utils.checkpoint import checkpoint
 
-from model.sparse import Grid, SparseTensor, Windows
+from model.sparse import SparseTensor, Windows
 
 HEAD_CHANNELS = 64
 WINDOW_SIZE = 8
-MAX_GROUPS = 32
 
 
 class Recomputable(nn.Module):
@@ -27,60 +25,6 @@ class Recomputable(nn.Module):
         if self.recompute and torch.is_grad_enabled():
             return checkpoint(super().__call__, *inputs, use_reentrant=False, preserve_rng_state=False)
         return super().__call__(*inputs)
-
-
-class GroupNorm(nn.Module):
-    """Group normalisation with statistics per shape over its voxels, in float32 (Wu and He 2018)."""
-
-    def __init__(self, channels: int, *, eps: float = 1e-5):
-        super().__init__()
-        self.num_groups = math.gcd(MAX_GROUPS, channels)  # narrow layers have fewer groups, of equal width
-        self.eps = eps
-        self.weight = nn.Parameter(torch.ones(channels))
-        self.bias = nn.Parameter(torch.zeros(channels))
-
-    def forward(self, x: SparseTensor) -> SparseTensor:
-        with torch.autocast(x.feats.device.type, enabled=False):
-            return x.with_feats(_GroupNorm.apply(x.feats, self.weight, self.bias, x.grid, self.num_groups, self.eps))
-
-
-class _GroupNorm(torch.autograd.Function):
-    """Keeps its input as it came, in half precision or not, and statistics; autograd would keep float32 copies."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, feats: Tensor, weight: Tensor, bias: Tensor, grid: Grid, num_groups: int, eps: float
-    ) -> Tensor:
-        centred = feats.float()
-        mean = _group_means(grid.membership.T @ centred, grid, num_groups)
-        centred = centred - grid.membership @ mean
-        variance = _group_means(grid.membership.T @ centred.square(), grid, num_groups)
-        inverse_std = (variance + eps).rsqrt()
-        ctx.save_for_backward(feats, weight, mean, inverse_std)
-        ctx.grid, ctx.num_groups = grid, num_groups
-        return (centred * (grid.membership @ (inverse_std * weight)) + bias).to(feats.dtype)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        feats, weight, mean, inverse_std = ctx.saved_tensors
-        shape_of = ctx.grid.membership
-        grad = grad_output.float()
-        normed = (feats.float() - shape_of @ mean) * (shape_of @ inverse_std)
-        sums, products = shape_of.T @ grad, shape_of.T @ (grad * normed)  # by shape and channel
-        # what a change of x does to mean and variance of its group
-        by_mean = _group_means(sums * weight, ctx.grid, ctx.num_groups) * inverse_std
-        by_variance = _group_means(products * weight, ctx.grid, ctx.num_groups) * inverse_std
-        grad_feats = grad * (shape_of @ (inverse_std * weight)) - shape_of @ by_mean - normed * (shape_of @ by_variance)
-        return grad_feats.to(feats.dtype), products.sum(0), sums.sum(0), None, None, None
-
-
-def _group_means(
-    sums: Float[Tensor, "num_shapes channels"], grid: Grid, num_groups: int
-) -> Float[Tensor, "num_shapes channels"]:
-    """From sums over each shape's voxels to means over each group's channels too, repeated for its every channel."""
-    means = (sums / grid.voxels_per_shape).view(len(sums), num_groups, -1).mean(2)
-    return means.repeat_interleave(sums.shape[1] // num_groups, 1)
 
 
 class SiLU(nn.Module):
@@ -108,15 +52,29 @@ class WindowAttention(nn.Module):
 
     def forward(self, x: SparseTensor) -> Float[Tensor, "num_voxels channels"]:
         windows = x.grid.windows(WINDOW_SIZE, self.shift)
-        qkv = self.to_qkv(x.feats).view(len(x.grid), 3, -1, HEAD_CHANNELS)[windows.order]
+        sorted_feats = _Permutation.apply(x.feats, windows.order, windows.position)
+        qkv = self.to_qkv(sorted_feats).view(len(x.grid), 3, -1, HEAD_CHANNELS)
         half_on_cuda = qkv.is_cuda and qkv.dtype in (torch.float16, torch.bfloat16)
         attended = _attend_varlen(qkv, windows) if half_on_cuda else _attend_padded(qkv, windows)
-        unsorted = torch.empty_like(attended).index_copy(0, windows.order, attended)
-        return self.to_out(unsorted.flatten(1))
+        return _Permutation.apply(self.to_out(attended.flatten(1)), windows.position, windows.order)
+
+
+class _Permutation(torch.autograd.Function):
+    """Rows in another order, by a gather both ways: torch's own gradient would sort, or add atomically."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
+        ctx.inverse = inverse
+        return rows.index_select(0, order)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None]:
+        return grad_output.index_select(0, ctx.inverse), None, None
 
 
 def _attend_varlen(qkv: Float[Tensor, "num_voxels 3 heads 64"], windows: Windows) -> Tensor:
-    q, k, v = (part.contiguous() for part in qkv.unbind(1))
+    q, k, v = qkv.unbind(1)
     attended = varlen_attn(q, k, v, windows.offsets, windows.offsets, windows.longest, windows.longest)
     assert isinstance(attended, Tensor)  # a tuple only where it was asked for more
     return attended
@@ -161,8 +119,9 @@ class FeedForward(nn.Module):
 
 
 def layer_norm(x: SparseTensor, *, eps: float) -> SparseTensor:
-    """Over the channels of each voxel, without parameters, in float32."""
-    return x.with_feats(F.layer_norm(x.feats.float(), x.feats.shape[1:], eps=eps).to(x.feats.dtype))
+    """Over the channels of each voxel, without parameters; in float32 inside, the result in the input's type."""
+    with torch.autocast(x.feats.device.type, enabled=False):
+        return x.with_feats(F.layer_norm(x.feats, x.feats.shape[1:], eps=eps))
 
 
 def position_embedding(coords: Int[Tensor, "num_voxels 4"], channels: int) -> Float[Tensor, "num_voxels channels"]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from model.distributed import mean, num_ranks
 from model.receptive_field import DecodePlan, plan_decode
 from model.sparse import SparseTensor
-from model.vae import NUM_LEVELS
+from model.vae import NUM_LEVELS, make_ahead
 
 Recon = Literal["l1", "l2", "l1+l2"]
 
@@ -35,6 +35,10 @@ class SDFTarget:
         """Decodes the voxels of `band`, then those of `beyond`. ValueError where one is no child of a latent voxel."""
         wanted = torch.cat([self.band.coords, self.beyond.coords])
         return plan_decode(self.band.grid.pooled(NUM_LEVELS), wanted, num_levels=NUM_LEVELS)
+
+    def make_ahead(self) -> None:
+        """Make the plan, and all else that the network finds out about coordinates, before it is asked for."""
+        make_ahead(self.band.grid, self.plan)
 
     def to(self, device: torch.device | str) -> "SDFTarget":
         return SDFTarget(self.band.to(device), self.beyond.to(device))

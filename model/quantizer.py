@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Num
 from torch import Tensor, nn
 
 from model.distributed import mean, total
@@ -115,10 +115,11 @@ def codebook_statistics(counts: Int[Tensor, " codebook_size"]) -> CodebookStatis
 
 def usage_of_batch(indices: Int[Tensor, " num_vectors"], codebook_size: int) -> tuple[Tensor, Tensor]:
     """Usage and perplexity within one batch, as scalars on the device, so that training need not wait for them."""
-    return usage_of_counts(total(torch.bincount(indices, minlength=codebook_size)))
+    counts = torch.zeros(codebook_size, device=indices.device)
+    return usage_of_counts(total(counts.scatter_add_(0, indices, torch.ones_like(indices, dtype=counts.dtype))))
 
 
-def usage_of_counts(counts: Int[Tensor, " codebook_size"]) -> tuple[Tensor, Tensor]:
+def usage_of_counts(counts: Num[Tensor, " codebook_size"]) -> tuple[Tensor, Tensor]:
     """Usage and perplexity, from how often each code occurs."""
     frequency = counts.float() / counts.sum()
     entropy = -torch.special.xlogy(frequency, frequency).sum()

@@ -8,66 +8,26 @@ the network works on the batch before. Sets are masks over the bricks of the lat
 
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from model.conv import neighbour_table
-from model.sparse import Grid, SparseTensor, find_rows
+from model.sparse import NUM_CHILDREN, Grid, Subdivision, find_rows
 
-NUM_CHILDREN = 8
 Mask = Bool[Tensor, "num_latents side side side"]
-
-
-class Subdivision(NamedTuple):
-    """What a block computes that replaces voxels by their children, with a convolution before and one after.
-
-    The rows of `children` are in such an order that what each later step needs comes first.
-    """
-
-    num_parents: int  # leading rows of the input grid that have a child to compute; the first convolution's output
-    slot: Int[Tensor, " num_children"]  # the parent's row * 8 + octant; no two children share one
-    children: Grid  # the second convolution's input
-    num_outputs: int  # leading rows of `children`; the second convolution's output
 
 
 @dataclass(frozen=True)
 class DecodePlan:
-    """The subdivisions from the latent voxels to the wanted ones, which are the rows of the result, in their order."""
+    """The subdivisions from the latent voxels to the wanted ones, which are the rows of the result, in their order.
+
+    Each is of the leading rows of the grid before it: what a later step needs comes first.
+    """
 
     subdivisions: tuple[Subdivision, ...]
-
-
-def subdivide(x: SparseTensor, step: Subdivision) -> SparseTensor:
-    """Every child has the features of its parent."""
-    return SparseTensor.on(step.children, _Spread.apply(x.feats, step.slot))
-
-
-class _Spread(torch.autograd.Function):
-    """Rows of parents to rows of children. Torch's own gradient of that would add atomically, in a random order."""
-
-    @staticmethod
-    def forward(ctx: Any, feats: Tensor, slot: Tensor) -> Tensor:
-        ctx.save_for_backward(slot)
-        ctx.num_parents = len(feats)
-        return feats.index_select(0, slot // NUM_CHILDREN)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None]:
-        (slot,) = ctx.saved_tensors
-        slots = grad_output.new_zeros(ctx.num_parents * NUM_CHILDREN, grad_output.shape[1])
-        return slots.index_copy_(0, slot, grad_output).view(ctx.num_parents, NUM_CHILDREN, -1).sum(1), None
-
-
-def subdivide_all(grid: Grid) -> Subdivision:
-    """Every voxel has all 8 children."""
-    slot = torch.arange(NUM_CHILDREN * len(grid), device=grid.coords.device)
-    return Subdivision(len(grid), slot, grid.subdivided, len(slot))
 
 
 def plan_decode(latents: Grid, wanted: Int[Tensor, "num_wanted 4"], *, num_levels: int) -> DecodePlan:
@@ -82,29 +42,30 @@ def plan_decode(latents: Grid, wanted: Int[Tensor, "num_wanted 4"], *, num_level
     outputs = outputs.view(-1, side, side, side)
 
     neighbours = neighbour_table(latents)
-    masks: list[tuple[Mask, Mask, Mask | None]] = []  # coarsest first
-    parents = None  # of the next finer level's inputs
+    masks: list[tuple[Mask, Mask | None]] = []  # coarsest first
+    parents = None  # of the next finer level's outputs, and what these read
     for _ in range(num_levels):
-        inputs = _dilate(outputs, neighbours)
-        masks.insert(0, (inputs, outputs, parents))
-        parents = _any_child(inputs)
+        masks.insert(0, (outputs, parents))
+        parents = _any_child(_dilate(outputs, neighbours))
         outputs = _dilate(parents, neighbours)
 
     subdivisions = []
     row, num_parents = torch.arange(len(latents), device=wanted.device).view(-1, 1, 1, 1), len(latents)
-    for inputs, outputs, parents in masks:
+    for outputs, parents in masks:
         first = wanted_at if parents is None else _indices(parents)
         others = wanted_at[:0] if parents is None else _indices(outputs & ~parents)
-        order = torch.cat([first, others, _indices(inputs & ~outputs)])
-        brick, *local = torch.unravel_index(order, inputs.shape)
+        order = torch.cat([first, others])
+        rows = torch.arange(len(order), dtype=torch.int32, device=order.device)
+        brick, *local = torch.unravel_index(order, outputs.shape)
         octant = (local[0] % 2 * 2 + local[1] % 2) * 2 + local[2] % 2
-        slot = row[brick, *(axis // 2 for axis in local)] * NUM_CHILDREN + octant
+        children = rows.new_full((NUM_CHILDREN, num_parents), -1)
+        children.view(-1)[octant * num_parents + row[brick, *(axis // 2 for axis in local)]] = rows
         coords = latents.coords[brick]
-        coords[:, 1:] = coords[:, 1:] * inputs.shape[1] + torch.stack(local, 1)
-        children = Grid(coords, num_shapes=latents.num_shapes, extent=latents.extent * inputs.shape[1])
-        subdivisions.append(Subdivision(num_parents, slot, children, len(first) + len(others)))
-        row = torch.full_like(inputs, -1, dtype=torch.int64)
-        row.view(-1)[order] = torch.arange(len(order), device=order.device)
+        coords[:, 1:] = coords[:, 1:] * outputs.shape[1] + torch.stack(local, 1)
+        fine = Grid(coords, num_shapes=latents.num_shapes, extent=latents.extent * outputs.shape[1])
+        subdivisions.append(Subdivision(fine, children))
+        row = torch.full_like(outputs, -1, dtype=torch.int64)
+        row.view(-1)[order] = rows.long()
         num_parents = len(first)
     return DecodePlan(tuple(subdivisions))
 

@@ -7,28 +7,46 @@ shared by every tensor on that grid.
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 CHILD_OFFSETS = torch.tensor([[x, y, z] for x in (0, 1) for y in (0, 1) for z in (0, 1)], dtype=torch.int32)
+NUM_CHILDREN = len(CHILD_OFFSETS)
 
 
 class Pooling(NamedTuple):
     """Where each voxel goes when every 2^3 cell becomes one voxel."""
 
     coarse: "Grid"
-    slot: Int[Tensor, " num_voxels"]  # row in coarse * 8 + octant; no two voxels share one
-    num_children: Float[Tensor, "num_coarse 1"]
+    parent: Int[Tensor, " num_voxels"]  # row in coarse, int32
+    children: Int[Tensor, "8 num_coarse"]  # int32: row of the child at each of CHILD_OFFSETS, or -1
+    divisor: Float[Tensor, " num_coarse"]  # of pool_mean: one more than there are children
+
+
+class Subdivision(NamedTuple):
+    """Children of the voxels of a grid: of all of them, or of its leading rows, all 8 or some."""
+
+    fine: "Grid"  # the children
+    children: Int[Tensor, "8 num_parents"]  # int32: row of the child at each of CHILD_OFFSETS, or -1
+
+
+class ShapeRows(NamedTuple):
+    """The rows of each shape of a batch."""
+
+    order: Int[Tensor, " num_voxels"]  # rows, those of one shape next to each other; int32
+    offsets: Int[Tensor, " num_shapes_plus_1"]  # where each shape starts in `order`; int32
 
 
 class Windows(NamedTuple):
     """Voxels grouped by the window of the grid that they lie in."""
 
     order: Int[Tensor, " num_voxels"]  # rows, those of one window next to each other
+    position: Int[Tensor, " num_voxels"]  # of each row in `order`
     offsets: Int[Tensor, " num_windows_plus_1"]  # int32, where each window starts in `order`
     longest: int  # voxels in the fullest window
 
@@ -92,26 +110,40 @@ class Grid:
         return self.membership.sum(0)[:, None]
 
     @cached_property
+    def shape_rows(self) -> ShapeRows:
+        shape = self.coords[:, 0].contiguous()
+        order = shape.argsort(stable=True)
+        starts = torch.arange(self.num_shapes + 1, dtype=torch.int32, device=shape.device)
+        return ShapeRows(order.int(), torch.searchsorted(shape[order], starts).int())
+
+    @cached_property
     def pooling(self) -> Pooling:
         coarse_extent = (self.extent + 1) // 2
         parents = self.coords.clone()
         parents[:, 1:] //= 2
-        keys, row = voxel_keys(parents, coarse_extent).unique(return_inverse=True)
+        keys, parent = voxel_keys(parents, coarse_extent).unique(return_inverse=True)
         coarse = Grid(_coords_of(keys, coarse_extent), num_shapes=self.num_shapes, extent=coarse_extent)
         x, y, z = (self.coords[:, 1:] % 2).long().unbind(1)
-        num_children = torch.bincount(row, minlength=len(coarse))[:, None].float()
-        return Pooling(coarse, row * 8 + x * 4 + y * 2 + z, num_children)
+        children = parent.new_full((NUM_CHILDREN, len(coarse)), -1, dtype=torch.int32)
+        rows = torch.arange(len(self), dtype=torch.int32, device=parent.device)
+        children.view(-1)[(x * 4 + y * 2 + z) * len(coarse) + parent] = rows
+        return Pooling(coarse, parent.int(), children, 1 + (children >= 0).sum(0, dtype=torch.float32))
 
     def pooled(self, times: int) -> "Grid":
         return self if times == 0 else self.pooling.coarse.pooled(times - 1)
 
     @cached_property
-    def subdivided(self) -> "Grid":
+    def subdivision(self) -> Subdivision:
         """Every voxel replaced by its 8 children, children of one voxel next to each other in CHILD_OFFSETS order."""
         scaled = self.coords * torch.tensor([1, 2, 2, 2], dtype=torch.int32, device=self.coords.device)
         offsets = torch.nn.functional.pad(CHILD_OFFSETS.to(self.coords.device), (1, 0))
-        children = (scaled[:, None] + offsets).reshape(-1, 4)
-        return Grid(children, num_shapes=self.num_shapes, extent=self.extent * 2)
+        coords = (scaled[:, None] + offsets).reshape(-1, 4)
+        rows = torch.arange(len(coords), dtype=torch.int32, device=coords.device)
+        fine = Grid(coords, num_shapes=self.num_shapes, extent=self.extent * 2)
+        return Subdivision(fine, rows.view(-1, NUM_CHILDREN).T.contiguous())
+
+    def subdivided(self, times: int) -> "Grid":
+        return self if times == 0 else self.subdivision.fine.subdivided(times - 1)
 
     def windows(self, size: int, shift: int) -> Windows:
         """Windows of size^3 voxels, moved by `shift`: window index = (coordinate + shift) div size."""
@@ -122,7 +154,8 @@ class Grid:
             order = keys.argsort(stable=True)
             counts = keys[order].unique_consecutive(return_counts=True)[1]
             offsets = torch.nn.functional.pad(counts.cumsum(0), (1, 0)).int()
-            self._windows[size, shift] = Windows(order, offsets, int(counts.max()))
+            position = torch.empty_like(order).index_copy_(0, order, torch.arange(len(order), device=order.device))
+            self._windows[size, shift] = Windows(order, position, offsets, int(counts.max()))
         return self._windows[size, shift]
 
     @cached_property
@@ -166,9 +199,27 @@ def pool_mean(x: SparseTensor) -> SparseTensor:
     The one more is the published network's: its scatter-mean counts the zeros it starts from as one more child
     (`include_self`), and its weights were trained with that.
     """
-    coarse, slot, num_children = x.grid.pooling
-    slots = x.feats.new_zeros(len(coarse) * 8, x.feats.shape[1]).index_copy(0, slot, x.feats)
-    return SparseTensor.on(coarse, slots.view(len(coarse), 8, -1).sum(1) / (num_children + 1).to(x.feats.dtype))
+    pooling = x.grid.pooling
+    return SparseTensor.on(pooling.coarse, _PoolMean.apply(x.feats, pooling))
+
+
+class _PoolMean(torch.autograd.Function):
+    """Gathers both ways: torch's own gradient would add atomically, in a random order."""
+
+    @staticmethod
+    def forward(ctx: Any, feats: Tensor, pooling: Pooling) -> Tensor:
+        ctx.pooling = pooling
+        absent = pooling.children < 0
+        padded = torch.nn.functional.pad(feats, (0, 0, 0, 1))
+        rows = torch.where(absent, len(feats), pooling.children).T.flatten()
+        sums = padded.index_select(0, rows).view(-1, NUM_CHILDREN, feats.shape[1]).sum(1)
+        return sums / pooling.divisor[:, None].to(feats.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None]:
+        share = grad_output / ctx.pooling.divisor[:, None].to(grad_output.dtype)
+        return share.index_select(0, ctx.pooling.parent), None
 
 
 def from_arrays(

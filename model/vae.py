@@ -7,11 +7,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from model.conv import SubMConv3d
+from model.child_conv import ChildConv3d
+from model.conv import SubMConv3d, neighbour_table
 from model.errors import InputError
-from model.layers import GroupNorm, Linear, Recomputable, SiLU, TransformerBlock, layer_norm, position_embedding
-from model.receptive_field import NUM_CHILDREN, DecodePlan, Subdivision, plan_decode, subdivide, subdivide_all
-from model.sparse import Grid, SparseTensor, pool_mean
+from model.layers import WINDOW_SIZE, Linear, Recomputable, SiLU, TransformerBlock, layer_norm, position_embedding
+from model.norm import GroupNormSiLU
+from model.receptive_field import DecodePlan, plan_decode
+from model.sparse import NUM_CHILDREN, Grid, SparseTensor, Subdivision
 
 NUM_LEVELS = 3
 DOWNSAMPLING = 2**NUM_LEVELS  # voxels of the input along one side of a latent voxel
@@ -80,7 +82,7 @@ class SparseSDFVAE(nn.Module):
         if len(z.grid) <= max_latents:
             return self.decode(z)
         hidden = self.decoder.transform(z)
-        children = z.grid.subdivided.subdivided.subdivided
+        children = z.grid.subdivided(NUM_LEVELS)
         parts = []
         for part in children.coords.split(max_latents * NUM_CHILDREN**NUM_LEVELS):
             low, high = part.amin(0), part.amax(0)
@@ -143,18 +145,24 @@ class DownBlock(Recomputable):
 
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__()
-        self.act_layers = nn.Sequential(GroupNorm(in_channels), SiLU())
-        self.out_layers = nn.Sequential(
-            SubMConv3d(in_channels, out_channels),
-            GroupNorm(out_channels),
-            SiLU(),
-            SubMConv3d(out_channels, out_channels),
+        # The published network's places in its lists, which name the parameters; activations had places as well.
+        self.act_layers = nn.ModuleDict({"0": GroupNormSiLU(in_channels)})
+        self.out_layers = nn.ModuleDict(
+            {
+                "0": SubMConv3d(in_channels, out_channels),
+                "1": GroupNormSiLU(out_channels),
+                "3": SubMConv3d(out_channels, out_channels),
+            }
         )
         self.skip_connection = Linear(in_channels, out_channels) if in_channels != out_channels else nn.Identity()
 
     def forward(self, x: SparseTensor) -> SparseTensor:
-        h = self.out_layers(pool_mean(self.act_layers(x)))
-        return h.with_feats(h.feats + self.skip_connection(pool_mean(x)).feats)
+        norm = self.act_layers["0"]
+        assert isinstance(norm, GroupNormSiLU)
+        h, pooled = norm.forward_pooled(x)
+        for layer in self.out_layers.values():
+            h = layer(h)
+        return h.with_feats(h.feats + self.skip_connection(pooled).feats)
 
 
 class SubdivideBlock(Recomputable):
@@ -163,15 +171,32 @@ class SubdivideBlock(Recomputable):
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__()
         self.act_layers = nn.Sequential(SubMConv3d(in_channels, out_channels), SiLU())
-        self.out_layers = nn.Sequential(SubMConv3d(out_channels, out_channels), SiLU())
+        self.out_layers = nn.Sequential(ChildConv3d(out_channels, out_channels), SiLU())
 
     def forward(self, x: SparseTensor, step: Subdivision | None = None) -> SparseTensor:
         """On all children, or on those that `step` names."""
-        step = step or subdivide_all(x.grid)
+        step = step or x.grid.subdivision
         convolution, activation = self.act_layers
-        children = subdivide(activation(convolution(x, step.num_parents)), step)
+        h = activation(convolution(x, step.children.shape[1]))
         convolution, activation = self.out_layers
-        return activation(convolution(children, step.num_outputs))
+        return activation(convolution(h, step))
+
+
+def make_ahead(grid: Grid, plan: DecodePlan) -> None:
+    """Make now what encoding voxels on `grid` and decoding by `plan` find out about coordinates.
+
+    Some of it waits for the GPU, so that a network that has to make it does not run ahead.
+    """
+    for times in range(NUM_LEVELS):
+        pooled = grid.pooled(times)
+        pooled.shape_rows  # noqa: B018  # kept by the grid
+        neighbour_table(pooled.pooling.coarse)
+    latents = grid.pooled(NUM_LEVELS)
+    latents.shape_rows  # noqa: B018
+    for shift in (0, SHIFT_OF_ODD_BLOCKS):
+        latents.windows(WINDOW_SIZE, shift)
+    for step in plan.subdivisions[:-1]:
+        neighbour_table(step.fine)
 
 
 def _transformer(config: VAEConfig) -> nn.ModuleList:

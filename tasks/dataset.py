@@ -186,7 +186,7 @@ def _prepared_ahead(batches: Iterable[PackedBatch], device: torch.device) -> Ite
     def prepare() -> tuple[ShapeBatch, torch.cuda.Event]:
         with torch.cuda.device(device), torch.cuda.stream(stream):
             batch = _prepared(next(source).to(device))
-            batch.target.plan  # noqa: B018  # made here, and kept
+            batch.target.make_ahead()
             return batch, stream.record_event()
 
     in_use: deque[tuple[torch.cuda.Event, ShapeBatch]] = deque()  # memory of a batch is free once its step has ended

@@ -222,7 +222,7 @@ def test_another_order_of_the_offsets_is_another_network(vae: SparseSDFVAE, tmp_
 def test_offset_one_of_the_published_kernel_is_one_step_along_x(vae: SparseSDFVAE, tmp_path: Path):
     """Index 13 is the voxel itself, 14 the neighbour at +x, 16 at +y, 22 at +z."""
     state = published(vae)
-    layer = load_vae(write_published(vae, tmp_path)).encoder.downsample[0].out_layers[0]
+    layer = load_vae(write_published(vae, tmp_path)).encoder.downsample[0].out_layers["0"]
     kernel, bias = state[FIRST_KERNEL], state[FIRST_KERNEL.replace("kernel", "bias")]
     for axis, index in ((0, 14), (1, 16), (2, 22)):
         coords = torch.full((2, 4), 5, dtype=torch.int32)

@@ -9,7 +9,6 @@ from model.layers import (
     HEAD_CHANNELS,
     WINDOW_SIZE,
     FeedForward,
-    GroupNorm,
     TransformerBlock,
     WindowAttention,
     layer_norm,
@@ -24,81 +23,7 @@ def float64(tensor: torch.Tensor) -> np.ndarray:
     return tensor.detach().double().numpy()
 
 
-# --- group norm ------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("channels", "num_groups"), [(4, 4), (32, 32), (48, 16), (64, 32), (128, 32)])
-def test_group_norm_takes_its_statistics_per_shape(channels, num_groups):
-    x = random_tensor(channels, num_shapes=3)
-    x = x.with_feats(x.feats * (1 + x.coords[:, :1]) + 5 * x.coords[:, :1])  # shapes that differ in mean and scale
-    norm = GroupNorm(channels)
-    torch.nn.init.normal_(norm.weight)
-    torch.nn.init.normal_(norm.bias)
-    expected = numpy_reference.group_norm(
-        x.coords.tolist(),
-        float64(x.feats),
-        float64(norm.weight),
-        float64(norm.bias),
-        num_groups=num_groups,
-        eps=1e-5,
-    )
-    np.testing.assert_allclose(float64(norm(x).feats), expected, rtol=1e-4, atol=1e-4)
-
-
-def test_group_norm_of_one_shape_is_torchs_with_its_gradients():
-    x = random_tensor(64, num_shapes=1)
-    norm = GroupNorm(64)
-    torch.nn.init.normal_(norm.weight)
-    feats = x.feats.clone().requires_grad_()
-    upstream = torch.randn(feats.shape)
-    ours = torch.autograd.grad(norm(x.with_feats(feats)).feats, [feats, norm.weight, norm.bias], upstream)
-    dense = F.group_norm(feats.T[None], 32, norm.weight, norm.bias)[0].T
-    for got, expected in zip(ours, torch.autograd.grad(dense, [feats, norm.weight, norm.bias], upstream), strict=True):
-        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
-
-
-def test_group_norm_has_the_gradients_of_its_formula():
-    x, norm = random_tensor(48, num_shapes=3), GroupNorm(48)
-    torch.nn.init.normal_(norm.weight)
-    feats = (x.feats * (1 + x.coords[:, :1]) + 5 * x.coords[:, :1]).requires_grad_()
-    upstream = torch.randn(feats.shape)
-    ours = torch.autograd.grad(norm(x.with_feats(feats)).feats, [feats, norm.weight, norm.bias], upstream)
-    exact = [tensor.detach().double().requires_grad_() for tensor in (feats, norm.weight, norm.bias)]
-    parts = []
-    for shape in range(3):
-        grouped = exact[0][x.coords[:, 0] == shape].unflatten(1, (16, 3))
-        centred = grouped - grouped.mean((0, 2), keepdim=True)
-        variance = centred.square().mean((0, 2), keepdim=True)
-        parts.append((centred / (variance + 1e-5).sqrt()).flatten(1) * exact[1] + exact[2])
-    order = x.coords[:, 0].argsort(stable=True)
-    expected = torch.autograd.grad(torch.cat(parts), exact, upstream[order].double())
-    for got, wanted in zip(ours, expected, strict=True):
-        torch.testing.assert_close(got.double(), wanted, rtol=1e-4, atol=1e-4)
-
-
-def test_group_norm_keeps_its_input_and_no_other_large_tensor():
-    x, kept = random_tensor(32, num_shapes=2), []
-    feats = x.feats.half().requires_grad_()
-    x.grid.membership  # noqa: B018  # made here, once for all layers
-    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
-        output = GroupNorm(32)(x.with_feats(feats)).feats
-    assert output.dtype == torch.float16
-    assert [tensor.data_ptr() for tensor in kept if tensor.numel() > 1000] == [feats.data_ptr()]
-
-
-def test_group_norm_survives_a_large_mean():
-    """The variance is that of centred values, not a difference of large squares."""
-    x = random_tensor(32, num_shapes=1)
-    norm = GroupNorm(32)
-    shifted = norm(x.with_feats(x.feats + 1000)).feats
-    torch.testing.assert_close(shifted, norm(x).feats, rtol=0, atol=2e-3)
-
-
-def test_group_norm_of_a_single_voxel_is_its_bias_where_each_channel_is_a_group():
-    norm = GroupNorm(4)
-    torch.nn.init.normal_(norm.bias)
-    x = SparseTensor(torch.zeros(1, 4, dtype=torch.int32), torch.randn(1, 4))
-    torch.testing.assert_close(norm(x).feats[0], norm.bias)
+# --- layer norm ------------------------------------------------------------------------------------------------------
 
 
 def test_layer_norm_is_torchs_without_parameters():
@@ -182,9 +107,8 @@ def test_position_embedding_is_padded_with_zeros_and_ignores_the_batch():
 # --- the order of rows -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("layer", [GroupNorm(64), TransformerBlock(64, shift=4)], ids=["norm", "block"])
-def test_the_order_of_rows_means_nothing(layer):
-    x = random_tensor(64)
+def test_the_order_of_rows_means_nothing():
+    x, layer = random_tensor(64), TransformerBlock(64, shift=4)
     order = torch.randperm(len(x.coords))
     shuffled = SparseTensor.on(Grid(x.coords[order]), x.feats[order])
     torch.testing.assert_close(layer(shuffled).feats, layer(x).feats[order], rtol=1e-4, atol=1e-5)

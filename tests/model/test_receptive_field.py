@@ -1,58 +1,12 @@
-import numpy as np
 import pytest
 import torch
 
-from model.receptive_field import plan_decode, subdivide, subdivide_all
-from model.sparse import Grid, SparseTensor, batch_tensors, find_rows, pool_mean
+from model.receptive_field import plan_decode
+from model.sparse import Grid, SparseTensor, batch_tensors, find_rows
 from model.vae import NUM_LEVELS, SparseSDFVAE, VAEConfig
-from tests.shapes import as_target, by_coords, random_coords, random_tensor, ring_and_box, voxelized
+from tests.shapes import as_target, random_coords, ring_and_box, voxelized
 
 CONFIG = VAEConfig(model_channels=64, num_blocks=1, latent_channels=16)
-
-
-# --- subdivision -----------------------------------------------------------------------------------------------------
-
-
-def to_children(x: SparseTensor) -> SparseTensor:
-    return subdivide(x, subdivide_all(x.grid))
-
-
-def test_every_voxel_becomes_its_eight_children_with_its_features():
-    x = random_tensor(3)
-    children = by_coords(to_children(x))
-    assert len(children) == 8 * len(x.coords)
-    parents = by_coords(x)
-    for (batch, *position), feats in children.items():
-        np.testing.assert_array_equal(feats, parents[(batch, *(p // 2 for p in position))])
-
-
-def test_subdividing_and_pooling_gives_the_grid_back_and_eight_ninths_of_the_features():
-    x = random_tensor(2)
-    there_and_back = by_coords(pool_mean(to_children(x)))
-    before = by_coords(x)
-    assert there_and_back.keys() == before.keys()
-    for coord, feats in there_and_back.items():
-        np.testing.assert_allclose(feats, before[coord] * 8 / 9, rtol=1e-6)
-
-
-def test_pooling_and_subdividing_covers_the_grid_it_came_from():
-    x = random_tensor(1)
-    covered = {tuple(coord) for coord in to_children(pool_mean(x)).coords.tolist()}
-    present = {tuple(coord) for coord in x.coords.tolist()}
-    cells = {(b, i // 2, j // 2, k // 2) for b, i, j, k in present}
-    assert present < covered
-    assert len(covered) == 8 * len(cells)
-
-
-def test_gradient_of_subdivision_sums_over_the_children():
-    x = random_tensor(2)
-    x.feats.requires_grad_()
-    upstream = torch.randn(8 * len(x.feats), 2, generator=torch.Generator().manual_seed(1))
-    (gradient,) = torch.autograd.grad(to_children(x).feats, x.feats, upstream)
-    torch.testing.assert_close(gradient, upstream.view(-1, 8, 2).sum(1))
-
-
-# --- the decode of a part --------------------------------------------------------------------------------------------
 
 
 def random_scene() -> tuple[Grid, torch.Tensor]:
@@ -96,29 +50,28 @@ def test_a_part_has_the_values_and_gradients_of_the_whole(scene):
 def test_a_part_costs_less_than_the_whole():
     latents, wanted = real_scene()
     plan = plan_decode(latents, wanted, num_levels=NUM_LEVELS)
-    assert len(plan.subdivisions[-1].children) < 0.7 * 512 * len(latents)
+    computed = sum(len(step.fine) for step in plan.subdivisions)
+    assert computed < 0.5 * (8 + 64 + 512) * len(latents)
 
 
-def test_what_is_computed_is_the_wanted_voxels_and_one_ring():
-    """The finest convolution reads the neighbours, that lie in a latent voxel, of what is wanted, and nothing else."""
+def test_what_is_computed_is_what_the_wanted_voxels_read():
+    """At the finest level the wanted voxels alone; above it the parents, that exist, of them and of the ring around."""
     latents, wanted = random_scene()
-    children = plan_decode(latents, wanted, num_levels=NUM_LEVELS).subdivisions[-1].children
+    *_, before, last = plan_decode(latents, wanted, num_levels=NUM_LEVELS).subdivisions
+    assert torch.equal(last.fine.coords, wanted)
     offsets = torch.cartesian_prod(torch.zeros(1), *[torch.arange(-1.0, 2)] * 3).int()
-    ring = (wanted[:, None] + offsets).view(-1, 4).unique(dim=0)
+    ring = (wanted[:, None] + offsets).view(-1, 4)
     _, stored = find_rows(ring // torch.tensor([1, 8, 8, 8]), latents)
     inside = (ring >= 0).all(1) & stored
-    assert {tuple(c) for c in children.coords.tolist()} == {tuple(c) for c in ring[inside].tolist()}
+    read = (ring[inside] // torch.tensor([1, 2, 2, 2])).unique(dim=0)
+    parents = before.fine.coords[: last.children.shape[1]]
+    assert {tuple(c) for c in parents.tolist()} == {tuple(c) for c in read.tolist()}
 
 
 def test_everything_wanted_is_the_whole():
     latents, _ = random_scene()
-    whole = latents.subdivided.subdivided.subdivided
-    plan = plan_decode(latents, whole.coords, num_levels=NUM_LEVELS)
-    assert [len(step.children) for step in plan.subdivisions] == [
-        8 * len(latents),
-        64 * len(latents),
-        512 * len(latents),
-    ]
+    plan = plan_decode(latents, latents.subdivided(NUM_LEVELS).coords, num_levels=NUM_LEVELS)
+    assert [len(step.fine) for step in plan.subdivisions] == [8 * len(latents), 64 * len(latents), 512 * len(latents)]
 
 
 def test_a_wanted_voxel_outside_the_latent_voxels_is_an_error_that_names_it():

@@ -68,6 +68,42 @@ def test_a_single_voxel_pools_to_half_of_itself():
     assert pooled.feats.tolist() == [[2.0]]
 
 
+def test_every_voxel_is_subdivided_into_its_eight_children():
+    grid = random_tensor(1, num_shapes=3).grid
+    fine, children = grid.subdivision
+    assert len(fine) == 8 * len(grid) == len(set(fine.keys.tolist()))
+    for octant, rows in enumerate(children):
+        position = torch.tensor([0, octant // 4, octant // 2 % 2, octant % 2])
+        assert torch.equal(fine.coords[rows], grid.coords * torch.tensor([1, 2, 2, 2]) + position)
+
+
+def test_pooling_knows_parents_and_children():
+    grid = random_tensor(1, num_shapes=3).grid
+    coarse, parent, children, divisor = grid.pooling
+    assert torch.equal(coarse.coords[parent], grid.coords // torch.tensor([1, 2, 2, 2]))
+    for octant, rows in enumerate(children):
+        present = rows >= 0
+        position = torch.tensor([0, octant // 4, octant // 2 % 2, octant % 2])
+        assert torch.equal(grid.coords[rows[present]], (coarse.coords * torch.tensor([1, 2, 2, 2]) + position)[present])
+    assert children[children >= 0].sort().values.tolist() == list(range(len(grid)))
+    assert torch.equal(divisor, 1 + torch.bincount(parent).float())
+
+
+def test_gradient_of_pooling_is_the_share_of_each_child():
+    coords = torch.tensor([[0, 0, 0, 0], [0, 1, 0, 1], [0, 4, 4, 4]], dtype=torch.int32)
+    feats = torch.randn(3, 2, requires_grad=True)
+    (gradient,) = torch.autograd.grad(pool_mean(SparseTensor(coords, feats)).feats.sum(), feats)
+    torch.testing.assert_close(gradient, torch.tensor([[1 / 3], [1 / 3], [1 / 2]]).expand(3, 2))
+
+
+def test_the_rows_of_each_shape_are_known():
+    grid = random_tensor(1, num_shapes=3).grid
+    order, offsets = grid.shape_rows
+    assert order.sort().values.tolist() == list(range(len(grid)))
+    for shape, (start, end) in enumerate(zip(offsets[:-1], offsets[1:], strict=True)):
+        assert (grid.coords[order[start:end], 0] == shape).all()
+
+
 def test_a_voxel_reaches_the_pooled_voxel_of_its_own_cell_and_no_other():
     x = random_tensor(1)
     x.feats.requires_grad_()

@@ -118,7 +118,7 @@ class PerfectDecoder(torch.nn.Module):
         self.values = {tuple(c): v for c, v in zip(coords.tolist(), values.tolist(), strict=True)}
 
     def forward(self, z: SparseTensor, plan: DecodePlan | None = None) -> SparseTensor:
-        children = z.grid.subdivided.subdivided.subdivided
+        children = z.grid.subdivided(3)
         return SparseTensor.on(
             children, torch.tensor([[self.values[tuple(c)]] for c in children.coords[:, 1:].tolist()])
         )

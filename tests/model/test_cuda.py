@@ -1,0 +1,142 @@
+"""Kernels for CUDA against the CPU's results in float64, where there is a GPU."""
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from model.child_conv import ChildConv3d
+from model.conv import SubMConv3d
+from model.norm import GroupNormSiLU
+from model.quantizer import nearest_codes
+from model.receptive_field import plan_decode
+from model.sparse import Grid, SparseTensor, Subdivision
+from model.vae import NUM_LEVELS, SparseSDFVAE, VAEConfig, make_ahead
+from tests.shapes import random_coords, random_tensor, relative_error
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+
+TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-3}
+DTYPES = list(TOLERANCE)
+WIDTHS = [(32, 32), (12, 24), (48, 192), (64, 128)]  # the small presets' widths are no powers of two
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+def check(layer: nn.Module, feats: Tensor, run: Callable[[nn.Module, Tensor, str], Tensor], dtype: torch.dtype) -> None:
+    """Values and gradients of all parameters and of the input. `run` is given layer, features and device."""
+    feats = feats.to(dtype)  # what both read
+    exact_layer, exact_feats = copy.deepcopy(layer).double(), feats.double().requires_grad_()
+    expected = run(exact_layer, exact_feats, "cpu")
+    upstream = torch.randn(expected.shape).to(dtype)
+    gradients = torch.autograd.grad(expected, [exact_feats, *exact_layer.parameters()], upstream.double())
+
+    layer, feats = layer.cuda(), feats.cuda().requires_grad_()
+    got = run(layer, feats, "cuda")
+    assert got.dtype == dtype
+    ours = torch.autograd.grad(got, [feats, *layer.parameters()], upstream.cuda())
+    for ours_, truth in zip([got, *ours], [expected, *gradients], strict=True):
+        assert relative_error(ours_.cpu(), truth) <= TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("in_channels", "out_channels"), WIDTHS)
+def test_convolution(in_channels, out_channels, dtype):
+    x = random_tensor(in_channels, num_shapes=2, extent=14)
+    layer = SubMConv3d(in_channels, out_channels)
+    nn.init.normal_(layer.bias)
+
+    def run(layer: nn.Module, feats: Tensor, device: str) -> Tensor:
+        with torch.autocast(device, torch.float16, enabled=dtype == torch.float16 and device == "cuda"):
+            return layer(SparseTensor.on(x.grid.to(device), feats), len(feats) // 2).feats
+
+    check(layer, x.feats, run, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("in_channels", "out_channels"), WIDTHS)
+def test_convolution_on_children(in_channels, out_channels, dtype):
+    grid = Grid(random_coords(num_shapes=2, extent=10, seed=0))
+    wanted = torch.rand(8, len(grid)) < 0.5
+    children = torch.full((8, len(grid)), -1, dtype=torch.int32)
+    children[wanted] = torch.randperm(int(wanted.sum())).int()
+    coords = grid.subdivision.fine.coords[: int(wanted.sum())]  # only their number counts
+    layer = ChildConv3d(in_channels, out_channels)
+    nn.init.normal_(layer.bias)
+
+    def run(layer: nn.Module, feats: Tensor, device: str) -> Tensor:
+        fine = Grid(coords.to(device), num_shapes=2, extent=20)
+        with torch.autocast(device, torch.float16, enabled=dtype == torch.float16 and device == "cuda"):
+            return layer(SparseTensor.on(grid.to(device), feats), Subdivision(fine, children.to(device))).feats
+
+    check(layer, torch.randn(len(grid), in_channels), run, dtype)
+
+
+@pytest.mark.parametrize("pooled", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("channels", [32, 12, 192, 512])
+def test_norm(channels, dtype, pooled):
+    x = random_tensor(channels, num_shapes=3, extent=14)
+    feats = x.feats * (1 + x.coords[:, :1]) + 5 * x.coords[:, :1]  # shapes that differ in mean and scale
+    norm = GroupNormSiLU(channels)
+    nn.init.normal_(norm.weight)
+    nn.init.normal_(norm.bias)
+
+    def run(norm: nn.Module, feats: Tensor, device: str) -> Tensor:
+        here = SparseTensor.on(x.grid.to(device), feats)
+        return torch.cat([part.feats for part in norm.forward_pooled(here)], 1) if pooled else norm(here).feats
+
+    check(norm, feats, run, dtype)
+
+
+def test_norm_survives_a_large_mean_and_a_shape_without_voxels():
+    coords = random_coords(num_shapes=2, extent=14, seed=0) * torch.tensor([2, 1, 1, 1], dtype=torch.int32)
+    norm, feats = GroupNormSiLU(32), torch.randn(len(coords), 32) + 1000
+    expected = copy.deepcopy(norm).double()(SparseTensor(coords, feats.double())).feats
+    got = norm.cuda()(SparseTensor(coords.cuda(), feats.cuda())).feats
+    torch.testing.assert_close(got.cpu().double(), expected, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("part", [False, True], ids=["whole", "planned"])
+def test_network_with_all_its_gradients(part):
+    """In float32: the whole way from the input to what the decoder gives, of all voxels or of some."""
+    x = random_tensor(1, num_shapes=2, extent=30, share=0.2)
+    latents = x.grid.pooled(NUM_LEVELS)
+    wanted = x.coords[::3].contiguous()
+    vae = SparseSDFVAE(VAEConfig(model_channels=64, num_blocks=2, latent_channels=16))
+    nn.init.normal_(vae.encoder.out_layer.weight, std=0.1)
+
+    def run(vae: nn.Module, feats: Tensor, device: str) -> Tensor:
+        grid = x.grid.to(device)
+        plan = plan_decode(grid.pooled(NUM_LEVELS), wanted.to(device), num_levels=NUM_LEVELS) if part else None
+        if plan:
+            make_ahead(grid, plan)
+        return vae.decode(vae.encode(SparseTensor.on(grid, feats)).mean, plan).feats
+
+    expected, ours = [], []
+    for device, results in (("cpu", expected), ("cuda", ours)):
+        copied = copy.deepcopy(vae).to(device)
+        feats = x.feats.to(device).requires_grad_()
+        output = run(copied, feats, device)
+        results += [
+            output,
+            *torch.autograd.grad(output.square().sum(), [feats, *copied.parameters()], allow_unused=True),
+        ]
+    assert len(latents) < len(wanted)
+    for got, truth in zip(ours, expected, strict=True):
+        assert (got is None) == (truth is None)
+        if truth is not None:  # some are 0 but for rounding: a bias before a norm of one channel
+            assert (got.cpu() - truth).norm() <= 1e-3 * truth.norm() + 1e-4
+
+
+@pytest.mark.parametrize("offset", [0.0, 10.0])
+def test_nearest_codes(offset):
+    codes, vectors = torch.randn(1000, 64) + offset, torch.randn(5000, 64) + offset
+    distances = torch.cdist(vectors.double(), codes.double())
+    got = nearest_codes(vectors.cuda(), codes.cuda()).cpu()
+    assert torch.equal(got, distances.argmin(1))
