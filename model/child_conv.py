@@ -26,8 +26,8 @@ from model.conv import (
 from model.sparse import NUM_CHILDREN, SparseTensor, Subdivision
 
 NUM_TAPS = 8  # parents that a child reads
-# By octant bit, tap and kernel element of one axis, whether the tap sums up that element. A lower child (bit 0) finds its
-# lower neighbour in another parent, itself and its upper neighbour in its own; an upper child the other way round.
+# By octant bit, tap and kernel element of one axis, whether the tap sums up that element. A lower child (bit 0) finds
+# its lower neighbour in another parent, itself and its upper neighbour in its own; an upper child the other way round.
 _SUMMED = torch.tensor([[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]])
 
 

@@ -56,18 +56,25 @@ class _Convolution(torch.autograd.Function):
         ctx.dtype = feats.dtype
         feats, weight = feats.to(compute_dtype(feats)), weight.to(compute_dtype(feats))
         ctx.save_for_backward(feats, weight, neighbours)
+        if feats.is_cuda:
+            from model.conv_cuda import convolve
+
+            return convolve(feats, weight, bias, neighbours, num_outputs)
         return _convolve(feats, weight, bias, neighbours, num_outputs)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         feats, weight, neighbours = ctx.saved_tensors
+        if feats.is_cuda:
+            from model.conv_cuda import input_gradient, kernel_gradient
+        else:
+            input_gradient, kernel_gradient = _input_gradient, _kernel_gradient
         grad_feats = grad_weight = grad_bias = None
-        if ctx.needs_input_grad[0]:  # what a voxel gave at offset k, it gets back from its neighbour at -k
-            mirrored = weight.flip(1, 2, 3).permute(4, 1, 2, 3, 0)
-            grad_feats = _convolve(grad_output, mirrored, None, neighbours, len(feats)).to(ctx.dtype)
+        if ctx.needs_input_grad[0]:
+            grad_feats = input_gradient(grad_output, weight, neighbours, len(feats)).to(ctx.dtype)
         if ctx.needs_input_grad[1]:
-            grad_weight = _kernel_gradient(feats, grad_output, neighbours).reshape(weight.shape)
+            grad_weight = kernel_gradient(feats, grad_output, neighbours).reshape(weight.shape)
             grad_bias = sum_rows(grad_output)
         return grad_feats, grad_weight, grad_bias, None, None
 
@@ -90,20 +97,26 @@ def sum_rows(rows: Float[Tensor, "num_rows channels"]) -> Float[Tensor, " channe
 def _convolve(
     feats: Float[Tensor, "num_inputs in_channels"],
     weight: Float[Tensor, "out_channels 3 3 3 in_channels"],
-    bias: Float[Tensor, " out_channels"] | None,
+    bias: Float[Tensor, " out_channels"],
     neighbours: Int[Tensor, "27 num_rows"],
     num_outputs: int,
 ) -> Float[Tensor, "num_outputs out_channels"]:
-    if feats.is_cuda:
-        from model.conv_cuda import convolve
-
-        return convolve(feats, weight, bias, neighbours, num_outputs)
     kernel = weight.flatten(1).T
-    offset = feats.new_zeros(len(weight)) if bias is None else bias.to(feats.dtype)
     output = feats.new_empty(num_outputs, len(weight))
     for rows, columns in _columns(feats, neighbours, num_outputs):
-        torch.addmm(offset, columns, kernel, out=output[rows])
+        torch.addmm(bias.to(feats.dtype), columns, kernel, out=output[rows])
     return output
+
+
+def _input_gradient(
+    grad_output: Float[Tensor, "num_outputs out_channels"],
+    weight: Float[Tensor, "out_channels 3 3 3 in_channels"],
+    neighbours: Int[Tensor, "27 num_rows"],
+    num_inputs: int,
+) -> Float[Tensor, "num_inputs in_channels"]:
+    """What a voxel gave at offset k, it gets back from its neighbour at -k."""
+    mirrored = weight.flip(1, 2, 3).permute(4, 1, 2, 3, 0)
+    return _convolve(grad_output, mirrored, weight.new_zeros(weight.shape[-1]), neighbours, num_inputs)
 
 
 def _kernel_gradient(
@@ -112,10 +125,6 @@ def _kernel_gradient(
     neighbours: Int[Tensor, "27 num_rows"],
 ) -> Float[Tensor, "out_channels 27*in_channels"]:
     """Sum over voxels of output gradient times gathered neighbourhood, in float32 or more."""
-    if feats.is_cuda:
-        from model.conv_cuda import kernel_gradient
-
-        return kernel_gradient(feats, grad_output, neighbours)
     dtype = sum_dtype(feats.dtype)
     total = torch.zeros(grad_output.shape[1], NUM_OFFSETS * feats.shape[1], dtype=dtype)
     for rows, columns in _columns(feats, neighbours, len(grad_output)):

@@ -33,15 +33,16 @@ def _convolve_kernel(
     ROWS: tl.constexpr,
     BLOCK_IN: tl.constexpr,
     BLOCK_OUT: tl.constexpr,
-    BIASED: tl.constexpr,
+    MIRRORED: tl.constexpr,
 ):
+    """With MIRRORED, the gradient of the input: kernel elements in the opposite order, their channels exchanged."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     inside = row < num_outputs
     out_channel = tl.program_id(1) * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
     out_exists = out_channel < C_OUT
     long = tl.zeros((1,), tl.int64)  # offsets can exceed 32 bits
     total = tl.zeros((ROWS, BLOCK_OUT), tl.float32)
-    if BIASED:
+    if not MIRRORED:
         total += tl.load(bias + out_channel, out_exists, 0.0).to(tl.float32)[None, :]
     for offset in range(27):
         neighbour = tl.load(neighbours + offset * (long + num_rows) + row, mask=inside, other=-1)
@@ -52,7 +53,10 @@ def _convolve_kernel(
                 channel = start + tl.arange(0, BLOCK_IN)
                 exists = channel < C_IN
                 x = tl.load(feats + source[:, None] + channel[None, :], present[:, None] & exists[None, :], 0.0)
-                kernel = weight + (out_channel[None, :] * 27 + offset) * C_IN + channel[:, None]
+                if MIRRORED:
+                    kernel = weight + (channel[:, None] * 27 + 26 - offset) * C_OUT + out_channel[None, :]
+                else:
+                    kernel = weight + (out_channel[None, :] * 27 + offset) * C_IN + channel[:, None]
                 w = tl.load(kernel, out_exists[None, :] & exists[:, None], 0.0)
                 total = tl.dot(x, w, total, input_precision="ieee")
     target = output + row.to(tl.int64)[:, None] * C_OUT + out_channel[None, :]
@@ -99,13 +103,25 @@ def _gradient_kernel(
 def convolve(
     feats: Float[Tensor, "num_inputs in_channels"],
     weight: Float[Tensor, "out_channels 3 3 3 in_channels"],
-    bias: Float[Tensor, " out_channels"] | None,
+    bias: Float[Tensor, " out_channels"],
     neighbours: Int[Tensor, "27 num_rows"],
     num_outputs: int,
 ) -> Float[Tensor, "num_outputs out_channels"]:
     """The first rows of the convolution; neighbours that are no row of feats count as absent."""
-    c_out, c_in = weight.shape[0], weight.shape[-1]
-    output = feats.new_empty(num_outputs, c_out)
+    return _launch(feats, weight, bias, neighbours, feats.new_empty(num_outputs, weight.shape[0]))
+
+
+def input_gradient(
+    grad_output: Float[Tensor, "num_outputs out_channels"],
+    weight: Float[Tensor, "out_channels 3 3 3 in_channels"],
+    neighbours: Int[Tensor, "27 num_rows"],
+    num_inputs: int,
+) -> Float[Tensor, "num_inputs in_channels"]:
+    return _launch(grad_output, weight, None, neighbours, grad_output.new_empty(num_inputs, weight.shape[-1]))
+
+
+def _launch(feats: Tensor, weight: Tensor, bias: Tensor | None, neighbours: Tensor, output: Tensor) -> Tensor:
+    (num_outputs, c_out), c_in = output.shape, feats.shape[1]
     block_in, block_out = block_of(c_in, 64), block_of(c_out, 128)
     _convolve_kernel[triton.cdiv(num_outputs, ROWS), triton.cdiv(c_out, block_out)](
         feats.contiguous(),
@@ -121,7 +137,7 @@ def convolve(
         ROWS,
         block_in,
         block_out,
-        bias is not None,
+        bias is None,
         num_warps=8 if block_in * block_out > 64 * 64 else 4,
     )
     return output

@@ -1,6 +1,6 @@
 """Layers that act on sparse tensors: activation, windowed attention, position embedding."""
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from torch.nn.attention.varlen import varlen_attn
 from torch.utils.checkpoint import checkpoint
 
+from model.conv import compute_dtype, sum_dtype
 from model.sparse import SparseTensor, Windows
 
 HEAD_CHANNELS = 64
@@ -27,9 +28,39 @@ class Recomputable(nn.Module):
         return super().__call__(*inputs)
 
 
-class SiLU(nn.Module):
-    def forward(self, x: SparseTensor) -> SparseTensor:
-        return x.with_feats(F.silu(x.feats))
+def silu(x: SparseTensor) -> SparseTensor:
+    return x.with_feats(F.silu(x.feats))
+
+
+class _ActivatedLinear(torch.autograd.Function):
+    """A linear layer of SiLU or tanh-form GELU, which keeps what is activated; autograd would keep the result too."""
+
+    @staticmethod
+    def forward(ctx: Any, feats: Tensor, weight: Tensor, bias: Tensor, activation: Literal["silu", "gelu"]) -> Tensor:
+        ctx.dtype, ctx.activation = feats.dtype, activation
+        feats, weight, bias = (part.to(compute_dtype(feats)) for part in (feats, weight, bias))
+        ctx.save_for_backward(feats, weight)
+        return F.linear(_activate(feats, activation), weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        feats, weight = ctx.saved_tensors
+        dtype = sum_dtype(feats.dtype)
+        grad_weight = grad_bias = None
+        if ctx.needs_input_grad[1]:
+            grad_weight = (grad_output.T @ _activate(feats, ctx.activation)).to(dtype)
+            grad_bias = grad_output.sum(0, dtype=dtype)
+        grad_feats = grad_output @ weight
+        if ctx.activation == "silu":
+            grad_feats = torch.ops.aten.silu_backward(grad_feats, feats)
+        else:
+            grad_feats = torch.ops.aten.gelu_backward(grad_feats, feats, approximate="tanh")
+        return grad_feats.to(ctx.dtype), grad_weight, grad_bias, None
+
+
+def _activate(feats: Tensor, activation: Literal["silu", "gelu"]) -> Tensor:
+    return F.silu(feats) if activation == "silu" else F.gelu(feats, approximate="tanh")
 
 
 class Linear(nn.Linear):
@@ -37,6 +68,9 @@ class Linear(nn.Linear):
 
     def forward(self, x: SparseTensor) -> SparseTensor:  # type: ignore[override]
         return x.with_feats(super().forward(x.feats))
+
+    def of_silu(self, x: SparseTensor) -> SparseTensor:
+        return x.with_feats(_ActivatedLinear.apply(x.feats, self.weight, self.bias, "silu"))
 
 
 class WindowAttention(nn.Module):
@@ -110,12 +144,14 @@ class TransformerBlock(Recomputable):
 class FeedForward(nn.Module):
     def __init__(self, channels: int, *, ratio: int = 4):
         super().__init__()
-        self.mlp = nn.Sequential(
-            nn.Linear(channels, ratio * channels), nn.GELU(approximate="tanh"), nn.Linear(ratio * channels, channels)
+        # The published network's places in its list, which name the parameters; the activation had one as well.
+        self.mlp = nn.ModuleDict(
+            {"0": nn.Linear(channels, ratio * channels), "2": nn.Linear(ratio * channels, channels)}
         )
 
     def forward(self, feats: Float[Tensor, "num_voxels channels"]) -> Float[Tensor, "num_voxels channels"]:
-        return self.mlp(feats)
+        widen, narrow = self.mlp.values()
+        return _ActivatedLinear.apply(widen(feats), narrow.weight, narrow.bias, "gelu")
 
 
 def layer_norm(x: SparseTensor, *, eps: float) -> SparseTensor:

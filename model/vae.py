@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from model.child_conv import ChildConv3d
 from model.conv import SubMConv3d, neighbour_table
 from model.errors import InputError
-from model.layers import WINDOW_SIZE, Linear, Recomputable, SiLU, TransformerBlock, layer_norm, position_embedding
+from model.layers import WINDOW_SIZE, Linear, Recomputable, TransformerBlock, layer_norm, position_embedding, silu
 from model.norm import GroupNormSiLU
 from model.receptive_field import DecodePlan, plan_decode
 from model.sparse import NUM_CHILDREN, Grid, SparseTensor, Subdivision
@@ -134,9 +134,9 @@ class Decoder(nn.Module):
     def subdivide(self, h: SparseTensor, plan: DecodePlan | None) -> SparseTensor:
         """What sees HALO latent voxels around each voxel."""
         steps = plan.subdivisions if plan else (None,) * NUM_LEVELS
-        for block, step in zip(self.upsample, steps, strict=True):
-            h = block(h, step)
-        h = self.out_layer(h)
+        for level, (block, step) in enumerate(zip(self.upsample, steps, strict=True)):
+            h = block(silu(h) if level else h, step)
+        h = self.out_layer.of_silu(h)
         return h.with_feats(torch.tanh(h.feats.float()))
 
 
@@ -166,20 +166,18 @@ class DownBlock(Recomputable):
 
 
 class SubdivideBlock(Recomputable):
-    """Convolution, eight children for every voxel, convolution."""
+    """Convolution, activation, eight children for every voxel, convolution; the activation after it is to come."""
 
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__()
-        self.act_layers = nn.Sequential(SubMConv3d(in_channels, out_channels), SiLU())
-        self.out_layers = nn.Sequential(ChildConv3d(out_channels, out_channels), SiLU())
+        self.act_layers = nn.ModuleDict({"0": SubMConv3d(in_channels, out_channels)})  # as in DownBlock
+        self.out_layers = nn.ModuleDict({"0": ChildConv3d(out_channels, out_channels)})
 
     def forward(self, x: SparseTensor, step: Subdivision | None = None) -> SparseTensor:
         """On all children, or on those that `step` names."""
         step = step or x.grid.subdivision
-        convolution, activation = self.act_layers
-        h = activation(convolution(x, step.children.shape[1]))
-        convolution, activation = self.out_layers
-        return activation(convolution(h, step))
+        h = silu(self.act_layers["0"](x, step.children.shape[1]))
+        return self.out_layers["0"](h, step)
 
 
 def make_ahead(grid: Grid, plan: DecodePlan) -> None:

@@ -1,5 +1,7 @@
 """Layers against loops in NumPy."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,7 @@ from model.layers import (
     FeedForward,
     TransformerBlock,
     WindowAttention,
+    _ActivatedLinear,
     layer_norm,
     position_embedding,
 )
@@ -82,9 +85,24 @@ def test_mlp_is_four_times_as_wide_with_the_tanh_form_of_gelu():
     mlp = FeedForward(8)
     assert [tuple(p.shape) for p in mlp.parameters()] == [(32, 8), (32,), (8, 32), (8,)]
     x = torch.randn(5, 8)
-    h = x @ mlp.mlp[0].weight.T + mlp.mlp[0].bias
+    h = x @ mlp.mlp["0"].weight.T + mlp.mlp["0"].bias
     gelu = 0.5 * h * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (h + 0.044715 * h**3)))  # Hendrycks and Gimpel 2016
-    torch.testing.assert_close(mlp(x), gelu @ mlp.mlp[2].weight.T + mlp.mlp[2].bias, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(mlp(x), gelu @ mlp.mlp["2"].weight.T + mlp.mlp["2"].bias, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("activation", "plain"), [("silu", F.silu), ("gelu", partial(F.gelu, approximate="tanh"))])
+def test_activated_linear_is_the_two_one_after_the_other_and_keeps_what_is_activated(activation, plain):
+    feats, weight, bias = (torch.randn(shape, requires_grad=True) for shape in ((500, 8), (3, 8), (3,)))
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+        output = _ActivatedLinear.apply(feats, weight, bias, activation)
+    assert [tensor.data_ptr() for tensor in kept] == [feats.data_ptr(), weight.data_ptr()]
+    expected = F.linear(plain(feats), weight, bias)
+    upstream = torch.randn(output.shape)
+    torch.testing.assert_close(output, expected)
+    ours = torch.autograd.grad(output, [feats, weight, bias], upstream)
+    for got, truth in zip(ours, torch.autograd.grad(expected, [feats, weight, bias], upstream), strict=True):
+        torch.testing.assert_close(got, truth, rtol=1e-4, atol=1e-5)
 
 
 # --- position embedding ----------------------------------------------------------------------------------------------
