@@ -110,7 +110,7 @@ def train(
 
     progress = Progress(settings.steps, description=description, unit="step", done=step)
     with _stop_signals() as stop, progress:
-        for batch in batches_from(step) if step < settings.steps else ():
+        for batch in window.waiting_for(batches_from(step) if step < settings.steps else iter(())):
             if num_ranks() > 1:  # noise of its own on each rank, the same when the run is resumed
                 torch.manual_seed((settings.seed * settings.steps + step) * num_ranks() + rank())
             try:
@@ -141,7 +141,7 @@ def train(
                     row |= check()
                 history.append(row)
                 note = f"loss {row['loss']:.4f}"
-                window = _Window(loss_scaling=on_cuda)
+                window.start()
             if rank() == 0:
                 progress.advance(note)
             due = step % settings.save_every == 0 or ending or stopping  # a step with a row, which refuses NaN
@@ -157,9 +157,23 @@ class _Window:
     """Losses since the last row of the history. They stay on the device, so that steps need not wait for each other."""
 
     def __init__(self, *, loss_scaling: bool) -> None:
-        self._steps: list[tuple[int, tuple[str, ...], Losses]] = []
         self._watched = {"loss": "loss"} if loss_scaling else {"loss": "loss", "grad_norm": "gradient norm"}
+        self.start()
+
+    def start(self) -> None:
+        self._steps: list[tuple[int, tuple[str, ...], Losses]] = []
+        self._waited = 0.0
         self._started = time.perf_counter()
+
+    def waiting_for(self, batches: Iterator[B]) -> Iterator[B]:
+        """The same batches, the time that each keeps the step waiting added up."""
+        while True:
+            asked = time.perf_counter()
+            batch = next(batches, None)
+            self._waited += time.perf_counter() - asked
+            if batch is None:
+                return
+            yield batch
 
     def add(self, step: int, names: tuple[str, ...], losses: Losses) -> None:
         self._steps.append((step, names, {key: value.detach() for key, value in losses.items()}))
@@ -177,13 +191,17 @@ class _Window:
                     )
 
     def means(self) -> dict[str, float]:
-        """Means over the window, of what is finite, and the seconds a step took. Raises DivergenceError."""
+        """Means over the window, of what is finite, and of a step's seconds and those that it waited for its batch.
+
+        Raises DivergenceError.
+        """
         self.refuse_divergence()
         keys = list(self._steps[-1][2])
         table = torch.stack([torch.stack([losses[key].float() for key in keys]) for _, _, losses in self._steps]).cpu()
-        seconds = (time.perf_counter() - self._started) / len(self._steps)
+        elapsed = {"seconds_per_step": time.perf_counter() - self._started, "seconds_waiting": self._waited}
         finite = average(torch.stack([column[column.isfinite()].mean() for column in table.T])).tolist()
-        return dict(zip(keys, finite, strict=True)) | {"seconds_per_step": seconds}
+        seconds = {key: value / len(self._steps) for key, value in elapsed.items()}
+        return dict(zip(keys, finite, strict=True)) | seconds
 
 
 def _with_warmup(schedule: Schedule, settings: Training) -> Callable[[int], float]:

@@ -44,9 +44,7 @@ def train(num_processes: int) -> str:
 
 
 def result() -> tuple[pd.DataFrame, dict[str, torch.Tensor]]:
-    return pd.read_csv(HISTORY, sep="\t").drop(columns="seconds_per_step"), load_file(
-        paths.TOKENIZER / "model.safetensors"
-    )
+    return pd.read_csv(HISTORY, sep="\t").filter(regex="^(?!seconds)"), load_file(paths.TOKENIZER / "model.safetensors")
 
 
 def views(sizes: Sequence[int]) -> tuple[list[TrainingView], dict[str, int]]:
