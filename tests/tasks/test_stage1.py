@@ -23,7 +23,7 @@ from tasks.paths import LATENTS, METRICS, RESUME, SDF, VAE
 from tasks.settings import Settings
 from tasks.shards import open_shards
 from tasks.stage1 import draw_vectors, normalised_error, spectrum, stage1
-from tasks.views import choose_views
+from tasks.views import choose_views, encode_views
 from tests.shapes import as_tensor
 
 
@@ -264,6 +264,17 @@ def test_latents_are_the_posterior_means_of_every_view(small_project: Path, smal
             means.append(vae.encode(as_tensor(moved, sdf.sdf, extent=sdf.resolution)).mean.feats)
     assert views[0].symmetry == 0
     torch.testing.assert_close(vectors, torch.cat(means))
+
+
+def test_views_encoded_several_at_a_time_have_the_latents_of_one_at_a_time(small_project: Path):
+    shards, vae = open_shards(SDF), load_vae(VAE)
+    views = choose_views(shards.names("train"), 2)
+    alone = list(encode_views(vae, shards, views, batch_voxels=1))
+    together = list(encode_views(vae, shards, views, batch_voxels=3 * int(shards.index.num_voxels.max())))
+    assert [latents[:2] for latents in together] == [tuple(view) for view in views]
+    for one, other in zip(alone, together, strict=True):
+        assert torch.equal(one.coords, other.coords)
+        torch.testing.assert_close(one.mean, other.mean, rtol=1e-5, atol=1e-6)
 
 
 def test_big_shapes_are_capped(small_project: Path):
