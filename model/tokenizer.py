@@ -20,9 +20,11 @@ from model.errors import InputError
 from model.hub import local_path
 from model.model_card import model_card
 from model.quantizer import VectorQuantizer, nearest_codes
-from model.sdf import SparseSDF, extract_mesh, voxelize
+from model.sdf import SparseSDF, Surface, voxelize
+from model.sdf.distance import BRICK_VOXELS
 from model.sdf.grid import Mode
-from model.sparse import Grid, batch_tensors, from_arrays
+from model.sdf.surface import extract_from_bricks
+from model.sparse import Grid, SparseTensor, batch_tensors, find_rows, from_arrays
 from model.tokens import Tokens, Vocabulary
 from model.vae import DOWNSAMPLING, SparseSDFVAE, VAEConfig
 from model.vqvae import VQVAE
@@ -132,6 +134,8 @@ class ShapeTokenizer:
     @torch.no_grad()
     def encode_batch(self, shapes: Sequence[trimesh.Trimesh | SparseSDF]) -> list[Tokens]:
         """Tokens of each shape, the network running once for all; memory grows with the voxels of all of them."""
+        if not shapes:
+            return []
         grids = [self.voxelize(shape) for shape in shapes]
         tensors = [from_arrays(grid.coords, grid.sdf, extent=self.resolution) for grid in grids]
         z_e = self.vqvae.encode(batch_tensors(tensors).to(self.device))
@@ -182,13 +186,7 @@ class ShapeTokenizer:
         coords = torch.from_numpy(np.pad(tokens.coords, ((0, 0), (1, 0))).astype(np.int32))
         grid = Grid(coords.to(self.device), num_shapes=1, extent=self.resolution // DOWNSAMPLING)
         indices = torch.from_numpy(tokens.indices.astype(np.int64)).to(self.device)
-        decoded = self.vqvae.decode_indices(indices, grid)
-        surface = extract_mesh(
-            decoded.coords[:, 1:].cpu().numpy(),
-            decoded.feats[:, 0].cpu().numpy(),
-            resolution=self.resolution,
-            device=str(self.device),
-        )
+        surface = decoded_surface(self.vqvae.decode_indices(indices, grid), grid, resolution=self.resolution)
         return trimesh.Trimesh(*surface.in_frame(tokens.center, tokens.scale), process=False)
 
     def check(self, tokens: Tokens) -> None:
@@ -222,3 +220,21 @@ class ShapeTokenizer:
         """
         codes = self.vocabulary.parse(sequence)
         return Tokens(codes.coords, codes.indices, np.asarray(center), scale, self.fingerprint)
+
+
+def decoded_surface(decoded: SparseTensor, latents: Grid, *, resolution: int) -> Surface:
+    """The surface, in the [-1, 1] cube, of a field that was decoded from the latent voxels of one shape.
+
+    That of model.sdf.extract_mesh, on the field's own device and without moving the place of every voxel to the host
+    and back. Voxels come in any order, each in a latent voxel.
+    """
+    bricks = decoded.coords.clone()
+    bricks[:, 1:] //= DOWNSAMPLING
+    brick, found = find_rows(bricks, latents)
+    assert found.all(), "a decoded voxel lies in no latent voxel"
+    x, y, z = (decoded.coords[:, 1:] % DOWNSAMPLING).long().unbind(1)
+    values = decoded.feats.new_full((len(latents) * BRICK_VOXELS,), torch.nan, dtype=torch.float32)
+    values[((brick * DOWNSAMPLING + x) * DOWNSAMPLING + y) * DOWNSAMPLING + z] = decoded.feats[:, 0].float()
+    return extract_from_bricks(
+        latents.coords[:, 1:].cpu().numpy(), values.cpu().numpy(), resolution=resolution, device=str(values.device)
+    )

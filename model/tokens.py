@@ -15,6 +15,7 @@ from model.errors import InputError
 
 NUM_OCCUPANCIES = 255  # a cell of the octree has at least one of its 8 children
 SHAPES_PER_ROW_GROUP = 1024
+LARGEST_COORDINATE = 1e300  # of a frame: far enough from where float64 ends
 
 _CONVENTIONS = {
     "coords": "x, y, z of each latent voxel, one after the other; a latent voxel is 8^3 voxels of the tokenizer's grid",
@@ -50,7 +51,7 @@ class Tokens:
     fingerprint: str  # of the tokenizer that made them
 
     def __post_init__(self) -> None:
-        coords, indices = np.asarray(self.coords), np.asarray(self.indices)
+        coords, indices = _array("coords", self.coords), _array("indices", self.indices)
         if coords.ndim != 2 or coords.shape[1] != 3 or indices.ndim != 1 or len(coords) != len(indices):
             raise InputError(
                 f"coords are {list(coords.shape)} and indices {list(indices.shape)}; expected [N, 3] and [N]; "
@@ -61,12 +62,18 @@ class Tokens:
         for name, array in (("coords", coords), ("indices", indices)):
             if not np.issubdtype(array.dtype, np.integer):
                 raise InputError(f"{name} are {array.dtype}; expected integers; convert them")
-        center, scale = np.asarray(self.center), np.asarray(self.scale)
+        center, scale = _array("center", self.center), _array("scale", self.scale)
         for numbers, shape in ((center, (3,)), (scale, ())):
-            if numbers.dtype.kind not in "iuf" or numbers.shape != shape or not np.isfinite(numbers).all():
-                raise InputError(f"center is {self.center} and scale {self.scale}; expected 3 finite numbers and one")
+            plain = numbers.dtype.kind in "iuf" and numbers.shape == shape
+            if not (plain and (np.abs(numbers) <= LARGEST_COORDINATE).all()):
+                raise InputError(
+                    f"center is {self.center} and scale {self.scale}; expected 3 finite numbers and one, none above "
+                    f"{LARGEST_COORDINATE:g}"
+                )
         if not scale > 0:
             raise InputError(f"scale is {self.scale}; expected a number above 0; it is half the cube's side in world")
+        if not isinstance(self.fingerprint, str):
+            raise InputError(f"fingerprint is {self.fingerprint!r}; expected text; it names the tokenizer")
         for name, value in (("coords", coords), ("indices", indices), ("center", center.astype(np.float64))):
             object.__setattr__(self, name, value)  # lists become arrays
         object.__setattr__(self, "scale", float(scale))
@@ -125,6 +132,15 @@ class Tokens:
             raise InputError(f"{path}: {error}") from error
         except Exception as error:  # zip, deflate and numpy's header each fail in their own ways
             raise _unreadable(path, error) from error
+
+
+def _array(name: str, value: Any) -> np.ndarray:
+    try:
+        return np.asarray(value)
+    except (ValueError, OverflowError) as error:  # lists of unequal length
+        raise InputError(
+            f"{name} can't be an array ({' '.join(str(error).split())}); expected one; correct it"
+        ) from error
 
 
 def write_parquet(path: Path, shapes: Iterable[tuple[str, Tokens]]) -> None:

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from model.checkpoint import load_vae
 from model.quantizer import CodebookStatistics, codebook_statistics, nearest_codes
-from model.sdf import SparseSDF, Surface, extract_mesh
+from model.sdf import SparseSDF, Surface
 from model.sparse import SparseTensor, from_arrays
-from model.tokenizer import ShapeTokenizer
+from model.tokenizer import ShapeTokenizer, decoded_surface
 from model.vae import SparseSDFVAE
 from tasks.codebook import load_codebook
 from tasks.memory import PeakMemory
@@ -124,17 +124,16 @@ class Reconstructor:
         tokens = latents if isinstance(latents, Quantized) else None
         z = latents.latents if isinstance(latents, Quantized) else latents
 
-        def decode() -> tuple[np.ndarray, np.ndarray, Surface]:
+        def decode() -> tuple[SparseTensor, Surface]:
             decoded = vae.decode_in_parts(z)
-            coords, sdf = decoded.coords[:, 1:].cpu().numpy(), decoded.feats[:, 0].cpu().numpy()
-            return coords, sdf, extract_mesh(coords, sdf, resolution=resolution)
+            return decoded, decoded_surface(decoded, z.grid, resolution=resolution)
 
-        (coords, sdf, mesh), decoding = self._measure(decode)
+        (decoded, mesh), decoding = self._measure(decode)
         return Reconstruction(
             row,
             mesh,
-            coords,
-            sdf,
+            decoded.coords[:, 1:].cpu().numpy(),
+            decoded.feats[:, 0].cpu().numpy(),
             num_tokens=tokens.num_tokens if tokens else None,
             bits=tokens.bits if tokens else None,
             encode_ms=encoding.ms,

@@ -8,12 +8,19 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import trimesh
+from safetensors.torch import save_file
 
+from model.checkpoint import save_vae
 from model.metrics import compare
 from model.sdf import normalised_surface
-from model.tokens import Tokens
+from model.tokens import Tokens, Vocabulary
+from tasks import paths, shards
+from tasks.evaluate import evaluate
+from tasks.meshes import load_mesh
+from tasks.settings import load_settings
 from tests.small_tokenizer import ROOT, small_tokenizer
 
 SECTION = re.search(r"^## Use it\n(.*?)^## ", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
@@ -43,15 +50,21 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_the_python_lines_work_as_written(project: Path):
+@pytest.fixture(scope="module")
+def printed(project: Path) -> str:
+    """By the Python lines, which leave body1.ply and body1.npz."""
     done = subprocess.run(  # noqa: PLW1510 - stderr says more than the exception would
         [sys.executable, "-c", the_block("python")], cwd=project, env=ENVIRONMENT, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_python_lines_work_as_written(project: Path, printed: str):
     truth = trimesh.load_mesh(project / MESH)
     tokenizer = small_tokenizer()
     expected = tokenizer.encode(truth)
-    assert done.stdout.split("\n")[-2].startswith(f"{len(expected)} [")
+    assert printed.split("\n")[-2].startswith(f"{len(expected)} [")
     assert Tokens.load(project / "body1.npz") == expected
 
     decoded = trimesh.load_mesh(project / "body1.ply")
@@ -60,6 +73,52 @@ def test_the_python_lines_work_as_written(project: Path):
     surface = normalised_surface(truth.vertices, truth.faces)
     metrics = compare(in_cube, surface, num_points=20_000, seed=0)
     assert metrics.cd_l1 < 2 / tokenizer.resolution
+
+
+def test_the_reconstruction_is_as_far_from_the_mesh_as_evaluate_says(
+    project: Path, printed: str, monkeypatch: pytest.MonkeyPatch
+):
+    """What the lines left in body1.ply, measured as evaluate does: with the same points.
+
+    The file's coordinates are float32 in the mesh's frame, which moves points by 2e-6 of the cube; the figure has 1e-2.
+    """
+    monkeypatch.chdir(project)
+    settings = load_settings(ROOT / "params.yaml")
+    leave_what_stages_leave()
+    evaluate(settings)
+    table = pd.read_parquet(paths.EVALUATION / "per_shape.parquet").set_index(["shape", "row"])
+
+    tokens, decoded = Tokens.load("body1.npz"), trimesh.load_mesh("body1.ply")
+    in_cube = trimesh.Trimesh((decoded.vertices - tokens.center) / tokens.scale, decoded.faces, process=False)
+    metrics = compare(
+        in_cube,
+        shards.open_shards(paths.SDF).read_surface("body1"),
+        num_points=settings.evaluate.num_points,
+        seed=settings.evaluate.seed,
+    )
+    row = table.loc[("body1", "stage2")]
+    assert (metrics.cd_l1, metrics.cd_l2) == pytest.approx((row.cd_l1, row.cd_l2), rel=1e-3)
+    assert row.num_tokens == len(tokens)
+
+
+def leave_what_stages_leave() -> None:
+    """The mesh as the only one of the test split, the VAE, a codebook, and histories of training."""
+    tokenizer = small_tokenizer()
+    mesh = load_mesh(MESH)
+    grid = tokenizer.voxelize(trimesh.Trimesh(mesh.vertices, mesh.faces, process=False))
+    paths.SDF.mkdir()
+    places = shards.write_shards(paths.SDF, [shards.shape_row("body1", grid)], shapes_per_shard=1)
+    index = pd.DataFrame([{"name": "body1", "split": "test", **place._asdict()} for place in places])
+    shards.write_index(paths.SDF / shards.INDEX, index, resolution=grid.resolution, truncation_voxels=2.0)
+    surface = normalised_surface(mesh.vertices, mesh.faces)
+    shards.write_surfaces(paths.SDF / shards.SURFACES, [("body1", surface)])
+    save_vae(tokenizer.vqvae.vae, paths.VAE)
+    paths.CODEBOOK.mkdir()
+    codebook = tokenizer.vqvae.quantizer.codebook.detach()
+    save_file({"codebook": codebook}, paths.CODEBOOK / "codebook.safetensors")
+    paths.METRICS.mkdir()
+    for stage in ("stage1", "stage2"):
+        (paths.METRICS / f"{stage}_history.tsv").write_text("step\tloss\n1\t1.0\n")
 
 
 def test_the_shell_lines_work_as_written(project: Path):
@@ -84,8 +143,5 @@ def test_the_numbers_of_the_text_are_those_of_the_settings():
 
 
 def size_of_vocabulary(parameters: Path) -> int:
-    from model.tokens import Vocabulary
-    from tasks.settings import load_settings
-
     settings = load_settings(parameters)
     return Vocabulary(settings.codebook.size, settings.voxelize.resolution // 8).size

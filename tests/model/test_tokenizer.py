@@ -12,8 +12,9 @@ import yaml
 from model.errors import InputError
 from model.quantizer import VectorQuantizer
 from model.receptive_field import DecodePlan
-from model.sparse import SparseTensor
-from model.tokenizer import ShapeTokenizer, Tokens
+from model.sdf import extract_mesh
+from model.sparse import Grid, SparseTensor
+from model.tokenizer import ShapeTokenizer, Tokens, decoded_surface
 from model.vae import SparseSDFVAE, VAEConfig
 from model.vqvae import VQVAE
 from tests.shapes import as_target, ring_and_box, voxelized
@@ -124,6 +125,19 @@ class PerfectDecoder(torch.nn.Module):
         )
 
 
+def test_the_surface_of_a_decoded_field_is_that_of_its_voxels(tokenizer: ShapeTokenizer):
+    """In any order, and of whatever voxels there are."""
+    latents = Grid(torch.tensor([[0, 0, 0, 0], [0, 1, 0, 2], [0, 1, 1, 2], [0, 3, 3, 3]], dtype=torch.int32))
+    children = latents.subdivided.subdivided.subdivided.coords
+    chosen = torch.randperm(len(children), generator=torch.Generator().manual_seed(0))[:1800]  # of 2048
+    decoded = SparseTensor(children[chosen], torch.randn(1800, 1, generator=torch.Generator().manual_seed(1)))
+    surface = decoded_surface(decoded, latents, resolution=RESOLUTION)
+    expected = extract_mesh(decoded.coords[:, 1:].numpy(), decoded.feats[:, 0].numpy(), resolution=RESOLUTION)
+    assert len(expected.faces) > 100
+    np.testing.assert_array_equal(surface.vertices, expected.vertices)
+    np.testing.assert_array_equal(surface.faces, expected.faces)
+
+
 def test_with_a_perfect_decoder_a_sphere_keeps_radius_and_place():
     sphere = trimesh.creation.icosphere(subdivisions=4, radius=3.0)
     sphere.apply_translation([10.0, 20.0, -5.0])
@@ -196,6 +210,7 @@ def test_a_batch_gives_each_shape_its_own_tokens(tokenizer: ShapeTokenizer):
     assert tokenizer.encode_batch(shapes) == alone
     assert tokenizer.encode_batch(shapes[::-1]) == alone[::-1]
     assert len({len(tokens) for tokens in alone}) == 3
+    assert tokenizer.encode_batch([]) == []
 
 
 def test_tokens_do_not_depend_on_the_number_of_threads(tokenizer: ShapeTokenizer, tokens: Tokens):

@@ -217,6 +217,10 @@ def test_tokens_that_a_vocabulary_has_not_are_refused(tokens: Tokens, message: s
         ({"center": np.array([0, np.inf, 0])}, r"center is .*inf"),
         ({"center": np.zeros(2)}, r"expected 3 finite numbers"),
         ({"center": ["a", "b", "c"]}, r"center is .*expected 3 finite numbers"),
+        ({"center": [10**400, 0, 0]}, r"expected 3 finite numbers"),
+        ({"center": np.full(3, 1e308), "scale": 1e308}, r"none above 1e\+300"),
+        ({"coords": [[0, 1], [2]]}, r"coords can't be an array"),
+        ({"fingerprint": None}, r"fingerprint is None; expected text"),
     ],
 )
 def test_arrays_that_cannot_be_tokens_are_refused(fields: dict, message: str):
