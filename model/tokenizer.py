@@ -41,7 +41,12 @@ class ShapeTokenizer:
     """Meshes in any frame to integers, and integers back to meshes.
 
     The same shape gives the same tokens for any number of threads, batch and device, except at rounding ties: a latent
-    whose two nearest codes are equally far to about 1e-5 of the distance may get either.
+    whose two nearest codes are equally far to about 1e-5 of the distance may get either. On one device the same
+    tokens give the same mesh, to the bit; between a CPU and a GPU the decoded field, and so the mesh, differs by
+    rounding.
+
+    All of it is float32. Decoding in half precision is the caller's to ask for, by torch.autocast around decode; it
+    moves the surface, and encode, whose tokens it would change, takes no notice of it.
     """
 
     def __init__(
@@ -138,7 +143,8 @@ class ShapeTokenizer:
             return []
         grids = [self.voxelize(shape) for shape in shapes]
         tensors = [from_arrays(grid.coords, grid.sdf, extent=self.resolution) for grid in grids]
-        z_e = self.vqvae.encode(batch_tensors(tensors).to(self.device))
+        with torch.autocast(self.device.type, enabled=False):
+            z_e = self.vqvae.encode(batch_tensors(tensors).to(self.device))
         indices = nearest_codes(z_e.feats, self.vqvae.quantizer.codebook)
         order = z_e.grid.keys.argsort()  # by shape, then in C order
         coords, codes = z_e.coords[order].cpu().numpy(), indices[order].cpu().numpy()

@@ -223,6 +223,11 @@ def test_tokens_do_not_depend_on_the_number_of_threads(tokenizer: ShapeTokenizer
         torch.set_num_threads(threads)
 
 
+def test_autocast_does_not_reach_the_tokens(tokenizer: ShapeTokenizer, tokens: Tokens):
+    with torch.autocast("cpu", torch.bfloat16):
+        assert tokenizer.encode(ring_and_box()) == tokens
+
+
 # --- the flat sequence -----------------------------------------------------------------------------------------------
 
 

@@ -66,12 +66,24 @@ def write_bad_files(folder: Path) -> dict[str, str]:
     (folder / "cut.ply").write_bytes(whole[: len(whole) // 2])
     trimesh.PointCloud(np.random.default_rng(0).random((50, 3))).export(folder / "points.ply")
     (folder / "nowhere.glb").symlink_to(folder / "gone.glb")
+    (folder / "beyond.off").write_text("OFF\n3 1 0\n0 0 0\n1 0 0\n0 1 0\n3 0 1 9\n")
+    (folder / "nan.off").write_text("OFF\n3 1 0\n0 0 nan\n1 0 0\n0 1 0\n3 0 1 2\n")
+    (folder / "vast.off").write_text("OFF\n3 1 0\n-1.7e308 0 0\n1.7e308 0 0\n0 1 0\n3 0 1 2\n")
+    (folder / "point.off").write_text("OFF\n3 1 0\n1 1 1\n1 1 1\n1 1 1\n3 0 1 2\n")
+    (folder / "sheet.off").write_text("OFF\n3 1 0\n0 0 0\n1 0 0\n0 1 0\n3 0 1 2\n")
+    (folder / "lying.stl").write_bytes(bytes(80) + (2 * 10**9).to_bytes(4, "little") + bytes(50))
     return {
         "empty.obj": "the file is empty",
         "prose.stl": "the file can't be read as .stl|the file holds no faces",
         "cut.ply": "the file",
         "points.ply": "the file holds no faces",
         "nowhere.glb": "no ordinary file|can't be opened",
+        "beyond.off": "faces use vertices 0 to 9 but there are 3|the file can't be read",
+        "nan.off": "have NaN or infinite vertices",
+        "vast.off": "its coordinates are too large",
+        "point.off": "have no area",
+        "sheet.off": "no voxel is inside it",
+        "lying.stl": "the file says 2000000000 triangles",
     }
 
 
@@ -126,7 +138,7 @@ def test_good_files_are_encoded_and_bad_ones_listed(here: Path, capsys: pytest.C
     assert listed.keys() == reasons.keys()
     for file, reason in reasons.items():
         assert any(part in listed[file] for part in reason.split("|")), (file, listed[file])
-    assert f"encoded 4 of 12 into new/tokens.jsonl, {sum_of_codes()} codes in all; 8 could not be used" in errors
+    assert f"encoded 4 of 18 into new/tokens.jsonl, {sum_of_codes()} codes in all; 14 could not be used" in errors
 
 
 def sum_of_codes() -> int:
