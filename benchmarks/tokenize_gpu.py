@@ -127,7 +127,7 @@ def compare_devices(meshes: dict[str, trimesh.Trimesh], device: torch.device) ->
         except InputError:  # too thin for this resolution
             unusable.append(name)
     expected = {name: here.encode(grid) for name, grid in grids.items()}
-    for name in grids:
+    for name, grid in grids.items():
         got = there.encode(meshes[name])
         num_tokens += len(got)
         if not np.array_equal(got.coords, expected[name].coords):
@@ -135,7 +135,7 @@ def compare_devices(meshes: dict[str, trimesh.Trimesh], device: torch.device) ->
             continue
         wrong = got.indices != expected[name].indices
         differing += int(wrong.sum())
-        margins += tie_margins(here, grids[name], wrong).tolist()
+        margins += tie_margins(here, grid, wrong).tolist()
         ours, theirs = decoded_field(here, expected[name]), decoded_field(there, expected[name])
         field_errors.append(float((ours - theirs).abs().max()))
         sign_changes += int(((ours < 0) != (theirs < 0)).sum())

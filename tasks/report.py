@@ -61,7 +61,7 @@ def write_report(path: Path, report: Report) -> None:
         meanings=_meanings(report),
         fixed_point=FIXED_POINT,
         scenes_note=_how_many(report.scenes, report, "are here"),
-        scene_options="".join(f"<option>{escape(_place(shape, report))}</option>" for shape in report.scenes),
+        scene_options=_scene_options(report),
         scene_labels="".join(f"<div><p><b>{title}</b><small></small></p></div>" for title in COLUMNS),
         sheet_note=_how_many(report.sheet, report, "are shown"),
         sheet="\n".join(_shape(shape, report) for shape in report.sheet),
@@ -210,6 +210,15 @@ def _how_many(shapes: Sequence[str], report: Report, verb: str) -> str:
 
 def _place(shape: str, report: Report) -> str:
     return f"{list(report.ranking).index(shape) + 1} of {len(report.ranking)}: {shape}"
+
+
+def _scene_options(report: Report) -> str:
+    """The middle one is shown first: the best result of all says little, and is mostly a box."""
+    middle = report.scenes[len(report.scenes) // 2]
+    return "".join(
+        f"<option{' selected' if shape == middle else ''}>{escape(_place(shape, report))}</option>"
+        for shape in report.scenes
+    )
 
 
 def _shape(shape: str, report: Report) -> str:

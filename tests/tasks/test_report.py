@@ -73,7 +73,7 @@ def make_report(scratch: Path) -> Report:
         {"codebook_pca.png": png_of(np.full((8, 8, 3), 99, np.uint8))},
         gallery,
         sheet=list(shapes()),
-        scenes=["four", "ball", HOSTILE],
+        scenes=["ball", "four", HOSTILE],
         conditions={"resolution": 40, "num_points": 500, "seed": 0},
     )
 
