@@ -128,7 +128,7 @@ class PerfectDecoder(torch.nn.Module):
 def test_the_surface_of_a_decoded_field_is_that_of_its_voxels(tokenizer: ShapeTokenizer):
     """In any order, and of whatever voxels there are."""
     latents = Grid(torch.tensor([[0, 0, 0, 0], [0, 1, 0, 2], [0, 1, 1, 2], [0, 3, 3, 3]], dtype=torch.int32))
-    children = latents.subdivided.subdivided.subdivided.coords
+    children = latents.subdivided(3).coords
     chosen = torch.randperm(len(children), generator=torch.Generator().manual_seed(0))[:1800]  # of 2048
     decoded = SparseTensor(children[chosen], torch.randn(1800, 1, generator=torch.Generator().manual_seed(1)))
     surface = decoded_surface(decoded, latents, resolution=RESOLUTION)
