@@ -9,7 +9,7 @@ import triton.language as tl
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from model.conv_cuda import NUM_PROGRAMS, ROWS, block_of
+from model.conv_cuda import NUM_PROGRAMS, PRECISION, ROWS, block_of
 
 NUMBERS = ["num_parents", "num_rows", "rows_per_split"]  # see model.conv_cuda
 NUM_PAIRS = 64  # of octant and tap
@@ -58,7 +58,7 @@ def _convolve_kernel(
                 x = tl.load(feats + source[:, None] + channel[None, :], known[:, None] & exists[None, :], 0.0)
                 kernel = summed + (out_channel[None, :] * 64 + octant * 8 + tap) * C_IN + channel[:, None]
                 w = tl.load(kernel, out_exists[None, :] & exists[:, None], 0.0)
-                total = tl.dot(x, w, total, input_precision="ieee")
+                total = tl.dot(x, w, total, input_precision=PRECISION)
         target = output + child.to(tl.int64)[:, None] * C_OUT + out_channel[None, :]
         tl.store(target, total.to(output.dtype.element_ty), present[:, None] & out_exists[None, :])
 
@@ -99,7 +99,7 @@ def _input_gradient_kernel(
                 g = tl.load(grad_output + source[:, None] + channel[None, :], present[:, None] & exists[None, :], 0.0)
                 kernel = summed + (channel[:, None] * 64 + pair) * C_IN + in_channel[None, :]
                 w = tl.load(kernel, exists[:, None] & in_exists[None, :], 0.0)
-                total = tl.dot(g, w, total, input_precision="ieee")
+                total = tl.dot(g, w, total, input_precision=PRECISION)
     target = grad_feats + parent.to(tl.int64)[:, None] * C_IN + in_channel[None, :]
     tl.store(target, total.to(grad_feats.dtype.element_ty), inside[:, None] & in_exists[None, :])
 
@@ -138,7 +138,7 @@ def _kernel_gradient_kernel(
         g = tl.load(grad, present[None, :] & out_exists[:, None], 0.0)
         source = feats + neighbour.to(tl.int64)[:, None] * C_IN + in_channel[None, :]
         x = tl.load(source, present[:, None] & in_exists[None, :], 0.0)
-        total = tl.dot(g, x, total, input_precision="ieee")
+        total = tl.dot(g, x, total, input_precision=PRECISION)
     kernel = (split.to(tl.int64) * C_OUT + out_channel[:, None]) * 64 + pair
     tl.store(partial + kernel * C_IN + in_channel[None, :], total, out_exists[:, None] & in_exists[None, :])
 

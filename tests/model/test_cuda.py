@@ -18,7 +18,7 @@ from tests.shapes import random_coords, random_tensor, relative_error
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 
-TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-3}
+TOLERANCE = {torch.float32: 5e-6, torch.float16: 2e-3}
 DTYPES = list(TOLERANCE)
 WIDTHS = [(32, 32), (12, 24), (48, 192), (64, 128)]  # the small presets' widths are no powers of two
 
