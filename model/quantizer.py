@@ -79,7 +79,7 @@ def nearest_codes(
 
             indices, doubtful = nearest_by_kernel(z, codebook, origin)
         else:
-            indices, doubtful = _nearest_by_blocks(z, codebook, origin)
+            indices, doubtful = nearest_by_blocks(z, codebook, origin)
         again = doubtful.nonzero().flatten()  # the only place where the CPU waits for a GPU
         if len(again):
             indices[again] = _nearest_in_float64(z, again, codebook.double(), origin.double())
@@ -102,7 +102,7 @@ def _nearest_in_float64(z: Tensor, rows: Tensor, codebook: Tensor, origin: Tenso
     return torch.cat(found)
 
 
-def _nearest_by_blocks(z: Tensor, codebook: Tensor, origin: Tensor) -> Nearest:
+def nearest_by_blocks(z: Tensor, codebook: Tensor, origin: Tensor) -> Nearest:
     codes = codebook - origin
     half_squares = codes.square().sum(1) / 2
     indices = torch.empty(len(z), dtype=torch.int64, device=z.device)

@@ -108,13 +108,13 @@ def test_only_ties_within_a_millionth_have_another_index_than_in_float64(case):
 @pytest.mark.parametrize("case", hostile())
 def test_what_float32_does_not_doubt_is_right(case):
     z, codebook = hostile()[case]
-    indices, doubtful = quantizer._nearest_by_blocks(z, codebook, codebook.mean(0))
+    indices, doubtful = quantizer.nearest_by_blocks(z, codebook, codebook.mean(0))
     expected = torch.from_numpy(numpy_reference.nearest_codes(z.numpy(), codebook.numpy()))
     assert torch.equal(indices[~doubtful], expected[~doubtful])
 
 
 def test_few_vectors_are_doubtful():
-    _, doubtful = quantizer._nearest_by_blocks(torch.randn(2000, 64), torch.randn(1000, 64), torch.zeros(64))
+    _, doubtful = quantizer.nearest_by_blocks(torch.randn(2000, 64), torch.randn(1000, 64), torch.zeros(64))
     assert doubtful.double().mean() < 0.01
 
 
