@@ -102,7 +102,10 @@ def _nearest_in_float64(z: Tensor, rows: Tensor, codebook: Tensor, origin: Tenso
     return torch.cat(found)
 
 
-def nearest_by_blocks(z: Tensor, codebook: Tensor, origin: Tensor) -> Nearest:
+def nearest_by_blocks(
+    z: Float[Tensor, "num_vectors dim"], codebook: Float[Tensor, "codebook_size dim"], origin: Float[Tensor, " dim"]
+) -> Nearest:
+    """In plain torch. The origin is where the codes' mean is."""
     codes = codebook - origin
     half_squares = codes.square().sum(1) / 2
     indices = torch.empty(len(z), dtype=torch.int64, device=z.device)
@@ -135,8 +138,8 @@ def max_rounding(dim: int) -> float:
 
     No code that is nearer than c has a greater norm than |x| + |x - c|, so that both factors of x.c are within it. In
     units of 2^-24 of its square a score loses up to 3 a channel in sums (a tensor core adds four products at a time, or
-    more, and cuts off), 12 by splitting into float16 numbers, and 9 by moving, scaling and |c|^2 / 2. That twice, 1.5 a
-    channel and 5 more for telling folded codes apart, and a sixteenth of all for the rounding of c's own distance.
+    more, and cuts off), 12 by splitting into float16 numbers, and 10 by moving, scaling and |c|^2 / 2. That twice, 1.5
+    a channel and 5 more for telling folded codes apart, and a sixteenth of all for the rounding of c's own distance.
     """
     return (8 * dim + 64) * 2.0**-24
 

@@ -70,7 +70,7 @@ def _nearest_kernel(
     x = x * (LARGEST_HALF / largest)[:, None]
     x_high = x.to(tl.float16)
     x_low = (x - x_high.to(tl.float32)).to(tl.float16)
-    unit = largest / LARGEST_HALF * tl.load(code_unit)
+    unit = largest * (1 / LARGEST_HALF) * tl.load(code_unit)
 
     # Of each lane: the lowest score, the block of CODES it is in, and the lowest of all others.
     best = tl.full((ROWS, LANES), float("inf"), tl.float32)
