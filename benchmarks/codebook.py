@@ -2,17 +2,17 @@
 
     .venv/bin/python benchmarks/codebook.py --peers FOLDER      (after dvc repro, which leaves artifacts/latents)
     ... --size 8192 --batch 65536 --all-vectors                 (the published size; on a GPU where there is one)
-    ... --only recipe nearest                                   (rows to measure; they join those of the JSON file)
+    ... --only recipe stage1                                    (rows to measure; they join those of the JSON file)
 
 FOLDER is the site-packages of an environment with vector-quantize-pytorch 1.32.0 (python3 -m venv peers &&
 peers/bin/pip install torch==2.13.0 vector-quantize-pytorch==1.32.0; FOLDER is peers/lib/python3.11/site-packages).
 On a CPU each row is a process of its own, so that its peak memory is its own; on a GPU one process reads the latents
-once. A baseline with a learning rate is run with three, and the best on held-out shapes is its row. `recipe` is the
-time of a step through the frozen network, as the original recipe trains, and how often the best row of ours, encoding
-included, fits into the recipe's steps; `nearest` is nearest_codes beside torch.cdist and vector-quantize-pytorch;
-`stage1` is all of python -m tasks.stage1 on 200 000 vectors. Writes codebook.json beside this file (or --json) after
-each row, and prints the table at the end. A row that fails is recorded with its error, the others go on, and the exit
-code is 1; a row that would start after --budget seconds is named under "skipped".
+once. A baseline with a learning rate is run with each of --rates, and the best on held-out shapes is its row. `recipe`
+is the time of a step through the frozen network, as the original recipe trains, and how often the best row of ours,
+encoding included, fits into the recipe's steps; on a CPU `stage1` is all of python -m tasks.stage1 on 200 000 vectors.
+Writes codebook.json beside this file (or --json) after each row, and prints the table at the end. A row that fails is
+recorded with its error, the others go on, and the exit code is 1; a row that would start after --budget seconds is
+named under "skipped".
 """
 
 import argparse
@@ -33,12 +33,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.nearest_codes import measure_nearest, timed, wait, watch_memory  # noqa: E402  # the root comes first
+from benchmarks.measure import timed, wait, watch_memory  # noqa: E402  # the root comes first
 from model.checkpoint import load_vae  # noqa: E402
 from model.kmeans import lloyd_pass  # noqa: E402
 from model.losses import SDFTarget, reconstruction_loss  # noqa: E402
@@ -53,7 +53,6 @@ from tasks.settings import PARAMS_FILE, Settings, load_settings  # noqa: E402
 from tasks.shards import open_shards  # noqa: E402
 from tasks.training import History, train  # noqa: E402
 
-RATES = (0.0005, 0.005, 0.05)
 STAGE1_VECTORS = 200_000
 STAGE1_ROWS: dict[str, dict[str, object]] = {
     "k-means (ours)": {"init": "kmeans", "steps": 0},
@@ -148,7 +147,8 @@ def measure_row(name: str, rate: float | None, settings: Settings, device: torch
     elif name == PEER_ROWS[0]:
         codes = of_peer_ema(vectors, settings)
     else:
-        codes = of_peer_simvq(vectors, settings, rate or RATES[0])
+        assert rate is not None, "a rated row has a rate"
+        codes = of_peer_simvq(vectors, settings, rate)
     wait(device)
     seconds, memory = time.perf_counter() - started, peak()
     use = codebook_statistics(lloyd_pass(heldout, codes).counts)
@@ -171,11 +171,12 @@ def measure_row(name: str, rate: float | None, settings: Settings, device: torch
 def measure_recipe(settings: Settings, device: torch.device) -> dict:
     """A step of stage 1 as the recipe has it: encoder, quantizer and decoder, the codes alone trained.
 
-    On one shape, and on a batch of stage 2's: its time for each latent vector says what a step on as many vectors as
-    ours would take.
+    Some steps are timed, and the time of settings.stage1.steps follows. On one shape, and on a batch of stage 2's: its
+    time for each latent vector says what a step on as many vectors as ours would take.
     """
     vae = load_vae(VAE, device=device).requires_grad_(False)
     quantizer = VectorQuantizer(settings.codebook.size, vae.config.latent_channels).to(device)
+    nn.init.uniform_(quantizer.codebook, -1 / settings.codebook.size, 1 / settings.codebook.size)
     network = VQVAE(vae, quantizer)
     shards = open_shards(SDF)
     names = shards.names("train")
@@ -207,6 +208,8 @@ def measure_recipe(settings: Settings, device: torch.device) -> dict:
     views = len(names) * settings.encode.train_symmetries
     return {
         "row": "recipe",
+        "timed_steps_one_shape": len(targets),
+        "timed_steps_batch": len(batches),
         "ms_per_step_one_shape": per_step,
         "latents_of_one_shape": steps(targets) / len(targets),
         "seconds_for_the_steps": per_step * settings.stage1.steps / 1000,
@@ -290,9 +293,8 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=1024)
     parser.add_argument("--batch", type=int, default=8192)
     parser.add_argument("--all-vectors", action="store_true", help="no cap per shape")
-    parser.add_argument(
-        "--only", nargs="*", default=[], choices=[*STAGE1_ROWS, *PEER_ROWS, "recipe", "nearest", "stage1"]
-    )
+    parser.add_argument("--rates", type=float, nargs="+", default=[0.0005, 0.005, 0.05])
+    parser.add_argument("--only", nargs="*", default=[], choices=[*STAGE1_ROWS, *PEER_ROWS, "recipe", "stage1"])
     parser.add_argument("--budget", type=float, default=float("inf"), metavar="SECONDS", help="start no row after it")
     parser.add_argument("--json", type=Path, default=Path(__file__).with_suffix(".json"))
     parser.add_argument("--row", help=argparse.SUPPRESS)
@@ -305,7 +307,8 @@ def main() -> None:
         print(json.dumps(one_row(arguments, arguments.row, arguments.rate)))
         return
     peer_rows = PEER_ROWS if arguments.peers else ()
-    names = [*OURS, "recipe", "nearest", *[name for name in STAGE1_ROWS if name not in OURS], *peer_rows, "stage1"]
+    names = [*OURS, "recipe", *[name for name in STAGE1_ROWS if name not in OURS], *peer_rows]
+    names += ["stage1"] if arguments.device == "cpu" else []
     rows: dict[str, dict] = {}
     if arguments.only and arguments.json.exists():
         rows = {row["row"]: row for row in json.loads(arguments.json.read_text())["rows"]}
@@ -314,7 +317,7 @@ def main() -> None:
         if time.perf_counter() - started > arguments.budget:
             skipped.append(name)
         else:
-            runs = [run_row(arguments, name, rate) for rate in (RATES if name in RATED else (None,))]
+            runs = [run_row(arguments, name, rate) for rate in (arguments.rates if name in RATED else [None])]
             rows[name] = best_run(runs)
             if "recipe" in rows:
                 rows["recipe"] = with_ratios(rows["recipe"], rows)
@@ -356,8 +359,6 @@ def figures_of_row(arguments: argparse.Namespace, name: str, rate: float | None)
         return measure_recipe(settings, device)
     if name == "stage1":
         return measure_stage1()
-    if name == "nearest":
-        return measure_nearest(device, bool(arguments.peers))
     cap = None if arguments.all_vectors else settings.stage1.max_vectors_per_shape
     return measure_row(name, rate, settings, device, cap)
 
@@ -371,6 +372,7 @@ def write(arguments: argparse.Namespace, rows: list[dict], skipped: list[str]) -
         "torch": torch.__version__,
         "size": arguments.size,
         "batch": arguments.batch,
+        "rates": arguments.rates,
         "rows": rows,
     }
     if skipped:

@@ -1,68 +1,132 @@
-"""The row `nearest` of benchmarks/codebook.py: nearest_codes beside torch.cdist and vector-quantize-pytorch.
+"""nearest_codes beside torch.cdist and vector-quantize-pytorch: are the indices those of float64, how fast, how big.
 
-And how that script takes times and memory, on a CPU or a GPU.
+    python benchmarks/nearest_codes.py [--peers FOLDER] [--json OUT.json]       (on a GPU about a minute)
+
+1 M vectors of dim 64 and 8192 codes on a GPU, 20 000 and 1024 on a CPU. Indices are checked first, on distributions
+that are hard for float32: one that is further than a millionth from the float64 minimum, or that the kernel gave
+without doubt where float64 has another, is a fault and the exit code 1. What does not fit into memory is timed on half
+of the vectors, or a quarter, and so on, and its row says on how many. `tiles` are other ways to cut the kernel's work.
+FOLDER is the site-packages of an environment with vector-quantize-pytorch 1.32.0, as benchmarks/codebook.py has it.
 """
 
-import resource
-import time
-from collections.abc import Callable
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from statistics import median
 
 import torch
 from torch import Tensor
 
-from model.quantizer import nearest_codes
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
-FLOAT32_TFLOPS = {"H100": 67, "H200": 67}  # of NVIDIA's data sheets (SXM), without tensor cores
+from benchmarks.measure import timed, wait, watch_memory  # the root comes first, so that this runs as a script
+from model.quantizer import Nearest, nearest_by_blocks, nearest_codes
+
+NUM, SIZE, DIM = {"cuda": 1_000_000, "cpu": 20_000}, {"cuda": 8192, "cpu": 1024}, 64
+TOLERANCE = 1e-6  # of the squared distance
+FLOAT16_TFLOPS = {"H100": 989, "H200": 989}  # of NVIDIA's data sheets (SXM), dense, with float32 sums
+PRODUCTS = 3  # that the kernel takes for one in float32
+TILES = [  # rows, codes, num_warps, num_stages
+    (128, 64, 8, 3),
+    (128, 64, 8, 2),
+    (64, 64, 4, 3),
+    (64, 64, 4, 2),
+    (128, 128, 8, 2),
+    (256, 64, 16, 3),
+]
+
+Assign = Callable[[Tensor, Tensor], Tensor]  # vectors and codes to indices
 
 
-def measure_nearest(device: torch.device, peers: bool) -> dict:
-    """1 M vectors of dim 64 and 8192 codes on a GPU; 20 000 and 1024 on a CPU."""
-    num, size = (1_000_000, 8192) if device.type == "cuda" else (20_000, 1024)
-    generator = torch.Generator().manual_seed(0)
-    codes = torch.randn(size, 64, generator=generator).to(device)
-    vectors = torch.randn(num, 64, generator=generator).to(device)
-    figures: dict[str, object] = {"row": "nearest", "num_vectors": num, "size": size, "dim": 64}
-    ways: dict[str, Callable[[], Tensor]] = {
-        "nearest_codes": lambda: nearest_codes(vectors, codes),
-        "cdist_argmin": lambda: torch.cdist(vectors, codes).argmin(1),
+def distributions(device: torch.device) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Names, vectors and codes."""
+    generator = torch.Generator(device).manual_seed(0)
+    num, size = NUM[device.type] // 5, SIZE[device.type]
+    randn = partial(torch.randn, generator=generator, device=device)
+
+    def rows_of(vectors: Tensor) -> Tensor:
+        return vectors[torch.randint(len(vectors), (size,), generator=generator, device=device)]
+
+    yield "randn", randn(num, DIM), randn(size, DIM)
+    yield "offset of 10 sigma", 10 + randn(num, DIM), 10 + randn(size, DIM)
+    far = randn(num, DIM) + 100 * (torch.arange(num, device=device) % 2)[:, None]
+    yield "clusters 100 sigma apart", far, rows_of(far)
+    repeats = randn(num, DIM)
+    repeats[: 3 * num // 10] = repeats[0]
+    yield "30 % exact repeats, codes among them", repeats, rows_of(repeats)
+    vectors = randn(num, DIM)
+    near = vectors[: size // 2]
+    one, two = torch.nn.functional.normalize(randn(2, len(near), DIM), dim=2)
+    yield "ties within a millionth", vectors, torch.cat([near + one, near + two * (1 + 1e-6 * randn(len(near), 1))])
+    narrow = randn(num, DIM) * 0.7 ** torch.arange(DIM, device=device)
+    yield "variance in few directions", narrow, rows_of(narrow)
+    for dim in (1, 3, 16, 100, 128, 200, 256):
+        yield f"{dim} channels", randn(num // 10, dim), randn(1000, dim)
+
+
+def check(vectors: Tensor, codes: Tensor) -> dict:
+    """How far from the float64 minimum the indices are, and how many vectors float32 leaves to float64."""
+    indices = nearest_codes(vectors, codes)
+    first = float32_way(vectors.device)(vectors, codes, codes.mean(0))
+    origin = codes.double().mean(0)
+    exact = codes.double() - origin
+    other, wrong, worst = 0, 0, 0.0
+    for rows in torch.arange(len(vectors), device=vectors.device).split(4096):
+        x = vectors[rows].double() - origin
+        best = torch.addmm(exact.square().sum(1) / 2, x, exact.T, alpha=-1).argmin(1)
+        least, chosen, undoubted = (
+            (x - exact[index]).square().sum(1) for index in (best, indices[rows], first.indices[rows])
+        )
+        other += int((indices[rows] != best).sum())
+        wrong += int(((undoubted > least) & ~first.doubtful[rows]).sum())
+        worst = max(worst, float(((chosen - least) / least.clamp(min=1e-300)).max()))
+    return {
+        "num_vectors": len(vectors),
+        "size": len(codes),
+        "dim": codes.shape[1],
+        "doubtful_share": float(first.doubtful.double().mean()),
+        "wrong_without_doubt": wrong,
+        "other_index_than_float64": other,
+        "worst_relative_excess": worst,
     }
-    if peers:
-        ways |= peer_assignments(vectors, codes)
-    for name, work in ways.items():
+
+
+def float32_way(device: torch.device) -> Callable[[Tensor, Tensor, Tensor], Nearest]:
+    """What nearest_codes begins with."""
+    if device.type == "cpu":
+        return nearest_by_blocks
+    from model.quantizer_cuda import nearest_by_kernel
+
+    return nearest_by_kernel
+
+
+def measure(assign: Assign, vectors: Tensor, codes: Tensor) -> dict:
+    """Time and memory, on as many vectors as fit."""
+    num = len(vectors)
+    while True:
+        part = vectors[:num]
         try:
-            figures[name] = measure_assignment(work, device, 2 * num * size * 64)
-        except torch.OutOfMemoryError as error:
-            figures[name] = {"error": str(error).splitlines()[0]}
-    picked = nearest_codes(vectors, codes)
-    worst, wrong = 0.0, 0
-    for rows, got in zip(vectors.split(8192), picked.split(8192), strict=True):
-        best = (rows[:, None].double() - codes[None].double()).square().sum(2) if device.type == "cpu" else None
-        if best is None:
-            exact = codes.double()
-            best = exact.square().sum(1) - 2 * rows.double() @ exact.T + rows.double().square().sum(1, keepdim=True)
-        chosen, least = best.gather(1, got[:, None])[:, 0], best.min(1).values
-        wrong += int((best.argmin(1) != got).sum())
-        worst = max(worst, float(((chosen - least) / least).max()))
-    return figures | {"other_index_than_float64": wrong, "worst_relative_excess": worst}
+            assign(part, codes)
+            peak = watch_memory(vectors.device)
+            assign(part, codes)
+            wait(vectors.device)
+            memory = peak()
+            ms = timed(partial(assign, part, codes), vectors.device, 7)
+            return {"num_vectors": num, "ms": ms, "ms_for_all": ms * len(vectors) / num, "extra_memory_mb": memory}
+        except torch.OutOfMemoryError:
+            num //= 2
+        torch.cuda.empty_cache()
 
 
-def measure_assignment(work: Callable[[], Tensor], device: torch.device, operations: int) -> dict:
-    work()
-    peak = watch_memory(device)
-    work()
-    wait(device)
-    memory = peak()
-    ms = timed(work, device, 7)
-    tflops = operations / ms / 1e9
-    figures = {"ms": ms, "extra_memory_mb": memory, "tflops": tflops}
-    model = torch.cuda.get_device_name() if device.type == "cuda" else ""
-    limit = next((limit for gpu, limit in FLOAT32_TFLOPS.items() if gpu in model), None)
-    return figures | ({"share_of_float32_limit": tflops / limit} if limit else {})
+def cdist_in_blocks(vectors: Tensor, codes: Tensor) -> Tensor:
+    """As much memory at a time as nearest_codes may take where there is no kernel."""
+    return torch.cat([torch.cdist(part, codes).argmin(1) for part in vectors.split(2**24 // len(codes))])
 
 
-def peer_assignments(vectors: Tensor, codes: Tensor) -> dict[str, Callable[[], Tensor]]:
+def peers(codes: Tensor) -> dict[str, Assign]:
     """vector-quantize-pytorch's whole forward without training, and its distances and argmax alone."""
     from vector_quantize_pytorch import VectorQuantize
     from vector_quantize_pytorch.vector_quantize_pytorch import cdist
@@ -71,51 +135,105 @@ def peer_assignments(vectors: Tensor, codes: Tensor) -> dict[str, Callable[[], T
     peer.codebook = codes
 
     @torch.no_grad()
-    def forward() -> Tensor:
+    def forward(vectors: Tensor, _: Tensor) -> Tensor:
         return peer(vectors[None])[1][0]
 
     return {
-        "vector_quantize_pytorch_cdist": lambda: (-cdist(vectors[None], codes[None])).argmax(2)[0],
-        "vector_quantize_pytorch_forward": forward,
+        "vector-quantize-pytorch, its distances and argmax": lambda vectors, codes: (
+            -cdist(vectors[None], codes[None])
+        ).argmax(2)[0],
+        "vector-quantize-pytorch, its forward": forward,
     }
 
 
-def watch_memory(device: torch.device) -> Callable[[], float]:
-    """What gives the peak above now, in MB: of the GPU's memory, or of the process's."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        return lambda: (torch.cuda.max_memory_allocated() - before) / 1e6
-    reset = Path("/proc/self/clear_refs")
-    reset.write_text("5")  # Linux: the peak counts from here
-    resident = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-    return lambda: (high_water() - resident) / 1e6
+def measure_ways(vectors: Tensor, codes: Tensor, *, with_peers: bool) -> dict[str, dict]:
+    origin = codes.mean(0)
+    ways: dict[str, Assign] = {
+        "nearest_codes": nearest_codes,
+        "torch.cdist and argmin": lambda vectors, codes: torch.cdist(vectors, codes).argmin(1),
+        "torch.cdist and argmin, in blocks": cdist_in_blocks,
+    }
+    if vectors.is_cuda:
+        ways["nearest_codes without its kernel"] = lambda vectors, codes: nearest_by_blocks(vectors, codes, origin)[0]
+    ways |= peers(codes) if with_peers else {}
+    figures = {}
+    for name, assign in ways.items():
+        figures[name] = measure(assign, vectors, codes)
+        print(name, figures[name], flush=True)
+    ours = figures["nearest_codes"]
+    for row in figures.values():
+        row["times_ours"] = row["ms_for_all"] / ours["ms_for_all"]
+    gpu = torch.cuda.get_device_name() if vectors.is_cuda else ""
+    limit = next((limit for model, limit in FLOAT16_TFLOPS.items() if model in gpu), None)
+    if limit:
+        ours["tflops_float16"] = PRODUCTS * 2 * vectors.numel() * len(codes) / ours["ms"] / 1e9
+        ours["share_of_float16_limit"] = ours["tflops_float16"] / limit
+    return figures
 
 
-def high_water() -> int:
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-    return int(line.split()[1]) * 1024
+def measure_tiles(vectors: Tensor, codes: Tensor) -> list[dict]:
+    """The kernel alone, cut in other ways; each has to give what the chosen one gives, where both have no doubt."""
+    from triton.runtime.errors import OutOfResources
+
+    from model.quantizer_cuda import Tile, nearest_by_kernel
+
+    origin = codes.mean(0)
+    chosen = nearest_by_kernel(vectors, codes, origin)
+    rows = []
+    for tile in (Tile(*tile) for tile in TILES):
+        row = tile._asdict()
+        try:
+            found = nearest_by_kernel(vectors, codes, origin, tile)
+            clear = ~(chosen.doubtful | found.doubtful)
+            row["other_index"] = int((found.indices != chosen.indices)[clear].sum())
+            row["ms"] = timed(partial(nearest_by_kernel, vectors, codes, origin, tile), vectors.device, 7)
+        except OutOfResources as error:
+            row["error"] = str(error)
+        rows.append(row)
+        print(row, flush=True)
+    return rows
 
 
-def wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--peers", default="")
+    parser.add_argument("--json", type=Path, default=Path(__file__).with_suffix(".json"))
+    arguments = parser.parse_args()
+    if arguments.peers:
+        sys.path.append(arguments.peers)
+    device = torch.device(arguments.device)
+    generator = torch.Generator(device).manual_seed(1)
+    vectors, codes = (
+        torch.randn(num, DIM, generator=generator, device=device) for num in (NUM[device.type], SIZE[device.type])
+    )
+    result: dict[str, object] = {
+        "command": "python benchmarks/nearest_codes.py",
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else f"{os.cpu_count()} CPU cores",
+        "torch": torch.__version__,
+        "num_vectors": len(vectors),
+        "size": len(codes),
+        "dim": DIM,
+    }
+
+    def add(name: str, part: object) -> None:
+        result[name] = part
+        arguments.json.write_text(json.dumps(result, indent=2) + "\n")
+
+    checks = {}
+    for name, *hard in distributions(device):
+        checks[name] = check(*hard)
+        print(name, checks[name], flush=True)
+    add("checks", checks)
+    tiles = measure_tiles(vectors, codes) if device.type == "cuda" else []
+    add("tiles", tiles)
+    add("ways", measure_ways(vectors, codes, with_peers=bool(arguments.peers)))
+    faults = [name for name, row in checks.items() if row["wrong_without_doubt"]]
+    faults += [name for name, row in checks.items() if row["worst_relative_excess"] > TOLERANCE]
+    faults += [str(row) for row in tiles if row.get("other_index")]
+    if faults:
+        sys.exit(f"wrong indices: {', '.join(faults)}")
 
 
-def timed(work: Callable[[], object], device: torch.device, repeats: int) -> float:
-    """Median milliseconds, after one run that counts for nothing; on a GPU between events of its own."""
-    times = []
-    for _ in range(repeats + 1):
-        wait(device)
-        if device.type == "cuda":
-            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            start.record()
-            work()
-            end.record()
-            end.synchronize()
-            times.append(start.elapsed_time(end))
-        else:
-            started = time.perf_counter()
-            work()
-            times.append(1000 * (time.perf_counter() - started))
-    return median(times[1:])
+if __name__ == "__main__":
+    main()

@@ -11,7 +11,7 @@ from model.errors import InputError
 from model.quantizer import nearest_codes
 
 SEEDING_CANDIDATES_PER_CODE = 32  # k-means++ looks at a subsample of this size
-BLOCK = 2**18  # vectors summed at a time: their copy in float64 stays small
+BLOCK = 2**18  # vectors summed at a time: their copies stay small
 
 
 class Lloyd(NamedTuple):
@@ -61,9 +61,10 @@ def distinct_vectors(vectors: Float[Tensor, "num_vectors dim"], size: int) -> Fl
 def lloyd_pass(vectors: Float[Tensor, "num_vectors dim"], codes: Float[Tensor, "size dim"]) -> Lloyd:
     indices = nearest_codes(vectors, codes)
     sums = torch.zeros_like(codes, dtype=torch.float64)
-    for part, of in zip(vectors.split(BLOCK), indices.split(BLOCK), strict=True):
+    errors = vectors.new_empty(len(vectors))
+    for part, error, of in zip(vectors.split(BLOCK), errors.split(BLOCK), indices.split(BLOCK), strict=True):
         sums.index_add_(0, of, part.double())
-    errors = (vectors - codes[indices]).square().sum(1)
+        torch.sum((part - codes[of]).square(), 1, out=error)
     return Lloyd(torch.bincount(indices, minlength=len(codes)), sums, errors, indices)
 
 

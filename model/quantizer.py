@@ -5,13 +5,16 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int, Num
+from jaxtyping import Bool, Float, Float16, Int, Num
 from torch import Tensor, nn
 
 from model.distributed import mean, total
 
-MAX_ROUNDING = 1e-4  # of the squared distance to the nearest code: above it, float64 decides
-MAX_DISTANCES = 2**24  # elements of one block of the distance matrix: 64 MB of float32
+MAX_SCORES = 2**20  # of one block on the CPU: 4 MB of float32 stay in a core's cache
+MAX_SCORES_ON_GPU = 2**24  # enough to fill it: 64 MB of float32, 128 MB of float64
+MAX_KERNEL_DIM = 256
+LARGEST_HALF = 2.0**14  # what numbers are scaled to before they are split: float16 ends at 2^16
+UNDERFLOW = 1e-30  # of squares: far below it float32 loses digits
 
 
 class Quantized(NamedTuple):
@@ -52,38 +55,99 @@ class _StraightThrough(torch.autograd.Function):
         return grad, None
 
 
+class Nearest(NamedTuple):
+    indices: Int[Tensor, " num_vectors"]
+    doubtful: Bool[Tensor, " num_vectors"]  # the second nearest is so close that rounding may have decided
+
+
 @torch.no_grad()
 def nearest_codes(
     z: Float[Tensor, "num_vectors dim"], codebook: Float[Tensor, "codebook_size dim"]
 ) -> Int[Tensor, " num_vectors"]:
-    """Index of the nearest code by Euclidean distance, ties to the lower index, in blocks of bounded memory.
+    """Index of the nearest code by Euclidean distance, of equal codes the lower, in blocks of bounded memory.
 
-    argmin of |c|^2 / 2 - z.c, after moving both to the codebook's mean, where the difference loses least to rounding.
-    Where codes lie so far from their mean that rounding could still show beside the distance, as with two clusters far
-    apart, it is taken in float64.
+    argmin of the scores |c|^2 / 2 - x.c, where both are moved to the codebook's mean and lose least to rounding. A
+    vector whose two lowest scores are closer than rounding can have moved them (max_rounding) gets its code in float64.
     """
     if z.shape[1] != codebook.shape[1]:
         raise ValueError(f"latents have {z.shape[1]} channels but codes have {codebook.shape[1]}")
     with torch.autocast(z.device.type, enabled=False):
-        origin = codebook.float().mean(0)
-        codes = codebook.float() - origin
-        half_squares = codes.square().sum(1) / 2
-        indices = torch.empty(len(z), dtype=torch.int64, device=z.device)
-        blurred = torch.empty(len(z), dtype=torch.bool, device=z.device)
-        block = max(1, MAX_DISTANCES // len(codes))
-        for start in range(0, len(z), block):
-            rows = slice(start, start + block)
-            part = z[rows].float() - origin
-            nearest = torch.addmm(half_squares, part, codes.T, alpha=-1).argmin(1)
-            squared = (part - codes[nearest]).square().sum(1)
-            rounding = 2**-23 * (part.square().sum(1) + half_squares[nearest])
-            blurred[rows] = (rounding > MAX_ROUNDING * squared) & (squared > 0)
-            indices[rows] = nearest
-        exact = codes.double()
-        for again in blurred.nonzero().flatten().split(block):  # the only place where the CPU waits for a GPU
-            part = (z[again].float() - origin).double()
-            indices[again] = torch.addmm(exact.square().sum(1) / 2, part, exact.T, alpha=-1).argmin(1)
+        codebook = codebook.float()
+        origin = codebook.mean(0)
+        if z.is_cuda and z.shape[1] <= MAX_KERNEL_DIM:
+            from model.quantizer_cuda import nearest_by_kernel
+
+            indices, doubtful = nearest_by_kernel(z, codebook, origin)
+        else:
+            indices, doubtful = nearest_by_blocks(z, codebook, origin)
+        again = doubtful.nonzero().flatten()  # the only place where the CPU waits for a GPU
+        if len(again):
+            indices[again] = _nearest_in_float64(z, again, codebook.double(), origin.double())
     return indices
+
+
+def _nearest_in_float64(z: Tensor, rows: Tensor, codebook: Tensor, origin: Tensor) -> Tensor:
+    """Of rows of z. Products with equal codes may differ in the last digit: the first code within that is compared."""
+    codes = codebook - origin
+    half_squares = codes.square().sum(1) / 2
+    found = []
+    for part in rows.split(_rows_of_a_block(codebook)):
+        x = z[part].double() - origin
+        scores = torch.addmm(half_squares, x, codes.T, alpha=-1)
+        least, nearest = scores.min(1)
+        rounding = 2.0**-29 * max_rounding(x.shape[1]) * _reach(x, least).square()
+        first = (scores <= (least + rounding)[:, None]).byte().argmax(1)
+        as_near = (x - codes[first]).square().sum(1) <= (x - codes[nearest]).square().sum(1)
+        found.append(torch.where(as_near, first, nearest))
+    return torch.cat(found)
+
+
+def nearest_by_blocks(
+    z: Float[Tensor, "num_vectors dim"], codebook: Float[Tensor, "codebook_size dim"], origin: Float[Tensor, " dim"]
+) -> Nearest:
+    """In plain torch. The origin is where the codes' mean is."""
+    codes = codebook - origin
+    half_squares = codes.square().sum(1) / 2
+    indices = torch.empty(len(z), dtype=torch.int64, device=z.device)
+    doubtful = torch.empty(len(z), dtype=torch.bool, device=z.device)
+    block = _rows_of_a_block(codebook)
+    for start in range(0, len(z), block):
+        rows = slice(start, start + block)
+        x = z[rows].float() - origin
+        scores = torch.addmm(half_squares, x, codes.T, alpha=-1)
+        nearest = scores.argmin(1, keepdim=True)
+        best = scores.gather(1, nearest)[:, 0]
+        gap = scores.scatter_(1, nearest, torch.inf).amin(1) - best
+        doubtful[rows] = ~(gap > max_rounding(x.shape[1]) * _reach(x, best).square() + UNDERFLOW)
+        indices[rows] = nearest[:, 0]
+    return Nearest(indices, doubtful)
+
+
+def _reach(x: Tensor, score: Tensor) -> Tensor:
+    """|x| + |x - c|, c being the code with this score."""
+    square = x.square().sum(1)
+    return square.sqrt() + (square + 2 * score).clamp(min=0).sqrt()
+
+
+def _rows_of_a_block(codebook: Tensor) -> int:
+    return max(1, (MAX_SCORES_ON_GPU if codebook.is_cuda else MAX_SCORES) // len(codebook))
+
+
+def max_rounding(dim: int) -> float:
+    """By how much rounding can change the difference of two scores, over (|x| + |x - c|)^2, c being the code found.
+
+    No code that is nearer than c has a greater norm than |x| + |x - c|, so that both factors of x.c are within it. In
+    units of 2^-24 of its square a score loses up to 3 a channel in sums (a tensor core adds four products at a time, or
+    more, and cuts off), 12 by splitting into float16 numbers, and 10 by moving, scaling and |c|^2 / 2. That twice, 1.5
+    a channel and 5 more for telling folded codes apart, and a sixteenth of all for the rounding of c's own distance.
+    """
+    return (8 * dim + 64) * 2.0**-24
+
+
+def halves(values: Float[Tensor, "..."]) -> tuple[Float16[Tensor, "..."], Float16[Tensor, "..."]]:
+    """Two float16 numbers whose sum is a value to 2^-22 of it, or to 2^-25 where that is more; up to LARGEST_HALF."""
+    high = values.to(torch.float16)
+    return high, (values - high).to(torch.float16)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,17 @@ from jaxtyping import TypeCheckError
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from model import quantizer
-from model.quantizer import VectorQuantizer, codebook_statistics, gaussian_error_bound, nearest_codes, usage_of_batch
+from model.quantizer import (
+    LARGEST_HALF,
+    UNDERFLOW,
+    VectorQuantizer,
+    codebook_statistics,
+    gaussian_error_bound,
+    halves,
+    max_rounding,
+    nearest_codes,
+    usage_of_batch,
+)
 from tests.model import numpy_reference
 
 
@@ -57,6 +67,108 @@ def test_a_code_is_its_own_nearest():
     assert nearest_codes(codebook, codebook).tolist() == list(range(300))
 
 
+def far_clusters(num: int, *, distance: float) -> torch.Tensor:
+    return torch.cat([torch.randn(num // 2, 64), distance + torch.randn(num // 2, 64)])
+
+
+def nearly_equidistant() -> tuple[torch.Tensor, torch.Tensor]:
+    """Each vector has two codes at distances that differ by 0 to 3 millionths, the nearer one first or second."""
+    z = torch.randn(300, 64)
+    one, two = torch.nn.functional.normalize(torch.randn(2, 300, 64), dim=2)
+    return z, torch.cat([z + one, z + two * (1 + 3e-6 * (torch.rand(300, 1) - 0.5))])
+
+
+def hostile() -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    torch.manual_seed(0)
+    repeated = torch.randn(70, 64)
+    return {
+        "an offset of 10 sigma": (10 + torch.randn(500, 64), 10 + torch.randn(300, 64)),
+        "clusters 100 sigma apart": (far_clusters(500, distance=100), far_clusters(300, distance=100)),
+        "clusters 10 000 sigma apart": (far_clusters(500, distance=1e4), far_clusters(300, distance=1e4)),
+        "repeated codes": (torch.randn(500, 64), torch.cat([repeated, repeated[:30]])),
+        "repeated vectors on a code": (repeated[:1].repeat(150, 1), repeated),
+        "near ties": nearly_equidistant(),
+        "one wide channel": (torch.randn(500, 64) * torch.tensor([1e4] + [1.0] * 63), torch.randn(300, 64)),
+        "close to underflow": (1e-18 * torch.randn(500, 64), 1e-18 * torch.randn(300, 64)),
+    }
+
+
+@pytest.mark.parametrize("case", hostile())
+def test_only_ties_within_a_millionth_have_another_index_than_in_float64(case):
+    z, codebook = hostile()[case]
+    indices = nearest_codes(z, codebook)
+    squared = (z.double()[:, None] - codebook.double()).square().sum(2)
+    least, nearest = squared.min(1)
+    chosen = squared.gather(1, indices[:, None])[:, 0]
+    assert (chosen <= (1 + 1e-6) * least).all()
+    clear = squared.scatter(1, nearest[:, None], torch.inf).min(1).values > (1 + 1e-6) * least
+    assert torch.equal(indices[clear], nearest[clear])
+
+
+@pytest.mark.parametrize("case", hostile())
+def test_what_float32_does_not_doubt_is_right(case):
+    z, codebook = hostile()[case]
+    indices, doubtful = quantizer.nearest_by_blocks(z, codebook, codebook.mean(0))
+    expected = torch.from_numpy(numpy_reference.nearest_codes(z.numpy(), codebook.numpy()))
+    assert torch.equal(indices[~doubtful], expected[~doubtful])
+
+
+def test_few_vectors_are_doubtful():
+    _, doubtful = quantizer.nearest_by_blocks(torch.randn(2000, 64), torch.randn(1000, 64), torch.zeros(64))
+    assert doubtful.double().mean() < 0.01
+
+
+def cut_off(values: np.ndarray, unit: np.ndarray) -> np.ndarray:
+    return np.trunc(values / unit) * unit
+
+
+def last_place(values: np.ndarray) -> np.ndarray:
+    """What the 24th bit of each value is worth."""
+    return np.exp2(np.floor(np.log2(np.maximum(np.abs(values), 1e-30))) - 23)
+
+
+def tensor_core_product(x: torch.Tensor, codes: torch.Tensor, start: np.ndarray) -> np.ndarray:
+    """start + x codes^T as a coarse tensor core has it: four exact products and the sum so far, all of them cut off at
+    the last place of the largest, then added, and cut off again (Fasi et al. 2021)."""
+    total = start
+    for k in range(0, x.shape[1], 4):
+        products = x[:, None, k : k + 4].double().numpy() * codes[None, :, k : k + 4].double().numpy()
+        addends = np.concatenate([total[:, :, None], products], 2)
+        total = cut_off(addends, last_place(np.abs(addends).max(2, keepdims=True))).sum(2)
+        total = cut_off(total, last_place(total))
+    return total
+
+
+@pytest.mark.parametrize("case", hostile())
+def test_scores_by_halves_on_a_tensor_core_are_within_the_bound(case):
+    """The arithmetic of model/quantizer_cuda.py, written out: half of the bound is for each of two scores."""
+    z, codebook = (part[:100] for part in hostile()[case])
+    origin = codebook.mean(0)
+    x, codes = z - origin, codebook.double() - origin.double()
+    unit_x, unit_codes = (largest / LARGEST_HALF for largest in (x.abs().amax(1, keepdim=True), codes.abs().max()))
+    x_high, x_low = halves(x / unit_x)
+    c_high, c_low = halves(codes / unit_codes)
+    product = tensor_core_product(x_high, c_low, np.zeros((len(x), len(codes))))
+    product = tensor_core_product(x_low, c_high, product)
+    product = tensor_core_product(x_high, c_high, product)
+    half_squares = (codes.square().sum(1) / 2).float()
+    scores = half_squares - torch.from_numpy(product).float() * (unit_x * unit_codes.float())
+
+    exact = z.double() - origin.double()
+    norm, distance = exact.norm(dim=1), torch.cdist(exact, codes).min(1).values
+    reach = (norm + distance)[:, None]
+    error = (scores.double() - (codes.square().sum(1) / 2 - exact @ codes.T)).abs()
+    relevant = codes.norm(dim=1) <= reach
+    assert relevant.any(1).all()
+    assert (error < max_rounding(64) / 2 * reach.square() + UNDERFLOW / 2)[relevant].all()
+
+
+def test_two_halves_hold_22_bits():
+    values = torch.randn(10_000, dtype=torch.float64) * LARGEST_HALF / 8
+    high, low = halves(values)
+    assert (high.double() + low.double() - values).abs().le(2.0**-22 * values.abs() + 2.0**-25).all()
+
+
 class LargestTensor(TorchDispatchMode):
     """Records the most elements of any tensor that an operation returns."""
 
@@ -74,7 +186,7 @@ class LargestTensor(TorchDispatchMode):
 def test_memory_is_bounded_by_blocks_that_change_nothing(monkeypatch):
     z, codebook = torch.randn(5000, 2), torch.randn(100, 2)
     expected = nearest_codes(z, codebook)
-    monkeypatch.setattr(quantizer, "MAX_DISTANCES", 30_000)  # of 500 000
+    monkeypatch.setattr(quantizer, "MAX_SCORES", 30_000)  # of 500 000
     with LargestTensor() as largest:
         indices = nearest_codes(z, codebook)
     assert torch.equal(indices, expected)
@@ -82,7 +194,7 @@ def test_memory_is_bounded_by_blocks_that_change_nothing(monkeypatch):
 
 
 def test_a_block_is_never_smaller_than_one_vector(monkeypatch):
-    monkeypatch.setattr(quantizer, "MAX_DISTANCES", 1)
+    monkeypatch.setattr(quantizer, "MAX_SCORES", 1)
     z, codebook = torch.randn(5, 2), torch.randn(10, 2)
     expected = numpy_reference.nearest_codes(z.numpy(), codebook.numpy())
     np.testing.assert_array_equal(nearest_codes(z, codebook).numpy(), expected)
