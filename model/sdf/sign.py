@@ -13,7 +13,7 @@ from scipy.sparse.csgraph import connected_components
 
 from model.sdf.crossings import count_crossings
 from model.sdf.distance import LONG, Bricks, split_long
-from model.sdf.winding import decide_insides
+from model.sdf.insides import decide_insides
 
 wp.set_module_options({"enable_backward": False})  # no gradients here: half the code to compile
 
@@ -28,16 +28,16 @@ def brick_insides(
 
     Triangles (short ones, see split_long) and the caps over their holes (see cap_holes) are in voxels.
     """
-    whole = None
+    whole, boundary = None, caps[:, :2]  # in the direction of the caps, against that of the triangles
     if len(caps) <= 2 * len(triangles):  # more are those of loose triangles, and no better than these
         caps = split_long(caps, LONG)  # a long sliver is near many voxels, and near ones cost most
         closed = np.concatenate([triangles, caps]).reshape(-1, 3)
         whole = count_crossings(wp.array(closed, dtype=wp.vec3d, device=bricks.device), bricks, nudge=_NUDGE)
     if whole is None:
         whole = wp.zeros(len(bricks.distance), dtype=wp.int32, device=bricks.device)
-        return decide_insides(triangles, whole, bricks, nudge=_NUDGE)
+        return decide_insides(triangles, boundary[:, ::-1], whole, bricks, nudge=_NUDGE)
     if len(caps):
-        return decide_insides(caps, whole, bricks, nudge=_NUDGE)
+        return decide_insides(caps, boundary, whole, bricks, nudge=_NUDGE)
     inside = wp.empty(len(whole), dtype=wp.int8, device=bricks.device)
     wp.launch(_differs_from_zero, len(whole), inputs=[whole, inside], device=bricks.device)
     return inside
