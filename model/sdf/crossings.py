@@ -10,19 +10,23 @@ from model.sdf.distance import BRICK_SIZE, BRICK_VOXELS, Bricks
 wp.set_module_options({"enable_backward": False})  # no gradients here: half the code to compile
 
 
-def count_crossings(corners: wp.array, bricks: Bricks, *, nudge: wp.vec3d) -> wp.array | None:
-    """Whole winding numbers at voxel centres plus `nudge`, int32, 512 for every brick; corners vec3d in voxels.
+def count_crossings(surfaces: list[wp.array], bricks: Bricks, *, nudge: wp.vec3d) -> wp.array | None:
+    """Whole winding numbers at voxel centres plus `nudge`, int32, 512 for every brick.
 
-    None where a line does not end outside as it began, which rounding can cause at a line that meets a vertex.
+    The surfaces, corners as vec3d in voxels, are closed together. None where a line does not end outside as it began,
+    which rounding can cause at a line that meets a vertex.
     """
     resolution, device = bricks.resolution, bricks.device
     lines = wp.zeros(resolution**2, dtype=wp.int32, device=device)
     below = wp.zeros(len(bricks) * BRICK_SIZE**2, dtype=wp.int32, device=device)
     winding = wp.zeros(len(bricks) * BRICK_VOXELS, dtype=wp.int32, device=device)
     offset = nudge + wp.vec3d(0.5, 0.5, 0.5)
-    inputs = [corners, resolution, offset, bricks.slots, lines, below, winding]
-    wp.launch(_cross, len(corners) // 3, inputs=inputs, device=device)
-    if lines.numpy().any():
+    for corners in surfaces:
+        inputs = [corners, resolution, offset, bricks.slots, lines, below, winding]
+        wp.launch(_cross, len(corners) // 3, inputs=inputs, device=device)
+    ends_inside = wp.zeros(1, dtype=wp.int32, device=device)
+    wp.launch(_look_for_others, len(lines), inputs=[lines, ends_inside], device=device)
+    if ends_inside.numpy()[0]:
         return None
     wp.launch(_climb, len(below), inputs=[below, winding], device=device)
     return winding
@@ -175,6 +179,13 @@ def _step(
                 if slot >= 0:
                     place = slot * 512 + voxel[0] % 8 * 64 + voxel[1] % 8 * 8 + voxel[2] % 8
                     wp.atomic_add(steps, place, step << (10 * axis))
+
+
+@wp.kernel
+def _look_for_others(lines: wp.array[wp.int32], others: wp.array[wp.int32]) -> None:
+    """Whether any is not zero."""
+    if lines[wp.tid()] != 0:
+        others[0] = 1
 
 
 @wp.kernel

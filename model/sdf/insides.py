@@ -12,7 +12,7 @@ import warp as wp
 from jaxtyping import Float
 
 from model.sdf.crossings import count_steps, step_along
-from model.sdf.distance import BRICK_SIZE, BRICK_VOXELS, Bricks
+from model.sdf.distance import BRICK_SIZE, Bricks
 from model.sdf.tree import Tree, edge_tree, next_node, triangle_tree
 from model.sdf.winding import winding_number
 
@@ -46,9 +46,8 @@ def decide_insides(
     device = bricks.device
     inside = wp.full(len(whole), _OPEN, dtype=wp.int8, device=device)
     steps = count_steps(wp.array(triangles.reshape(-1, 3), dtype=wp.vec3d, device=device), bricks, nudge=nudge)
-    fields = [bricks.on_device, nudge, triangle_tree(triangles, device=device), edge_tree(boundary, device=device)]
-    parents = wp.array(np.arange(len(bricks), dtype=np.int32) * BRICK_VOXELS, dtype=wp.int32, device=device)
-    side, blocks = BRICK_SIZE, len(bricks)
+    fields = [bricks.coords, nudge, triangle_tree(triangles, device=device), edge_tree(boundary, device=device)]
+    side, blocks, parents = BRICK_SIZE, len(bricks), None
     while side and blocks:
         left = wp.empty(blocks, dtype=wp.int32, device=device)
         num_left = wp.zeros(1, dtype=wp.int32, device=device)
@@ -219,10 +218,10 @@ def _decide_blocks(
 ) -> None:
     """Decides what can be decided in a block of `side` voxels a side, and lists it where voxels stay open.
 
-    Blocks are named by their first voxel. Below 8 they are the octants of `parents`.
+    Blocks are named by their first voxel. Those of side 8 are the bricks, smaller ones the octants of `parents`.
     """
     block = wp.tid()
-    first = parents[block]
+    first = block * 512
     if side < 8:
         first = parents[block // 8] + (block // 4 % 2 * 64 + block // 2 % 2 * 8 + block % 2) * side
     if _num_open(inside, first, side) == 0:
