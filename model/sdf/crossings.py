@@ -7,7 +7,8 @@ import warp as wp
 
 from model.sdf.distance import BRICK_SIZE, BRICK_VOXELS, Bricks
 
-wp.set_module_options({"enable_backward": False})  # no gradients here: half the code to compile
+# No gradients here: half the code to compile. No fused multiply-add: two faces must agree about their edge to the bit.
+wp.set_module_options({"enable_backward": False, "fuse_fp": False})
 
 
 def count_crossings(surfaces: list[wp.array], bricks: Bricks, *, nudge: wp.vec3d) -> wp.array | None:

@@ -37,25 +37,29 @@ def _bound(shape: wp.vec3, far: float) -> float:
 
 
 @wp.func
-def _half_angle(a: wp.vec3d, b: wp.vec3d, c: wp.vec3d) -> wp.vec2d:
+def _half_angle(a: wp.vec3d, b: wp.vec3d, c: wp.vec3d) -> wp.vec2:
     """A complex number whose argument is half the solid angle of the triangle seen from the origin.
 
-    van Oosterom and Strackee 1983. In float64, because its sign says on which side of the triangle the origin is.
+    van Oosterom and Strackee 1983. The volume in float64, as its sign says on which side of the triangle the origin is.
     """
-    la = wp.length(a)
-    lb = wp.length(b)
-    lc = wp.length(c)
-    below = la * lb * lc + wp.dot(a, b) * lc + wp.dot(b, c) * la + wp.dot(c, a) * lb
-    return wp.vec2d(below, wp.dot(a, wp.cross(b, c)))
+    volume = wp.dot(a, wp.cross(b, c))
+    a32 = wp.vec3(a)
+    b32 = wp.vec3(b)
+    c32 = wp.vec3(c)
+    la = wp.length(a32)
+    lb = wp.length(b32)
+    lc = wp.length(c32)
+    below = la * lb * lc + wp.dot(a32, b32) * lc + wp.dot(b32, c32) * la + wp.dot(c32, a32) * lb
+    return wp.vec2(below, float(volume))
 
 
 @wp.func
 def winding_number(q: wp.vec3d, tree: Tree) -> float:
-    """Of the tree's triangles at q, in float64 where they are near."""
+    """Of the tree's triangles at q."""
     q32 = wp.vec3(q)
     dipoles = float(0.0)  # solid angle
     # Half the solid angle of all near triangles: the argument of the product of theirs, and whole turns.
-    product = wp.vec2d(wp.float64(1.0), wp.float64(0.0))
+    product = wp.vec2(1.0, 0.0)
     turns = int(0)
     node = int(0)
     walking = int(1)
@@ -72,18 +76,18 @@ def winding_number(q: wp.vec3d, tree: Tree) -> float:
             for t in range(tree.leaf_starts[leaf], tree.leaf_starts[leaf + 1]):
                 angle = _half_angle(tree.corners[t * 3] - q, tree.corners[t * 3 + 1] - q, tree.corners[t * 3 + 2] - q)
                 size = wp.abs(angle[0]) + wp.abs(angle[1])
-                if size > wp.float64(0.0):  # else q is one of its corners
+                if size > 0.0:  # else q is one of its corners
                     re = (product[0] * angle[0] - product[1] * angle[1]) / size
                     im = (product[0] * angle[1] + product[1] * angle[0]) / size
                     # The arguments' sum has left (-pi, pi] if both are on one side of zero and it is on the other.
-                    if product[1] >= wp.float64(0.0) and angle[1] >= wp.float64(0.0) and im < wp.float64(0.0):
+                    if product[1] >= 0.0 and angle[1] >= 0.0 and im < 0.0:
                         turns += 1
-                    if product[1] < wp.float64(0.0) and angle[1] < wp.float64(0.0) and im >= wp.float64(0.0):
+                    if product[1] < 0.0 and angle[1] < 0.0 and im >= 0.0:
                         turns -= 1
-                    product = wp.vec2d(re, im)
+                    product = wp.vec2(re, im)
             node = next_node(node)
         walking = wp.where(node == 0, 0, 1)
-    half = float(wp.atan2(product[1], product[0])) + float(turns) * 2.0 * wp.pi
+    half = wp.atan2(product[1], product[0]) + float(turns) * 2.0 * wp.pi
     return (dipoles + 2.0 * half) / (4.0 * wp.pi)
 
 
