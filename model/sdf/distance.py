@@ -45,7 +45,7 @@ def band_bricks(corners: wp.array, *, resolution: int, truncation: float, level:
     grid = [bricks_a_side, float(truncation + level)]
     marks = wp.zeros(bricks_a_side**3, dtype=wp.int32, device=device)
     wp.launch(_mark_bricks, num_triangles, inputs=[corners, *grid, marks], device=device)
-    slots, coords = _number(marks, bricks_a_side)
+    slots, coords = number_bricks(marks, bricks_a_side)
     squared = wp.full(len(coords) * BRICK_VOXELS, np.inf, dtype=wp.float32, device=device)
     wp.launch(_lower_distances, num_triangles, inputs=[corners, *grid, slots, squared], device=device)
 
@@ -54,7 +54,7 @@ def band_bricks(corners: wp.array, *, resolution: int, truncation: float, level:
     wp.launch(
         _take_roots, len(squared) // BRICK_SIZE, inputs=[squared, *band, coords, bricks_a_side, marks], device=device
     )
-    kept_slots, kept = _number(marks, bricks_a_side)
+    kept_slots, kept = number_bricks(marks, bricks_a_side)
     distance = squared
     if len(kept) < len(coords):
         distance = wp.empty(len(kept) * BRICK_VOXELS, dtype=wp.float32, device=device)
@@ -70,7 +70,7 @@ def running_sum(counts: wp.array) -> tuple[int, wp.array]:
     return int(ends[-1:].numpy()[0]), ends
 
 
-def _number(marks: wp.array, bricks_a_side: int) -> tuple[wp.array, wp.array]:
+def number_bricks(marks: wp.array, bricks_a_side: int) -> tuple[wp.array, wp.array]:
     """Slots, in which the bricks marked 1 are numbered in C order, and their coords."""
     count, ends = running_sum(marks)
     coords = wp.empty(count, dtype=wp.vec3i, device=marks.device)

@@ -17,6 +17,8 @@ from model.sdf.surface import Surface, extract_from_bricks
 Mode = Literal["solid", "shell"]
 SHELL_VOXELS = 1.0  # half the thickness of a shell
 
+_ROWS_AT_ONCE = 2**18  # bounds the memory beside the result
+
 HALF_EXTENT = 0.95  # the longest side of a normalised mesh runs from -0.95 to 0.95
 
 
@@ -51,9 +53,11 @@ class SparseSDF:
         """Which voxels of each brick are rows of `coords`."""
         bricks_a_side = self.resolution // BRICK_SIZE
         bricks = np.ravel_multi_index(tuple(self.brick_coords.T), (bricks_a_side,) * 3)
-        own = np.ravel_multi_index(tuple((self.coords // BRICK_SIZE).T), (bricks_a_side,) * 3)
         band = np.zeros(self.brick_inside.shape, bool)
-        band[(np.searchsorted(bricks, own), *(self.coords % BRICK_SIZE).T)] = True
+        for first in range(0, len(self.coords), _ROWS_AT_ONCE):
+            rows = self.coords[first : first + _ROWS_AT_ONCE]
+            own = np.ravel_multi_index(tuple((rows // BRICK_SIZE).T), (bricks_a_side,) * 3)
+            band[(np.searchsorted(bricks, own), *(rows % BRICK_SIZE).T)] = True
         return band
 
     def beyond(
@@ -172,7 +176,8 @@ def normalisation(
     """What brings the bounding box of the faces to the cube: centre to 0, longest side to 2 * 0.95."""
     used = np.zeros(len(vertices), bool)
     used[faces.reshape(-1)] = True
-    low, high = vertices[used].min(0), vertices[used].max(0)
+    corners = vertices[used]
+    low, high = corners.min(0), corners.max(0)
     longest = float((high - low).max())
     if not longest > 0:
         raise InputError(f"all {len(faces)} faces lie in one point; expected a mesh with an extent; remove the file")
