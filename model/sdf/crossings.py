@@ -7,25 +7,53 @@ import warp as wp
 
 from model.sdf.distance import BRICK_SIZE, BRICK_VOXELS, Bricks
 
-wp.set_module_options({"enable_backward": False})  # no gradients here: half the code to compile
+# No gradients here: half the code to compile. No fused multiply-add: two faces must agree about their edge to the bit.
+wp.set_module_options({"enable_backward": False, "fuse_fp": False})
 
 
-def count_crossings(corners: wp.array, bricks: Bricks, *, nudge: wp.vec3d) -> wp.array | None:
-    """Whole winding numbers at voxel centres plus `nudge`, int32, 512 for every brick; corners vec3d in voxels.
+def count_crossings(surfaces: list[wp.array], bricks: Bricks, *, nudge: wp.vec3d) -> wp.array | None:
+    """Whole winding numbers at voxel centres plus `nudge`, int32, 512 for every brick.
 
-    None where a line does not end outside as it began, which rounding can cause at a line that meets a vertex.
+    The surfaces, corners as vec3d in voxels, are closed together. None where a line does not end outside as it began,
+    which rounding can cause at a line that meets a vertex.
     """
     resolution, device = bricks.resolution, bricks.device
     lines = wp.zeros(resolution**2, dtype=wp.int32, device=device)
     below = wp.zeros(len(bricks) * BRICK_SIZE**2, dtype=wp.int32, device=device)
     winding = wp.zeros(len(bricks) * BRICK_VOXELS, dtype=wp.int32, device=device)
     offset = nudge + wp.vec3d(0.5, 0.5, 0.5)
-    inputs = [corners, resolution, offset, bricks.slots, lines, below, winding]
-    wp.launch(_cross, len(corners) // 3, inputs=inputs, device=device)
-    if lines.numpy().any():
+    for corners in surfaces:
+        inputs = [corners, resolution, offset, bricks.slots, lines, below, winding]
+        wp.launch(_cross, len(corners) // 3, inputs=inputs, device=device)
+    ends_inside = wp.zeros(1, dtype=wp.int32, device=device)
+    wp.launch(_look_for_others, len(lines), inputs=[lines, ends_inside], device=device)
+    if ends_inside.numpy()[0]:
         return None
     wp.launch(_climb, len(below), inputs=[below, winding], device=device)
     return winding
+
+
+def count_steps(corners: wp.array, bricks: Bricks, *, nudge: wp.vec3d) -> wp.array:
+    """How an open surface's winding number changes by crossing it on the way to a voxel from the one before it.
+
+    Between voxel centres plus `nudge`, along all three axes, see step_along; int32, 512 for every brick.
+    """
+    steps = wp.zeros(len(bricks) * BRICK_VOXELS, dtype=wp.int32, device=bricks.device)
+    offset = nudge + wp.vec3d(0.5, 0.5, 0.5)
+    inputs = [corners, bricks.resolution, offset, bricks.slots, steps]
+    wp.launch(_step, (3, len(corners) // 3), inputs=inputs, device=bricks.device)
+    return steps
+
+
+@wp.func
+def step_along(axis: int, steps: int) -> int:
+    """One of three numbers, each less than 512 in size, that are kept as their sum times 1, 1024 and 1024^2."""
+    rest = steps
+    digit = int(0)
+    for _i in range(axis + 1):
+        digit = ((rest + 512) & 1023) - 512
+        rest = (rest - digit) >> 10
+    return digit
 
 
 @wp.func
@@ -114,6 +142,51 @@ def _cross(
                     slot = slots[column + k]
                     if slot >= 0:
                         wp.atomic_add(below, slot * 64 + line, step)
+
+
+@wp.func
+def _rolled(v: wp.vec3d, axis: int) -> wp.vec3d:
+    """The components in cyclic order, `axis` last."""
+    return wp.vec3d(v[(axis + 1) % 3], v[(axis + 2) % 3], v[axis])
+
+
+@wp.kernel
+def _step(
+    corners: wp.array[wp.vec3d],
+    resolution: int,
+    offset: wp.vec3d,
+    slots: wp.array[wp.int32],
+    steps: wp.array[wp.int32],
+) -> None:
+    """Adds each crossing to the voxel after it on its line along one axis."""
+    axis, t = wp.tid()
+    a = _rolled(corners[t * 3], axis)
+    b = _rolled(corners[t * 3 + 1], axis)
+    c = _rolled(corners[t * 3 + 2], axis)
+    start = _rolled(offset, axis)
+    low = wp.min(wp.min(a, b), c)
+    high = wp.max(wp.max(a, b), c)
+    bricks = resolution // 8
+    for i in range(_first_line(low[0], start[0]), _last_line(high[0], start[0], resolution) + 1):
+        for j in range(_first_line(low[1], start[1]), _last_line(high[1], start[1], resolution) + 1):
+            step, height = _crossing(a, b, c, wp.float64(i) + start[0], wp.float64(j) + start[1])
+            above = wp.clamp(int(wp.ceil(height - start[2])), 0, resolution)
+            if step != 0 and above < resolution:
+                voxel = wp.vec3i(0, 0, 0)
+                voxel[(axis + 1) % 3] = i
+                voxel[(axis + 2) % 3] = j
+                voxel[axis] = above
+                slot = slots[((voxel[0] // 8) * bricks + voxel[1] // 8) * bricks + voxel[2] // 8]
+                if slot >= 0:
+                    place = slot * 512 + voxel[0] % 8 * 64 + voxel[1] % 8 * 8 + voxel[2] % 8
+                    wp.atomic_add(steps, place, step << (10 * axis))
+
+
+@wp.kernel
+def _look_for_others(lines: wp.array[wp.int32], others: wp.array[wp.int32]) -> None:
+    """Whether any is not zero."""
+    if lines[wp.tid()] != 0:
+        others[0] = 1
 
 
 @wp.kernel

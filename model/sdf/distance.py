@@ -23,13 +23,11 @@ _FLAT = 1e-12  # squared sine below which a triangle is treated as its three edg
 
 @dataclass(frozen=True)
 class Bricks:
-    """The bricks that hold a voxel of the band, and the distances in them. Arrays of warp lie on `device`."""
+    """The bricks that hold a voxel of the band, and the distances in them, on `device`."""
 
-    coords: Int[np.ndarray, "num_bricks 3"]  # int32, in bricks, C order of x, y, z
-    num_voxels: Int[np.ndarray, " num_bricks"]  # int32, of the band
+    coords: wp.array  # vec3i, in bricks, C order of x, y, z
     resolution: int
     device: str
-    on_device: wp.array  # vec3i: coords
     slots: wp.array  # int32, for every brick of the whole grid: its row in coords, or -1
     distance: wp.array  # float32, 512 for every brick, unsigned; inf beyond the band
 
@@ -40,46 +38,58 @@ class Bricks:
 def band_bricks(corners: wp.array, *, resolution: int, truncation: float, level: float, device: str) -> Bricks:
     """Exact distances of all voxels for which (distance - level) / truncation < 1, to triangles of three corners each.
 
-    `corners` is a device array of vec3d in voxels; the triangles should be short (see split_long).
+    `corners` is a device array of vec3d in voxels; the triangles should be short (see short_triangles).
     """
     bricks_a_side = resolution // BRICK_SIZE
     num_triangles = len(corners) // 3
     grid = [bricks_a_side, float(truncation + level)]
-    slots = wp.full(bricks_a_side**3, -1, dtype=wp.int32, device=device)
-    wp.launch(_mark_bricks, num_triangles, inputs=[corners, *grid, slots], device=device)
-    marked = np.flatnonzero(slots.numpy() == 0)
-    _number(slots, marked)
-    squared = wp.full(len(marked) * BRICK_VOXELS, np.inf, dtype=wp.float32, device=device)
+    marks = wp.zeros(bricks_a_side**3, dtype=wp.int32, device=device)
+    wp.launch(_mark_bricks, num_triangles, inputs=[corners, *grid, marks], device=device)
+    slots, coords = number_bricks(marks, bricks_a_side)
+    squared = wp.full(len(coords) * BRICK_VOXELS, np.inf, dtype=wp.float32, device=device)
     wp.launch(_lower_distances, num_triangles, inputs=[corners, *grid, slots, squared], device=device)
 
+    marks.zero_()
     band = [float(level), float(truncation)]
-    counts = wp.zeros(len(marked), dtype=wp.int32, device=device)
-    wp.launch(_take_roots, len(marked), inputs=[squared, *band, counts], device=device)
-    num_voxels = counts.numpy()
-    kept = np.flatnonzero(num_voxels)
-    if len(kept) < len(marked):
-        distance = wp.empty(len(kept) * BRICK_VOXELS, dtype=wp.float32, device=device)
-        rows = wp.array(kept.astype(np.int32), dtype=wp.int32, device=device)
-        wp.launch(_gather_bricks, len(distance), inputs=[squared, rows, distance], device=device)
-        _number(slots, marked[kept])
-    else:
-        distance = squared
-    coords = np.stack(np.unravel_index(marked[kept], (bricks_a_side,) * 3), 1).astype(np.int32)
-    return Bricks(
-        coords=coords,
-        num_voxels=num_voxels[kept],
-        resolution=resolution,
-        device=device,
-        on_device=wp.array(coords, dtype=wp.vec3i, device=device),
-        slots=slots,
-        distance=distance,
+    wp.launch(
+        _take_roots, len(squared) // BRICK_SIZE, inputs=[squared, *band, coords, bricks_a_side, marks], device=device
     )
+    kept_slots, kept = number_bricks(marks, bricks_a_side)
+    distance = squared
+    if len(kept) < len(coords):
+        distance = wp.empty(len(kept) * BRICK_VOXELS, dtype=wp.float32, device=device)
+        inputs = [squared, slots, kept, bricks_a_side, distance]
+        wp.launch(_gather_bricks, len(distance), inputs=inputs, device=device)
+    return Bricks(coords=kept, resolution=resolution, device=device, slots=kept_slots, distance=distance)
 
 
-def _number(slots: wp.array, places: Int[np.ndarray, " num_bricks"]) -> None:
-    table = np.full(len(slots), -1, np.int32)
-    table[places] = np.arange(len(places), dtype=np.int32)
-    slots.assign(table)
+def running_sum(counts: wp.array) -> tuple[int, wp.array]:
+    """The sum of all, and for each the sum up to it and with it."""
+    ends = wp.empty_like(counts)
+    wp.utils.array_scan(counts, ends, inclusive=True)
+    return int(ends[-1:].numpy()[0]), ends
+
+
+def number_bricks(marks: wp.array, bricks_a_side: int) -> tuple[wp.array, wp.array]:
+    """Slots, in which the bricks marked 1 are numbered in C order, and their coords."""
+    count, ends = running_sum(marks)
+    coords = wp.empty(count, dtype=wp.vec3i, device=marks.device)
+    wp.launch(_write_slots, len(marks), inputs=[marks, bricks_a_side, ends, coords], device=marks.device)
+    return ends, coords
+
+
+def short_triangles(
+    vertices: Float[np.ndarray, "num_vertices 3"], faces: Int[np.ndarray, "num_faces 3"], *, device: str
+) -> wp.array:
+    """The corners of the faces on the device, three vec3d each; the faces are split where an edge is too long."""
+    points = wp.array(vertices, dtype=wp.vec3d, device=device)
+    triangles = wp.array(faces.astype(np.int32), dtype=wp.vec3i, device=device)
+    corners = wp.empty(3 * len(faces), dtype=wp.vec3d, device=device)
+    too_long = wp.zeros(1, dtype=wp.int32, device=device)
+    wp.launch(_gather_corners, len(faces), inputs=[points, triangles, LONG, corners, too_long], device=device)
+    if too_long.numpy()[0]:
+        return wp.array(split_long(vertices[faces]).reshape(-1, 3), dtype=wp.vec3d, device=device)
+    return corners
 
 
 def split_long(
@@ -100,6 +110,25 @@ def split_long(
         middle = (a + b) / 2
         triangles = np.concatenate([np.stack([a, middle, c], 1), np.stack([middle, b, c], 1)])
     return np.concatenate(done) if done else triangles
+
+
+@wp.kernel
+def _gather_corners(
+    vertices: wp.array[wp.vec3d],
+    faces: wp.array[wp.vec3i],
+    max_edge: wp.float64,
+    corners: wp.array[wp.vec3d],
+    too_long: wp.array[wp.int32],
+) -> None:
+    t = wp.tid()
+    a = vertices[faces[t][0]]
+    b = vertices[faces[t][1]]
+    c = vertices[faces[t][2]]
+    corners[t * 3] = a
+    corners[t * 3 + 1] = b
+    corners[t * 3 + 2] = c
+    if wp.max(wp.max(wp.length(b - a), wp.length(c - b)), wp.length(a - c)) > max_edge:
+        too_long[0] = 1
 
 
 @wp.func
@@ -146,8 +175,8 @@ def _brick_centre(i: int, j: int, k: int) -> wp.vec3d:
 
 
 @wp.kernel
-def _mark_bricks(corners: wp.array[wp.vec3d], bricks: int, band: float, slots: wp.array[wp.int32]) -> None:
-    """Sets the slot of every brick that may hold a voxel of the band to 0."""
+def _mark_bricks(corners: wp.array[wp.vec3d], bricks: int, band: float, marks: wp.array[wp.int32]) -> None:
+    """Marks every brick that may hold a voxel of the band with 1."""
     t = wp.tid()
     a = corners[t * 3]
     b = corners[t * 3 + 1]
@@ -162,7 +191,7 @@ def _mark_bricks(corners: wp.array[wp.vec3d], bricks: int, band: float, slots: w
                 centre = _brick_centre(i, j, k)
                 gap2 = _triangle_squared(wp.vec3(0.0), wp.vec3(a - centre), wp.vec3(b - centre), wp.vec3(c - centre))
                 if gap2 <= reach * reach:
-                    slots[(i * bricks + j) * bricks + k] = 0
+                    marks[(i * bricks + j) * bricks + k] = 1
 
 
 @wp.kernel
@@ -203,21 +232,56 @@ def _lower_distances(
 
 
 @wp.kernel
-def _take_roots(squared: wp.array[wp.float32], level: float, truncation: float, counts: wp.array[wp.int32]) -> None:
-    """Squared distances of a brick to distances, in place; beyond the band as the stored value rounds: inf."""
-    brick = wp.tid()
-    found = int(0)
-    for i in range(brick * 512, brick * 512 + 512):
-        distance = wp.sqrt(squared[i])
-        if (distance - level) / truncation < 1.0:
-            found += 1
-            squared[i] = distance
-        else:
-            squared[i] = wp.inf
-    counts[brick] = found
+def _write_slots(marks: wp.array[wp.int32], bricks: int, slots: wp.array[wp.int32], coords: wp.array[wp.vec3i]) -> None:
+    """Running sums of the marks to slots, in place."""
+    place = wp.tid()
+    if marks[place] == 0:
+        slots[place] = -1
+    else:
+        slot = slots[place] - 1
+        slots[place] = slot
+        coords[slot] = wp.vec3i(place // (bricks * bricks), place // bricks % bricks, place % bricks)
+
+
+@wp.func
+def place_of(brick: wp.vec3i, bricks: int) -> int:
+    """Of a brick in the whole grid."""
+    return (brick[0] * bricks + brick[1]) * bricks + brick[2]
 
 
 @wp.kernel
-def _gather_bricks(source: wp.array[wp.float32], rows: wp.array[wp.int32], target: wp.array[wp.float32]) -> None:
+def _take_roots(
+    squared: wp.array[wp.float32],
+    level: float,
+    truncation: float,
+    coords: wp.array[wp.vec3i],
+    bricks: int,
+    marks: wp.array[wp.int32],
+) -> None:
+    """Squared distances of a line to distances, in place; beyond the band as the stored value rounds: inf.
+
+    Marks the brick if any is in the band.
+    """
+    line = wp.tid()
+    found = int(0)
+    for i in range(line * 8, line * 8 + 8):
+        distance = wp.sqrt(squared[i])
+        if (distance - level) / truncation < 1.0:
+            found = 1
+            squared[i] = distance
+        else:
+            squared[i] = wp.inf
+    if found == 1:
+        marks[place_of(coords[line // 64], bricks)] = 1
+
+
+@wp.kernel
+def _gather_bricks(
+    source: wp.array[wp.float32],
+    slots: wp.array[wp.int32],
+    coords: wp.array[wp.vec3i],
+    bricks: int,
+    target: wp.array[wp.float32],
+) -> None:
     i = wp.tid()
-    target[i] = source[rows[i // 512] * 512 + i % 512]
+    target[i] = source[slots[place_of(coords[i // 512], bricks)] * 512 + i % 512]

@@ -5,17 +5,19 @@ from functools import cached_property
 from typing import Literal, NamedTuple
 
 import numpy as np
-import warp as wp
 from jaxtyping import Bool, Float, Int
 
 from model.errors import InputError
-from model.sdf.distance import BRICK_SIZE, Bricks, band_bricks, split_long
+from model.sdf.distance import BRICK_SIZE, Bricks, band_bricks, short_triangles
+from model.sdf.edges import find_edges
 from model.sdf.rows import bad_flip_ratio, band_rows
 from model.sdf.sign import brick_insides, cap_holes, insides_of_shell, orient_consistently
 from model.sdf.surface import Surface, extract_from_bricks
 
 Mode = Literal["solid", "shell"]
 SHELL_VOXELS = 1.0  # half the thickness of a shell
+
+_ROWS_AT_ONCE = 2**18  # bounds the memory beside the result
 
 HALF_EXTENT = 0.95  # the longest side of a normalised mesh runs from -0.95 to 0.95
 
@@ -51,9 +53,11 @@ class SparseSDF:
         """Which voxels of each brick are rows of `coords`."""
         bricks_a_side = self.resolution // BRICK_SIZE
         bricks = np.ravel_multi_index(tuple(self.brick_coords.T), (bricks_a_side,) * 3)
-        own = np.ravel_multi_index(tuple((self.coords // BRICK_SIZE).T), (bricks_a_side,) * 3)
         band = np.zeros(self.brick_inside.shape, bool)
-        band[(np.searchsorted(bricks, own), *(self.coords % BRICK_SIZE).T)] = True
+        for first in range(0, len(self.coords), _ROWS_AT_ONCE):
+            rows = self.coords[first : first + _ROWS_AT_ONCE]
+            own = np.ravel_multi_index(tuple((rows // BRICK_SIZE).T), (bricks_a_side,) * 3)
+            band[(np.searchsorted(bricks, own), *(rows % BRICK_SIZE).T)] = True
         return band
 
     def beyond(
@@ -98,9 +102,12 @@ def voxelize(
         raise InputError(f"mode is {mode!r}; expected auto, solid or shell; choose one")
     vertices, faces = check_mesh(vertices, faces)
     center, scale = normalisation(vertices, faces)
-    vertices, faces = ((vertices - center) / scale + 1) * (resolution / 2), orient_consistently(faces)  # in voxels
-    triangles = split_long(vertices[faces])
-    corners = wp.array(triangles.reshape(-1, 3), dtype=wp.vec3d, device=device)
+    vertices = ((vertices - center) / scale + 1) * (resolution / 2)  # in voxels
+    edges = find_edges(faces, len(vertices), device=device)
+    if edges.mis_wound:
+        faces = orient_consistently(faces)
+        edges = find_edges(faces, len(vertices), device=device)
+    corners = short_triangles(vertices, faces, device=device)
 
     def on_grid(level: float) -> Bricks:
         return band_bricks(corners, resolution=resolution, truncation=truncation_voxels, level=level, device=device)
@@ -108,7 +115,7 @@ def voxelize(
     ratio, level = 0.0, 0.0
     if mode != "shell":
         bricks = on_grid(level)
-        inside = brick_insides(triangles, cap_holes(vertices, faces), bricks)
+        inside = brick_insides(corners, cap_holes(vertices, edges.boundary), bricks)
         ratio = bad_flip_ratio(bricks, inside)
     if mode == "shell" or (mode == "auto" and ratio > max_bad_flip_ratio):
         mode, level = "shell", SHELL_VOXELS
@@ -122,8 +129,8 @@ def voxelize(
         truncation_voxels=float(truncation_voxels),
         center=center,
         scale=scale,
-        brick_coords=bricks.coords,
-        brick_inside=inside.numpy().astype(bool).reshape(-1, BRICK_SIZE, BRICK_SIZE, BRICK_SIZE),
+        brick_coords=bricks.coords.numpy(),
+        brick_inside=inside.numpy().view(bool).reshape(-1, BRICK_SIZE, BRICK_SIZE, BRICK_SIZE),
         bad_flip_ratio=ratio,
         mode="shell" if level else "solid",
     )
@@ -157,9 +164,8 @@ def check_mesh(
             f"faces use vertices {faces.min()} to {faces.max()} but there are {len(vertices)}; "
             "the file is damaged; export it again"
         )
-    used = vertices[faces]
-    if not np.isfinite(used).all():
-        bad = int((~np.isfinite(used)).any((1, 2)).sum())
+    finite = np.isfinite(vertices).all(1)
+    if not finite.all() and (bad := int((~finite[faces]).any(1).sum())):
         raise InputError(f"{bad} of {len(faces)} faces have NaN or infinite vertices; expected finite ones; repair it")
     return vertices, faces.astype(np.int64)
 
@@ -168,8 +174,10 @@ def normalisation(
     vertices: Float[np.ndarray, "num_vertices 3"], faces: Int[np.ndarray, "num_faces 3"]
 ) -> Normalisation:
     """What brings the bounding box of the faces to the cube: centre to 0, longest side to 2 * 0.95."""
-    used = vertices[faces.reshape(-1)]
-    low, high = used.min(0), used.max(0)
+    used = np.zeros(len(vertices), bool)
+    used[faces.reshape(-1)] = True
+    corners = vertices[used]
+    low, high = corners.min(0), corners.max(0)
     longest = float((high - low).max())
     if not longest > 0:
         raise InputError(f"all {len(faces)} faces lie in one point; expected a mesh with an extent; remove the file")

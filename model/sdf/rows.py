@@ -6,7 +6,7 @@ import numpy as np
 import warp as wp
 from jaxtyping import Float, Int
 
-from model.sdf.distance import Bricks
+from model.sdf.distance import BRICK_SIZE, Bricks, running_sum
 
 wp.set_module_options({"enable_backward": False})  # no gradients here: half the code to compile
 
@@ -18,12 +18,14 @@ class Rows(NamedTuple):
 
 def band_rows(bricks: Bricks, inside: wp.array, *, level: float, truncation: float) -> Rows:
     """The voxels of the band: signed distance / truncation at level 0, else (distance - level) / truncation."""
-    ends = bricks.num_voxels.cumsum(dtype=np.int64)
-    starts = wp.array(ends - bricks.num_voxels, dtype=wp.int64, device=bricks.device)
-    coords = wp.empty(int(ends[-1]), dtype=wp.vec3i, device=bricks.device)
-    sdf = wp.empty(int(ends[-1]), dtype=wp.float32, device=bricks.device)
-    inputs = [bricks.on_device, bricks.distance, inside, float(level), float(truncation), starts, coords, sdf]
-    wp.launch(_write_rows, len(bricks), inputs=inputs, device=bricks.device)
+    device, num_lines = bricks.device, len(bricks) * BRICK_SIZE**2
+    counts = wp.empty(num_lines, dtype=wp.int32, device=device)
+    wp.launch(_count_rows, num_lines, inputs=[bricks.distance, counts], device=device)
+    num_rows, ends = running_sum(counts)
+    coords = wp.empty(num_rows, dtype=wp.vec3i, device=device)
+    sdf = wp.empty(num_rows, dtype=wp.float32, device=device)
+    values = [bricks.coords, bricks.distance, inside, float(level), float(truncation)]
+    wp.launch(_write_rows, num_lines, inputs=[*values, counts, ends, coords, sdf], device=device)
     return Rows(coords.numpy(), sdf.numpy())
 
 
@@ -33,10 +35,21 @@ def bad_flip_ratio(bricks: Bricks, inside: wp.array) -> float:
     A surface between two neighbours has |d_i| + |d_j| <= 1 voxel.
     """
     flips = wp.zeros(2, dtype=wp.int32, device=bricks.device)
-    inputs = [bricks.on_device, bricks.slots, bricks.resolution // 8, bricks.distance, inside, flips]
+    inputs = [bricks.coords, bricks.slots, bricks.resolution // 8, bricks.distance, inside, flips]
     wp.launch(_count_flips, len(bricks) * 64, inputs=inputs, device=bricks.device)
     all_flips, bad = (int(count) for count in flips.numpy())
     return bad / all_flips if all_flips else 0.0
+
+
+@wp.kernel
+def _count_rows(distance: wp.array[wp.float32], counts: wp.array[wp.int32]) -> None:
+    """How many voxels of a line are in the band."""
+    line = wp.tid()
+    found = int(0)
+    for i in range(line * 8, line * 8 + 8):
+        if distance[i] < wp.inf:
+            found += 1
+    counts[line] = found
 
 
 @wp.kernel
@@ -46,21 +59,23 @@ def _write_rows(
     inside: wp.array[wp.int8],
     level: float,
     truncation: float,
-    starts: wp.array[wp.int64],
+    counts: wp.array[wp.int32],
+    ends: wp.array[wp.int32],
     coords: wp.array[wp.vec3i],
     sdf: wp.array[wp.float32],
 ) -> None:
-    brick = wp.tid()
-    row = starts[brick]
-    for i in range(512):
-        near = distance[brick * 512 + i]
+    line = wp.tid()
+    row = ends[line] - counts[line]
+    for z in range(8):
+        i = line * 8 + z
+        near = distance[i]
         if near < wp.inf:
             value = near - level
-            if level == 0.0 and inside[brick * 512 + i] == wp.int8(1):
+            if level == 0.0 and inside[i] == wp.int8(1):
                 value = -near
-            coords[row] = bricks[brick] * 8 + wp.vec3i(i // 64, i // 8 % 8, i % 8)
+            coords[row] = bricks[line // 64] * 8 + wp.vec3i(line // 8 % 8, line % 8, z)
             sdf[row] = value / truncation
-            row += wp.int64(1)
+            row += 1
 
 
 @wp.kernel

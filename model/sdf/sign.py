@@ -12,8 +12,8 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
 from model.sdf.crossings import count_crossings
-from model.sdf.distance import LONG, Bricks, split_long
-from model.sdf.winding import decide_insides
+from model.sdf.distance import Bricks, split_long
+from model.sdf.insides import decide_insides
 
 wp.set_module_options({"enable_backward": False})  # no gradients here: half the code to compile
 
@@ -21,25 +21,24 @@ wp.set_module_options({"enable_backward": False})  # no gradients here: half the
 _NUDGE = wp.vec3d(1.37e-5, 2.11e-5, 1.73e-5)
 
 
-def brick_insides(
-    triangles: Float[np.ndarray, "num_triangles 3 3"], caps: Float[np.ndarray, "num_caps 3 3"], bricks: Bricks
-) -> wp.array:
+def brick_insides(corners: wp.array, caps: Float[np.ndarray, "num_caps 3 3"], bricks: Bricks) -> wp.array:
     """Whether |w| > 0.5, as int8, 512 for every brick. |w| makes inside-out meshes right.
 
-    Triangles (short ones, see split_long) and the caps over their holes (see cap_holes) are in voxels.
+    Triangles, short ones (see short_triangles) on the device, and the caps over their holes (see cap_holes) in voxels.
     """
-    whole = None
-    if len(caps) <= 2 * len(triangles):  # more are those of loose triangles, and no better than these
-        caps = split_long(caps, LONG)  # a long sliver is near many voxels, and near ones cost most
-        closed = np.concatenate([triangles, caps]).reshape(-1, 3)
-        whole = count_crossings(wp.array(closed, dtype=wp.vec3d, device=bricks.device), bricks, nudge=_NUDGE)
+    device = bricks.device
+    whole, boundary = None, caps[:, :2]  # in the direction of the caps, against that of the triangles
+    if len(caps) <= 2 * (len(corners) // 3):  # more are those of loose triangles, and no better than these
+        caps = split_long(caps)  # a long sliver is near many voxels, and near ones cost most
+        surfaces = [corners, wp.array(caps.reshape(-1, 3), dtype=wp.vec3d, device=device)] if len(caps) else [corners]
+        whole = count_crossings(surfaces, bricks, nudge=_NUDGE)
     if whole is None:
-        whole = wp.zeros(len(bricks.distance), dtype=wp.int32, device=bricks.device)
-        return decide_insides(triangles, whole, bricks, nudge=_NUDGE)
+        whole = wp.zeros(len(bricks.distance), dtype=wp.int32, device=device)
+        return decide_insides(corners.numpy().reshape(-1, 3, 3), boundary[:, ::-1], whole, bricks, nudge=_NUDGE)
     if len(caps):
-        return decide_insides(caps, whole, bricks, nudge=_NUDGE)
-    inside = wp.empty(len(whole), dtype=wp.int8, device=bricks.device)
-    wp.launch(_differs_from_zero, len(whole), inputs=[whole, inside], device=bricks.device)
+        return decide_insides(caps, boundary, whole, bricks, nudge=_NUDGE)
+    inside = wp.empty(len(whole), dtype=wp.int8, device=device)
+    wp.launch(_differs_from_zero, len(whole), inputs=[whole, inside], device=device)
     return inside
 
 
@@ -63,20 +62,15 @@ def _differs_from_zero(whole: wp.array[wp.int32], inside: wp.array[wp.int8]) -> 
 
 
 def cap_holes(
-    vertices: Float[np.ndarray, "num_vertices 3"], faces: Int[np.ndarray, "num_faces 3"]
-) -> Float[np.ndarray, "num_caps 3 3"]:
-    """Triangles that make the mesh closed: each loop of its boundary, joined to the loop's mean vertex.
+    vertices: Float[np.ndarray, "num_vertices 3"], boundary: Int[np.ndarray, "num_edges 2"]
+) -> Float[np.ndarray, "num_edges 3 3"]:
+    """Triangles that make the mesh closed: each loop of its boundary (see find_edges), joined to its mean vertex.
 
-    Boundary is where an edge is not run through equally often in both directions, so that this holds for any triangles.
+    Corners 0 and 1 are those of the edge.
     """
-    start, end = faces.reshape(-1), np.roll(faces, -1, 1).reshape(-1)
-    keys, edge = np.unique(np.minimum(start, end) * len(vertices) + np.maximum(start, end), return_inverse=True)
-    excess = np.bincount(edge, weights=np.sign(end - start)).astype(np.int64)
-    low, high = np.divmod(keys, len(vertices))
-    times = np.abs(excess)
-    from_, to = np.where(excess > 0, high, low).repeat(times), np.where(excess > 0, low, high).repeat(times)
-    if not len(from_):
+    if not len(boundary):
         return np.zeros((0, 3, 3))
+    from_, to = boundary.T
     loop = _loops(from_, to)
     sums = np.stack([np.bincount(loop, weights=vertices[from_, axis]) for axis in range(3)], 1)
     apex = sums[loop] / np.bincount(loop)[loop, None]
@@ -84,7 +78,19 @@ def cap_holes(
 
 
 def _loops(from_: Int[np.ndarray, " num_edges"], to: Int[np.ndarray, " num_edges"]) -> Int[np.ndarray, " num_edges"]:
-    """For each edge the number of its loop, where every vertex is left as often as it is reached.
+    """For each edge the number of its loop, where every vertex is left as often as it is reached."""
+    vertex, start, times = np.unique(from_, return_inverse=True, return_counts=True)
+    graph = coo_matrix((np.ones(len(from_), bool), (start, np.searchsorted(vertex, to))), shape=(len(vertex),) * 2)
+    num_parts, part = connected_components(graph, directed=False)
+    crossed = np.bincount(part, weights=times > 1) > 0  # the others are single loops
+    loop = part[start]
+    walked = np.flatnonzero(crossed[loop])
+    loop[walked] = num_parts + _walk(from_[walked], to[walked])
+    return np.unique(loop, return_inverse=True)[1]
+
+
+def _walk(from_: Int[np.ndarray, " num_edges"], to: Int[np.ndarray, " num_edges"]) -> Int[np.ndarray, " num_edges"]:
+    """The loops of edges that meet at vertices.
 
     Small loops make small caps, which only the voxels near them have to look at; so a walk that comes back to a vertex
     has closed a loop, however many others go through that vertex.

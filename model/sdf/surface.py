@@ -1,13 +1,13 @@
 """Marching cubes on a sparse grid: only in cells whose 8 corners are all stored, with memory for stored bricks only."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import warp as wp
 from jaxtyping import Float, Int
 
 from model.sdf.cases import CASES, EDGES
-from model.sdf.distance import BRICK_SIZE, BRICK_VOXELS
+from model.sdf.distance import BRICK_SIZE, BRICK_VOXELS, number_bricks
 
 wp.set_module_options({"enable_backward": False})  # no gradients here: half the code to compile
 
@@ -41,18 +41,14 @@ def extract_mesh(
     if len(coords) and (coords.min() < 0 or coords.max() >= resolution):
         raise ValueError(f"coords reach from {coords.min()} to {coords.max()}; expected 0 to {resolution - 1}")
     bricks_a_side = -(-resolution // BRICK_SIZE)
-    voxels = wp.array(coords, dtype=wp.vec3i, device=device)
-    slots = wp.full(bricks_a_side**3, -1, dtype=wp.int32, device=device)
-    wp.launch(_mark, len(coords), inputs=[voxels, bricks_a_side, slots], device=device)
-    table = slots.numpy()
-    marked = np.flatnonzero(table == 0)
-    table[marked] = np.arange(len(marked))
-    slots = wp.array(table, dtype=wp.int32, device=device)
-    values = wp.full(len(marked) * BRICK_VOXELS, np.nan, dtype=wp.float32, device=device)
-    stored = wp.array(sdf, dtype=wp.float32, device=device)
-    wp.launch(_store, len(coords), inputs=[voxels, stored, bricks_a_side, slots, values], device=device)
-    brick_coords = np.stack(np.unravel_index(marked, (bricks_a_side,) * 3), 1).astype(np.int32)
-    return extract_from_bricks(brick_coords, values.numpy(), resolution=resolution, iso_level=iso_level, device=device)
+    voxels = _send(coords, wp.vec3i, device)
+    marks = wp.zeros(bricks_a_side**3, dtype=wp.int32, device=device)
+    wp.launch(_mark, len(coords), inputs=[voxels, bricks_a_side, marks], device=device)
+    slots, bricks = number_bricks(marks, bricks_a_side)
+    values = wp.full(len(bricks) * BRICK_VOXELS, np.nan, dtype=wp.float32, device=device)
+    inputs = [voxels, _send(sdf, wp.float32, device), bricks_a_side, slots, values]
+    wp.launch(_store, len(coords), inputs=inputs, device=device)
+    return _march([bricks, bricks_a_side, slots], [values, float(iso_level)], 2 / resolution, device)
 
 
 def extract_from_bricks(
@@ -67,19 +63,26 @@ def extract_from_bricks(
     bricks_a_side = -(-resolution // BRICK_SIZE)
     table = np.full((bricks_a_side,) * 3, -1, np.int32)
     table[tuple(brick_coords.T)] = np.arange(len(brick_coords))
+    grid = [_send(brick_coords, wp.vec3i, device), bricks_a_side, _send(table.reshape(-1), wp.int32, device)]
+    return _march(grid, [_send(values, wp.float32, device), float(iso_level)], 2 / resolution, device)
 
-    def send(array: np.ndarray, dtype: type) -> wp.array:
-        return wp.array(np.ascontiguousarray(array), dtype=dtype, device=device)
+
+def _send(array: np.ndarray, dtype: type, device: str) -> wp.array:
+    """On the CPU the array's own memory: at R = 512 a copy of all coordinates would be what counts most."""
+    return wp.array(np.ascontiguousarray(array), dtype=dtype, device=device, copy=False)
+
+
+def _march(grid: list[Any], field: list[Any], voxel_size: float, device: str) -> Surface:
+    """The surface; grid: bricks, how many fit on a side, their slots; field: values of the bricks and the iso level."""
 
     def launch(kernel: wp.Kernel, *inputs: object) -> None:
         wp.launch(kernel, num_lines, inputs=list(inputs), device=device)
 
-    num_lines = len(brick_coords) * BRICK_SIZE**2
-    grid = [send(brick_coords, wp.vec3i), bricks_a_side, send(table.reshape(-1), wp.int32)]
-    field = [send(values, wp.float32), float(iso_level)]
+    values = field[0]
+    num_lines = len(values) // BRICK_SIZE
     cases = wp.zeros(len(values), dtype=wp.uint8, device=device)  # of the cell whose lowest corner the voxel is
     cuts = wp.zeros(len(values), dtype=wp.uint8, device=device)  # bit a: the edge along axis a has a vertex
-    num_triangles = send(CASES.num_triangles, wp.int32)
+    num_triangles = _send(CASES.num_triangles.astype(np.int32), wp.int32, device)
     triangles_of, vertices_of = (wp.zeros(num_lines, dtype=wp.int32, device=device) for _ in range(2))
     launch(_classify, *grid, *field, num_triangles, cases, triangles_of)
     launch(_cut_edges, *grid, *field, cases, cuts, vertices_of)
@@ -88,17 +91,19 @@ def extract_from_bricks(
     num_vertices, first_vertex = _starts(vertices_of)
     vertices = wp.empty(num_vertices, dtype=wp.vec3, device=device)
     faces = wp.empty(num_faces, dtype=wp.vec3i, device=device)
-    launch(_write_vertices, *grid, *field, cuts, first_vertex, 2.0 / resolution, vertices)
-    tables = [num_triangles, send(CASES.triangles, wp.int32), send(EDGES, wp.int32)]
+    launch(_write_vertices, *grid, *field, cuts, first_vertex, voxel_size, vertices)
+    tables = [num_triangles, *(_send(part.astype(np.int32), wp.int32, device) for part in (CASES.triangles, EDGES))]
     launch(_write_faces, *grid, cases, cuts, first_vertex, first_face, *tables, faces)
     return Surface(vertices.numpy().reshape(-1, 3), faces.numpy().reshape(-1, 3))
 
 
 def _starts(counts: wp.array) -> tuple[int, wp.array]:
     """How many there are, and the number of the first one of every line."""
-    ends = counts.numpy().cumsum(dtype=np.int64)
-    total = int(ends[-1]) if len(ends) else 0
-    return total, wp.array((ends - counts.numpy()).astype(np.int32), dtype=wp.int32, device=counts.device)
+    if not len(counts):
+        return 0, counts
+    starts = wp.empty_like(counts)
+    wp.utils.array_scan(counts, starts, inclusive=False)
+    return int(starts[-1:].numpy()[0]) + int(counts[-1:].numpy()[0]), starts
 
 
 @wp.func
@@ -146,8 +151,8 @@ def _num_bits(mask: int) -> int:
 
 
 @wp.kernel
-def _mark(voxels: wp.array[wp.vec3i], bricks_a_side: int, slots: wp.array[wp.int32]) -> None:
-    slots[_brick_of(voxels[wp.tid()], bricks_a_side)] = 0
+def _mark(voxels: wp.array[wp.vec3i], bricks_a_side: int, marks: wp.array[wp.int32]) -> None:
+    marks[_brick_of(voxels[wp.tid()], bricks_a_side)] = 1
 
 
 @wp.kernel

@@ -1,0 +1,245 @@
+"""Which voxels are inside, where the winding number is a whole number less that of an open surface.
+
+The winding number of a surface is smooth up to whole numbers: crossing the surface changes it by one, and apart from
+that it changes like the field of a current around the surface's boundary (Biot and Savart). So blocks of voxels away
+from the boundary need one walk through the surface for the winding number at one voxel, one through the boundary for
+how it changes from there, to second order and with a bound on the rest, and the crossings between neighbours.
+Blocks of half the size are asked where this leaves voxels open, at last the voxels themselves.
+"""
+
+import numpy as np
+import warp as wp
+from jaxtyping import Float
+
+from model.sdf.crossings import count_steps, step_along
+from model.sdf.distance import BRICK_SIZE, Bricks
+from model.sdf.tree import Tree, edge_tree, next_node, triangle_tree
+from model.sdf.winding import winding_number
+
+wp.set_module_options({"enable_backward": False})  # no gradients here: half the code to compile
+
+_GROUP_ERROR = 1e-3  # largest bound for which the walk takes a group of edges by its sums; all bounds are added up
+_OPEN = 2  # what `inside` holds before it is decided
+
+
+@wp.struct
+class Change:
+    """How 4 pi times a winding number changes by a step e from a block's middle: gradient.e + e.curvature.e / 2."""
+
+    gradient: wp.vec3
+    curvature: wp.mat33
+    error: float  # of the winding number, at the block's farthest voxel; 1 or more where there is no bound
+
+
+def decide_insides(
+    triangles: Float[np.ndarray, "num_faces 3 3"],
+    boundary: Float[np.ndarray, "num_edges 2 3"],
+    whole: wp.array,
+    bricks: Bricks,
+    *,
+    nudge: wp.vec3d,
+) -> wp.array:
+    """Whether |whole - w| > 0.5, int8, 512 for every brick; w is the winding number at the voxel's centre plus nudge.
+
+    `whole` holds an integer for every voxel; triangles and their boundary, directed as they are, in voxels.
+    """
+    device = bricks.device
+    inside = wp.full(len(whole), _OPEN, dtype=wp.int8, device=device)
+    steps = count_steps(wp.array(triangles.reshape(-1, 3), dtype=wp.vec3d, device=device), bricks, nudge=nudge)
+    fields = [bricks.coords, nudge, triangle_tree(triangles, device=device), edge_tree(boundary, device=device)]
+    side, blocks, parents = BRICK_SIZE, len(bricks), None
+    while side and blocks:
+        left = wp.empty(blocks, dtype=wp.int32, device=device)
+        num_left = wp.zeros(1, dtype=wp.int32, device=device)
+        inputs = [side, parents, *fields, steps, whole, inside, num_left, left]
+        wp.launch(_decide_blocks, blocks, inputs=inputs, device=device)
+        side //= 2
+        parents, blocks = left, int(num_left.numpy()[0]) * 8
+    return inside
+
+
+@wp.func
+def _edge_change(change: Change, a: wp.vec3, b: wp.vec3, reach: float) -> Change:
+    """Adds an edge from a to b, seen from the middle of a block whose voxels are up to `reach` away.
+
+    The gradient is a x b s, s a function of lengths; moving by e changes a x b across e only, s by slope.e. An nth
+    derivative of the solid angle is at most n! times the integral of 1 / r^(n+1) along the edge.
+    """
+    la = wp.length(a)
+    lb = wp.length(b)
+    ab = wp.dot(a, b)
+    normal = wp.cross(a, b)
+    length = wp.length(b - a)
+    along = wp.clamp(-wp.dot(a, b - a) / wp.max(length * length, 1.0e-30), 0.0, 1.0)
+    gap = wp.length(a + along * (b - a))
+    if gap <= reach:
+        change.error += 1.0
+        return change
+    product = la * lb
+    opening = product + ab
+    if ab < 0.0:  # the same without cancellation
+        opening = wp.dot(normal, normal) / (product - ab)
+    if opening <= 0.0:
+        change.error += 1.0
+        return change
+    s = (la + lb) / (product * opening)
+    of_product = -(lb / la) * a - (la / lb) * b
+    slope = -(a / la + b / lb) / (product * opening) - s * (of_product / product + (of_product - a - b) / opening)
+    change.gradient += s * normal
+    change.curvature += wp.outer(normal, slope)
+    integral = wp.min(length / gap, 0.5 * wp.pi) / (gap * gap * gap)
+    change.error += reach * reach * reach * integral / ((1.0 - reach / gap) * 4.0 * wp.pi)
+    return change
+
+
+@wp.func
+def _group_bound(shape: wp.vec3, far: float, reach: float) -> float:
+    """Bound on what a group's sum and moment leave out over the block; 1 where the two may meet."""
+    gap = far - shape[0] - reach
+    if gap <= 0.0:
+        return 1.0
+    beyond = 3.0 * shape[2] * shape[0] * (shape[0] + reach)
+    return wp.min(reach * (reach * reach * shape[1] + beyond) / (gap * gap * gap * gap * 4.0 * wp.pi), 1.0)
+
+
+@wp.func
+def _group_change(change: Change, to_group: wp.vec3, far: float, current: wp.vec3, moment: wp.mat33) -> Change:
+    """Adds the field of edges that sum up to `current`, to first order of their places in the group."""
+    direction = to_group / far
+    normal = wp.cross(to_group, current)
+    turned = wp.vec3(moment[1, 2] - moment[2, 1], moment[2, 0] - moment[0, 2], moment[0, 1] - moment[1, 0])
+    first = turned - 3.0 * wp.cross(direction, wp.transpose(moment) * direction)
+    change.gradient += (normal + first) / (far * far * far)
+    change.curvature += wp.outer(normal, 3.0 * to_group / (far * far * far * far * far))
+    return change
+
+
+@wp.func
+def _change_around(q: wp.vec3d, boundary: Tree, reach: float) -> Change:
+    """How the winding number changes around q; not finished where the error's bound passes 0.5."""
+    change = Change()
+    q32 = wp.vec3(q)
+    node = int(0)
+    walking = int(1)
+    while walking == 1:
+        to_group = boundary.centre[node] - q32
+        far = wp.length(to_group)
+        bound = _group_bound(boundary.shape[node], far, reach)
+        if bound <= _GROUP_ERROR:
+            change = _group_change(change, to_group, far, boundary.sums[node], boundary.moments[node])
+            change.error += bound
+            node = next_node(node)
+        elif node < boundary.num_inner:
+            node = 2 * node + 1
+        else:
+            leaf = node - boundary.num_inner
+            for t in range(boundary.leaf_starts[leaf], boundary.leaf_starts[leaf + 1]):
+                a = wp.vec3(boundary.corners[t * 2] - q)
+                b = wp.vec3(boundary.corners[t * 2 + 1] - q)
+                change = _edge_change(change, a, b, reach)
+            node = next_node(node)
+        walking = wp.where(node == 0 or change.error >= 0.5, 0, 1)
+    return change
+
+
+@wp.func
+def _at(change: Change, e: wp.vec3) -> float:
+    return (wp.dot(change.gradient, e) + 0.5 * wp.dot(e, change.curvature * e)) / (4.0 * wp.pi)
+
+
+@wp.func
+def _decide_voxels(
+    first: int,
+    side: int,
+    winding: float,
+    change: Change,
+    steps: wp.array[wp.int32],
+    whole: wp.array[wp.int32],
+    inside: wp.array[wp.int8],
+) -> int:
+    """Decides what can be decided, given the winding number at the voxel after the middle; how many stay open."""
+    half = side // 2
+    middle = 0.5 * float(side - 1)
+    # Steps are summed up from the block's first voxel: along x, from there along y, from there along z.
+    to_middle = int(0)
+    for i in range(1, half + 1):
+        to_middle += step_along(0, steps[first + i * 64])
+        to_middle += step_along(1, steps[first + half * 64 + i * 8])
+        to_middle += step_along(2, steps[first + half * 64 + half * 8 + i])
+    start = winding - _at(change, wp.vec3(0.5)) - float(to_middle)
+    num_open = int(0)
+    along_x = int(0)
+    for x in range(side):
+        if x > 0:
+            along_x += step_along(0, steps[first + x * 64])
+        along_y = along_x
+        for y in range(side):
+            if y > 0:
+                along_y += step_along(1, steps[first + x * 64 + y * 8])
+            along_z = along_y
+            for z in range(side):
+                i = first + x * 64 + y * 8 + z
+                if z > 0:
+                    along_z += step_along(2, steps[i])
+                here = start + float(along_z) + _at(change, wp.vec3(float(x), float(y), float(z)) - wp.vec3(middle))
+                beyond = wp.abs(float(whole[i]) - here) - 0.5
+                if inside[i] == wp.int8(_OPEN):
+                    if wp.abs(beyond) > change.error:
+                        inside[i] = wp.int8(wp.where(beyond > 0.0, 1, 0))
+                    else:
+                        num_open += 1
+    return num_open
+
+
+@wp.func
+def _num_open(inside: wp.array[wp.int8], first: int, side: int) -> int:
+    found = int(0)
+    for x in range(side):
+        for y in range(side):
+            for z in range(side):
+                if inside[first + x * 64 + y * 8 + z] == wp.int8(_OPEN):
+                    found += 1
+    return found
+
+
+@wp.kernel
+def _decide_blocks(
+    side: int,
+    parents: wp.array[wp.int32],
+    bricks: wp.array[wp.vec3i],
+    nudge: wp.vec3d,
+    surface: Tree,
+    boundary: Tree,
+    steps: wp.array[wp.int32],
+    whole: wp.array[wp.int32],
+    inside: wp.array[wp.int8],
+    num_left: wp.array[wp.int32],
+    left: wp.array[wp.int32],
+) -> None:
+    """Decides what can be decided in a block of `side` voxels a side, and lists it where voxels stay open.
+
+    Blocks are named by their first voxel. Those of side 8 are the bricks, smaller ones the octants of `parents`.
+    """
+    block = wp.tid()
+    first = block * 512
+    if side < 8:
+        first = parents[block // 8] + (block // 4 % 2 * 64 + block // 2 % 2 * 8 + block % 2) * side
+    if _num_open(inside, first, side) == 0:
+        return
+    voxel = bricks[first // 512] * 8 + wp.vec3i(first // 64 % 8, first // 8 % 8, first % 8)
+    half = wp.float64(side // 2) + wp.float64(0.5)
+    q = wp.vec3d(voxel) + wp.vec3d(half, half, half) + nudge  # of the voxel after the middle
+    if side == 1:
+        winding = winding_number(q, surface)
+        inside[first] = wp.int8(wp.where(wp.abs(float(whole[first]) - winding) > 0.5, 1, 0))
+        return
+    reach = 0.5 * float(side - 1) * wp.sqrt(3.0)
+    change = _change_around(q - wp.vec3d(wp.float64(0.5), wp.float64(0.5), wp.float64(0.5)), boundary, reach)
+    # the expansion also leads to q, to where it errs less, being of third order
+    change.error = change.error * (1.0 + 1.0 / (float(side - 1) * float(side - 1) * float(side - 1)))
+    num_open = int(1)
+    if change.error < 0.5:
+        winding = winding_number(q, surface)
+        num_open = _decide_voxels(first, side, winding, change, steps, whole, inside)
+    if num_open > 0:
+        left[wp.atomic_add(num_left, 0, 1)] = first
