@@ -178,9 +178,14 @@ def normalisation(
     used[faces.reshape(-1)] = True
     corners = vertices[used]
     low, high = corners.min(0), corners.max(0)
-    longest = float((high - low).max())
+    with np.errstate(over="ignore"):
+        longest = float((high - low).max())
     if not longest > 0:
         raise InputError(f"all {len(faces)} faces lie in one point; expected a mesh with an extent; remove the file")
+    if not np.isfinite(longest):
+        raise InputError(
+            f"coordinates go from {low.min():g} to {high.max():g}, more than numbers can hold; scale the mesh down"
+        )
     return Normalisation(low + (high - low) / 2, longest / (2 * HALF_EXTENT))
 
 
