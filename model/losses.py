@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from model.distributed import mean, num_ranks
-from model.receptive_field import DecodePlan, plan_decode
+from model.receptive_field import DecodePlan, plan_decode, plan_decode_of_places
 from model.sparse import SparseTensor
 from model.vae import NUM_LEVELS, make_ahead
 
@@ -33,8 +33,13 @@ class SDFTarget:
     @cached_property
     def plan(self) -> DecodePlan:
         """Decodes the voxels of `band`, then those of `beyond`. ValueError where one is no child of a latent voxel."""
+        latents = self.band.grid.pooled(NUM_LEVELS)
+        band, beyond = self.band.grid.places, self.beyond.grid.places
+        if band is not None and beyond is not None and len(band.bricks) == len(latents):
+            wanted_at = torch.cat([band.place, beyond.place])
+            return plan_decode_of_places(latents, wanted_at, num_levels=NUM_LEVELS)
         wanted = torch.cat([self.band.coords, self.beyond.coords])
-        return plan_decode(self.band.grid.pooled(NUM_LEVELS), wanted, num_levels=NUM_LEVELS)
+        return plan_decode(latents, wanted, num_levels=NUM_LEVELS)
 
     def make_ahead(self) -> None:
         """Make the plan, and all else that the network finds out about coordinates, before it is asked for."""

@@ -35,9 +35,13 @@ def plan_decode(latents: Grid, wanted: Int[Tensor, "num_wanted 4"], *, num_level
 
     Raises ValueError for a wanted voxel that lies in no latent voxel.
     """
+    return plan_decode_of_places(latents, _places(wanted, latents, 2**num_levels), num_levels=num_levels)
+
+
+def plan_decode_of_places(latents: Grid, wanted_at: Int[Tensor, " num_wanted"], *, num_levels: int) -> DecodePlan:
+    """As plan_decode, of voxels of which is known where they stand in the bricks of the latent voxels."""
     side = 2**num_levels
-    wanted_at = _flat_index(wanted, latents, side)
-    outputs = torch.zeros(len(latents) * side**3, dtype=torch.bool, device=wanted.device)
+    outputs = torch.zeros(len(latents) * side**3, dtype=torch.bool, device=wanted_at.device)
     outputs[wanted_at] = True
     outputs = outputs.view(-1, side, side, side)
 
@@ -50,7 +54,7 @@ def plan_decode(latents: Grid, wanted: Int[Tensor, "num_wanted 4"], *, num_level
         outputs = _dilate(parents, neighbours)
 
     subdivisions = []
-    row, num_parents = torch.arange(len(latents), device=wanted.device).view(-1, 1, 1, 1), len(latents)
+    row, num_parents = torch.arange(len(latents), device=wanted_at.device).view(-1, 1, 1, 1), len(latents)
     for outputs, parents in masks:
         first = wanted_at if parents is None else _indices(parents)
         others = wanted_at[:0] if parents is None else _indices(outputs & ~parents)
@@ -70,8 +74,8 @@ def plan_decode(latents: Grid, wanted: Int[Tensor, "num_wanted 4"], *, num_level
     return DecodePlan(tuple(subdivisions))
 
 
-def _flat_index(wanted: Int[Tensor, "num_wanted 4"], latents: Grid, side: int) -> Int[Tensor, " num_wanted"]:
-    """Where each wanted voxel stands in a mask over the bricks of the latent voxels."""
+def _places(wanted: Int[Tensor, "num_wanted 4"], latents: Grid, side: int) -> Int[Tensor, " num_wanted"]:
+    """Where each wanted voxel stands in the bricks of the latent voxels."""
     bricks = wanted.clone()
     bricks[:, 1:] //= side
     brick, found = find_rows(bricks, latents)

@@ -35,6 +35,14 @@ class Subdivision(NamedTuple):
     children: Int[Tensor, "8 num_parents"]  # int32: row of the child at each of CHILD_OFFSETS, or -1
 
 
+class Places(NamedTuple):
+    """Where voxels stand in dense bricks. Rows are brick by brick, and the bricks of one shape next to each other."""
+
+    bricks: "Grid"
+    side: int  # of a brick, a power of 2
+    place: Int[Tensor, " num_voxels"]  # int64: ((brick * side + x) * side + y) * side + z
+
+
 class ShapeRows(NamedTuple):
     """The rows of each shape of a batch."""
 
@@ -52,10 +60,18 @@ class Windows(NamedTuple):
 
 
 class Grid:
-    """A batch of voxel sets. Coordinates must be unique and not negative; rows come in any order."""
+    """A batch of voxel sets. Coordinates must be unique and not negative; rows come in any order.
+
+    Where `places` are known, pooling needs no sorting.
+    """
 
     def __init__(
-        self, coords: Int[Tensor, "num_voxels 4"], *, num_shapes: int | None = None, extent: int | None = None
+        self,
+        coords: Int[Tensor, "num_voxels 4"],
+        *,
+        num_shapes: int | None = None,
+        extent: int | None = None,
+        places: Places | None = None,
     ):
         if coords.dtype != torch.int32 or coords.ndim != 2 or coords.shape[1] != 4:
             raise ValueError(f"coords are {coords.dtype} {tuple(coords.shape)}; expected int32 [N, 4]: batch, x, y, z")
@@ -67,6 +83,7 @@ class Grid:
             num_shapes, extent = highest[0] + 1, max(highest[1:]) + 1
         self.num_shapes = num_shapes
         self.extent = extent  # every x, y and z is below it
+        self.places = places
         self.neighbours: Tensor | None = None  # [27, num_voxels], found by model.conv when first asked for
         self._whole: Grid | None = None
 
@@ -112,22 +129,46 @@ class Grid:
     @cached_property
     def shape_rows(self) -> ShapeRows:
         shape = self.coords[:, 0].contiguous()
-        order = shape.argsort(stable=True)
         starts = torch.arange(self.num_shapes + 1, dtype=torch.int32, device=shape.device)
-        return ShapeRows(order.int(), torch.searchsorted(shape[order], starts).int())
+        if self.places is not None:
+            order = torch.arange(len(self), dtype=torch.int32, device=shape.device)
+        else:
+            order = shape.argsort(stable=True).int()
+            shape = shape[order]
+        return ShapeRows(order, torch.searchsorted(shape, starts).int())
 
     @cached_property
     def pooling(self) -> Pooling:
-        coarse_extent = (self.extent + 1) // 2
-        parents = self.coords.clone()
-        parents[:, 1:] //= 2
-        keys, parent = voxel_keys(parents, coarse_extent).unique(return_inverse=True)
-        coarse = Grid(_coords_of(keys, coarse_extent), num_shapes=self.num_shapes, extent=coarse_extent)
+        coarse, parent = self._parents_by_key() if self.places is None else self._parents_by_place(self.places)
         x, y, z = (self.coords[:, 1:] % 2).long().unbind(1)
         children = parent.new_full((NUM_CHILDREN, len(coarse)), -1, dtype=torch.int32)
         rows = torch.arange(len(self), dtype=torch.int32, device=parent.device)
         children.view(-1)[(x * 4 + y * 2 + z) * len(coarse) + parent] = rows
         return Pooling(coarse, parent.int(), children, 1 + (children >= 0).sum(0, dtype=torch.float32))
+
+    def _parents_by_key(self) -> tuple["Grid", Int[Tensor, " num_voxels"]]:
+        """The coarse grid, in the order of its keys, and the row of each voxel's parent."""
+        extent = (self.extent + 1) // 2
+        parents = self.coords.clone()
+        parents[:, 1:] //= 2
+        keys, parent = voxel_keys(parents, extent).unique(return_inverse=True)
+        return Grid(_coords_of(keys, extent), num_shapes=self.num_shapes, extent=extent), parent
+
+    def _parents_by_place(self, places: Places) -> tuple["Grid", Int[Tensor, " num_voxels"]]:
+        """The same, in the order of places."""
+        bricks, side, place = places
+        half = side // 2
+        x, y, z = place // side**2 % side, place // side % side, place % side
+        parent_place = ((place // side**3 * half + x // 2) * half + y // 2) * half + z // 2
+        row = torch.zeros(len(bricks) * half**3, dtype=torch.int64, device=place.device)
+        row[parent_place] = 1
+        taken = row.nonzero()[:, 0]
+        row[taken] = torch.arange(len(taken), device=place.device)
+        coords = bricks.coords[taken // half**3]
+        local = torch.stack([taken // half**2 % half, taken // half % half, taken % half], 1)
+        coords[:, 1:] = coords[:, 1:] * half + local
+        places = Places(bricks, half, taken)
+        return Grid(coords, num_shapes=self.num_shapes, extent=bricks.extent * half, places=places), row[parent_place]
 
     def pooled(self, times: int) -> "Grid":
         return self if times == 0 else self.pooling.coarse.pooled(times - 1)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from model.losses import SDFTarget
 from model.sdf.distance import BRICK_SIZE
-from model.sparse import Grid, SparseTensor
+from model.sparse import Grid, Places, SparseTensor
 from model.symmetry import SYMMETRIES, transform_coords
 from tasks.shards import PackedSDF
 
@@ -43,16 +43,23 @@ class PackedBatch:
 
     def unfold(self) -> SDFTarget:
         """The voxels of the band and, in the bricks that are compared, those beyond it."""
+        bricks = Grid(self.bricks, num_shapes=len(self.names), extent=self.resolution // BRICK_SIZE)
         band, inside = _bits(self.band), _bits(self.inside)
         beyond = ~band & self.compared[:, None]
         outside_or_inside = 1 - 2 * inside[beyond].float()
-        return SDFTarget(self._voxels(band, self.sdf), self._voxels(beyond, outside_or_inside))
+        return SDFTarget(self._voxels(bricks, band, self.sdf), self._voxels(bricks, beyond, outside_or_inside))
 
-    def _voxels(self, chosen: Bool[Tensor, "num_bricks 512"], values: Float[Tensor, " num_chosen"]) -> SparseTensor:
+    def _voxels(
+        self, bricks: Grid, chosen: Bool[Tensor, "num_bricks 512"], values: Float[Tensor, " num_chosen"]
+    ) -> SparseTensor:
         brick, voxel = chosen.nonzero().unbind(1)
-        coords = self.bricks[brick]
-        coords[:, 1:] = coords[:, 1:] * BRICK_SIZE + _moved_voxels(coords.device)[self.symmetry[brick], voxel]
-        grid = Grid(coords, num_shapes=len(self.names), extent=self.resolution)
+        local = _moved_voxels(brick.device)[self.symmetry[brick], voxel]
+        coords = bricks.coords[brick]
+        coords[:, 1:] = coords[:, 1:] * BRICK_SIZE + local
+        x, y, z = local.unbind(1)
+        place = ((brick * BRICK_SIZE + x) * BRICK_SIZE + y) * BRICK_SIZE + z
+        places = Places(bricks, BRICK_SIZE, place)
+        grid = Grid(coords, num_shapes=len(self.names), extent=self.resolution, places=places)
         return SparseTensor.on(grid, values[:, None])
 
 

@@ -5,9 +5,12 @@ import pytest
 import torch
 
 from model.losses import SDFTarget
+from model.receptive_field import plan_decode
 from model.sdf import SparseSDF
+from model.sparse import Grid, ShapeRows, SparseTensor, pool_mean
 from model.symmetry import transform_coords
-from tasks.packed import batch_of_one, crop
+from model.vae import NUM_LEVELS
+from tasks.packed import batch_of_one, collate, crop
 from tasks.shards import PackedSDF, packed_of, shape_row
 from tests.shapes import as_target, by_coords, ring_and_box, voxelized
 
@@ -73,3 +76,54 @@ def test_a_symmetry_moves_the_voxels_and_keeps_their_values(symmetry):
         np.testing.assert_array_equal(tensor.coords.numpy(), np.pad(moved, ((0, 0), (1, 0))))
         np.testing.assert_array_equal(tensor.feats.numpy(), unmoved.feats.numpy())
         assert tensor.grid.extent == 32
+
+
+def batch_target() -> SDFTarget:
+    """Two shapes, of which each has another symmetry."""
+    shapes = packed(voxelized(ring_and_box())), cropped(3000)
+    compared = [np.arange(len(shape.brick_coords)) % 3 == 0 for shape in shapes]
+    samples = [
+        batch_of_one("shape", shape, symmetry=symmetry, compared=drawn, resolution=32)
+        for shape, symmetry, drawn in zip(shapes, (7, 30), compared, strict=True)
+    ]
+    return collate(samples).unfold()
+
+
+def without_places(x: SparseTensor) -> SparseTensor:
+    return SparseTensor.on(Grid(x.coords, num_shapes=x.grid.num_shapes, extent=x.grid.extent), x.feats)
+
+
+def without_places_rows(grid: Grid) -> ShapeRows:
+    return Grid(grid.coords, num_shapes=grid.num_shapes, extent=grid.extent).shape_rows
+
+
+def test_pooling_by_places_is_pooling_by_coordinates():
+    by_place = batch_target().band
+    by_key = without_places(by_place)
+    for _ in range(NUM_LEVELS):
+        assert by_place.grid.places is not None
+        by_place, by_key = pool_mean(by_place), pool_mean(by_key)
+        assert by_place.grid.extent == by_key.grid.extent
+        assert len(by_place.grid) == len(by_key.grid)
+        found, expected = by_coords(by_place), by_coords(by_key)
+        assert found.keys() == expected.keys()
+        np.testing.assert_allclose([found[c] for c in expected], list(expected.values()), rtol=1e-5)
+
+
+def test_rows_with_places_are_already_those_of_one_shape_after_the_other():
+    grid = batch_target().band.grid
+    for times in range(NUM_LEVELS + 1):
+        got, expected = grid.pooled(times).shape_rows, without_places_rows(grid.pooled(times))
+        assert torch.equal(got.order, expected.order)
+        assert torch.equal(got.offsets, expected.offsets)
+
+
+def test_a_plan_by_places_is_the_plan_by_coordinates():
+    target = batch_target()
+    latents = target.band.grid.pooled(NUM_LEVELS)
+    wanted = torch.cat([target.band.coords, target.beyond.coords])
+    expected = plan_decode(latents, wanted, num_levels=NUM_LEVELS)
+    for step, other in zip(target.plan.subdivisions, expected.subdivisions, strict=True):
+        assert torch.equal(step.fine.coords, other.fine.coords)
+        assert torch.equal(step.children, other.children)
+    assert torch.equal(target.plan.subdivisions[-1].fine.coords, wanted)
