@@ -90,9 +90,23 @@ def load_targets(shards: Shards, names: Sequence[str], *, device: torch.device) 
         yield packed.to(device).unfold()
 
 
-def load_bands(shards: Shards, views: Sequence[View], *, device: torch.device) -> Iterator[SparseTensor]:
-    """The band of each view on the device, in order; loaded ahead where that is a GPU."""
-    for packed in DataLoader(WholeShapes(shards, views, beyond=False), batch_size=None, **_loading(device)):
+def load_bands(
+    shards: Shards, views: Sequence[View], *, batch_voxels: int, device: torch.device
+) -> Iterator[SparseTensor]:
+    """The bands of all views on the device, in order; loaded ahead where that is a GPU.
+
+    A batch has as many views as have `batch_voxels` together, or one that has more.
+    """
+    batches: list[list[int]] = []
+    room = 0
+    for index, size in enumerate(shards.index.num_voxels[[view.name for view in views]]):
+        if not batches or size > room:
+            batches.append([])
+            room = batch_voxels
+        batches[-1].append(index)
+        room -= size
+    dataset = WholeShapes(shards, views, beyond=False)
+    for packed in DataLoader(dataset, batch_sampler=batches, collate_fn=collate, **_loading(device)):
         yield packed.to(device).unfold().band
 
 

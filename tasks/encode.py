@@ -5,7 +5,6 @@ import json
 import pyarrow.parquet as pq
 
 from model.checkpoint import load_vae
-from model.vae import refuse_zero_latents
 from tasks.device import pick_device
 from tasks.latents import SCHEMA, latents_file, to_row
 from tasks.paths import LATENTS, METRICS, SDF, VAE
@@ -25,10 +24,10 @@ def encode(settings: Settings) -> None:
         for split, num in num_symmetries.items():
             views = choose_views(shards.names(split), num)
             num_vectors = 0
-            with pq.ParquetWriter(latents_file(directory, split), SCHEMA, compression="zstd") as writer:
+            file = latents_file(directory, split)
+            with pq.ParquetWriter(file, SCHEMA, compression="zstd", use_dictionary=False) as writer:
                 encoded = encode_views(vae, shards, views)
                 for latents in track(encoded, len(views), description=f"encode {split}", unit="view"):
-                    refuse_zero_latents(latents.mean)
                     writer.write_batch(to_row(latents))
                     num_vectors += len(latents.mean)
             figures[f"num_{split}_vectors"] = num_vectors

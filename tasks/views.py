@@ -1,13 +1,13 @@
 """Which symmetries of which shapes are encoded, and how."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from itertools import pairwise
 
 import numpy as np
 import torch
 
-from model.sparse import SparseTensor, batch_tensors
 from model.symmetry import SYMMETRIES
-from model.vae import SparseSDFVAE
+from model.vae import SparseSDFVAE, refuse_zero_latents
 from tasks.dataset import View, load_bands
 from tasks.latents import ShapeLatents
 from tasks.shards import Shards
@@ -26,28 +26,22 @@ def choose_views(names: list[str], num_symmetries: int) -> list[View]:
 def encode_views(
     vae: SparseSDFVAE, shards: Shards, views: list[View], *, batch_voxels: int | None = None
 ) -> Iterator[ShapeLatents]:
-    """Posterior means of each view, in order; by default on a GPU, which one shape does not fill, several at a time."""
+    """Posterior means of each view, in order; by default on a GPU, which one shape does not fill, several at a time.
+
+    Raises InputError where they are all 0.
+    """
     device = next(vae.parameters()).device
-    bands = load_bands(shards, views, device=device)
     if batch_voxels is None:
         batch_voxels = BATCH_VOXELS if device.type == "cuda" else 1
-    for group in _groups(zip(views, bands, strict=True), batch_voxels):
-        mean = vae.encode(batch_tensors([band for _, band in group])).mean
-        coords, feats = mean.coords.cpu(), mean.feats.cpu()
-        for index, (view, _) in enumerate(group):
-            rows = coords[:, 0] == index
-            yield ShapeLatents(view.name, view.symmetry, coords[rows, 1:], feats[rows])
-
-
-def _groups(bands: Iterable[tuple[View, SparseTensor]], max_voxels: int) -> Iterator[list[tuple[View, SparseTensor]]]:
-    """One after the other, as many as have so many voxels together, or one that has more."""
-    group: list[tuple[View, SparseTensor]] = []
-    num_voxels = 0
-    for view, band in bands:
-        if group and num_voxels + len(band.grid) > max_voxels:
-            yield group
-            group, num_voxels = [], 0
-        group.append((view, band))
-        num_voxels += len(band.grid)
-    if group:
-        yield group
+    coming = iter(views)
+    for band in load_bands(shards, views, batch_voxels=batch_voxels, device=device):
+        mean = vae.encode(band).mean
+        refuse_zero_latents(mean.feats)
+        rows = mean.grid.shape_rows
+        order, ends = rows.order.cpu().numpy(), rows.offsets.tolist()
+        coords, feats = mean.coords.cpu().numpy(), mean.feats.cpu().numpy()
+        for start, end in pairwise(ends):
+            view, own = next(coming), order[start:end]
+            yield ShapeLatents(
+                view.name, view.symmetry, torch.from_numpy(coords[own, 1:]), torch.from_numpy(feats[own])
+            )

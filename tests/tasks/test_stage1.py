@@ -5,14 +5,17 @@ from itertools import islice
 from pathlib import Path
 
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from model.checkpoint import load_vae, save_vae
 from model.errors import InputError
 from model.kmeans import lloyd_pass
 from model.quantizer import VectorQuantizer, codebook_statistics, usage_of_counts
+from model.sparse import find_rows
 from model.symmetry import transform_coords
 from model.vae import SparseSDFVAE, VAEConfig
 from tasks import stage1 as module
@@ -253,17 +256,21 @@ def test_more_codes_than_distinct_latents_are_refused(small_project: Path, small
 
 
 def test_latents_are_the_posterior_means_of_every_view(small_project: Path, small_settings: Settings):
-    vectors = read_vectors(latents_file(LATENTS, "val"), max_per_shape=None, seed=0)
+    rows = pq.read_table(latents_file(LATENTS, "val")).to_pylist()
     shards, vae = open_shards(SDF), load_vae(VAE)
     views = choose_views(shards.names("val"), small_settings.encode.heldout_symmetries)
-    with torch.no_grad():
-        means = []
-        for view in views:
-            sdf = shards.read(view.name)
-            moved = transform_coords(sdf.coords, view.symmetry, resolution=sdf.resolution)
-            means.append(vae.encode(as_tensor(moved, sdf.sdf, extent=sdf.resolution)).mean.feats)
     assert views[0].symmetry == 0
-    torch.testing.assert_close(vectors, torch.cat(means))
+    assert [(row["name"], row["symmetry"]) for row in rows] == [tuple(view) for view in views]
+    for view, row in zip(views, rows, strict=True):
+        sdf = shards.read(view.name)
+        moved = transform_coords(sdf.coords, view.symmetry, resolution=sdf.resolution)
+        with torch.no_grad():
+            mean = vae.encode(as_tensor(moved, sdf.sdf, extent=sdf.resolution)).mean
+        coords = torch.tensor(row["coords"], dtype=torch.int32).view(-1, 3)
+        found, known = find_rows(F.pad(coords, (1, 0)), mean.grid)
+        assert known.all()
+        assert len(coords) == len(mean.grid)
+        torch.testing.assert_close(torch.tensor(row["mean"]).view(len(coords), -1), mean.feats[found])
 
 
 def test_views_encoded_several_at_a_time_have_the_latents_of_one_at_a_time(small_project: Path):
