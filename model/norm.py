@@ -85,5 +85,5 @@ def _group_means(
     sums: Float[Tensor, "num_shapes channels"], grid: Grid, num_groups: int
 ) -> Float[Tensor, "num_shapes channels"]:
     """From sums over each shape's voxels to means over each group's channels too, repeated for its every channel."""
-    means = (sums / grid.voxels_per_shape).view(len(sums), num_groups, -1).mean(2)
+    means = (sums / grid.voxels_per_shape.clamp(min=1)).view(len(sums), num_groups, -1).mean(2)
     return means.repeat_interleave(sums.shape[1] // num_groups, 1)

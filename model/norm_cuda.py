@@ -304,7 +304,7 @@ class _NormSiLU(torch.autograd.Function):
         static = (channels, block, rows, pooling is not None, width)
         _backward_kernel[programs](*given, None, None, *static, True)
         sums = partial.sum(0)  # by shape and channel
-        counts = grid.voxels_per_shape[:, :, None] * width
+        counts = grid.voxels_per_shape[:, :, None].clamp(min=1) * width
         group_means = (sums * weight).view(num_shapes, 2, ctx.num_groups, width).sum(3) / counts
         _backward_kernel[programs](*given, group_means, grad_feats, *static, False)
         grad_bias, grad_weight = sums.sum(0)

@@ -119,18 +119,21 @@ class Grid:
 
     @cached_property
     def membership(self) -> Float[Tensor, "num_voxels num_shapes"]:
-        """One-hot: the shape of each voxel. Sums over shapes as a product with it are free of atomics."""
+        """One-hot: the shape of each voxel. Sums over shapes as a product with it are free of atomics.
+
+        For the CPU: on a GPU a batch has shapes enough to make it larger than all else.
+        """
         return torch.nn.functional.one_hot(self.coords[:, 0].long(), self.num_shapes).float()
 
     @cached_property
-    def voxels_per_shape(self) -> Float[Tensor, "num_shapes 1"]:
-        return self.membership.sum(0)[:, None]
+    def voxels_per_shape(self) -> Int[Tensor, "num_shapes 1"]:
+        return self.shape_rows.offsets.diff()[:, None]
 
     @cached_property
     def shape_rows(self) -> ShapeRows:
         shape = self.coords[:, 0].contiguous()
         starts = torch.arange(self.num_shapes + 1, dtype=torch.int32, device=shape.device)
-        if self.places is not None:
+        if self.places is not None or self.num_shapes == 1:
             order = torch.arange(len(self), dtype=torch.int32, device=shape.device)
         else:
             order = shape.argsort(stable=True).int()

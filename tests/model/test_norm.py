@@ -30,6 +30,19 @@ def test_group_norm_takes_its_statistics_per_shape(channels, num_groups):
     np.testing.assert_allclose(norm(x).feats.detach().double().numpy(), expected, rtol=1e-4, atol=1e-4)
 
 
+def test_a_shape_without_voxels_changes_nothing_for_the_others():
+    x, norm = random_tensor(32, num_shapes=2), GroupNormSiLU(32)
+    apart = SparseTensor(x.coords * torch.tensor([2, 1, 1, 1], dtype=torch.int32), x.feats)  # shape 1 is shape 2 now
+    outputs, gradients = [], []
+    for tensor in (x, apart):
+        feats = tensor.feats.clone().requires_grad_()
+        outputs.append(norm(tensor.with_feats(feats)).feats)
+        gradients.append(torch.autograd.grad(outputs[-1].square().sum(), [feats, norm.weight, norm.bias]))
+    torch.testing.assert_close(outputs[1], outputs[0])
+    for got, expected in zip(gradients[1], gradients[0], strict=True):
+        torch.testing.assert_close(got, expected)
+
+
 def test_for_one_shape_it_is_torchs_with_its_gradients():
     x = random_tensor(64, num_shapes=1)
     norm = GroupNormSiLU(64)
