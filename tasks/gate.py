@@ -12,6 +12,7 @@ from model.kmeans import Lloyd, lloyd_pass
 from model.quantizer import codebook_statistics
 from tasks.codebook import load_codebook
 from tasks.codebook_plots import draw_codebook
+from tasks.device import pick_device
 from tasks.latents import latents_file, read_vectors
 from tasks.paths import LATENTS, METRICS, PASS_TOKEN, PLOTS
 from tasks.settings import Gate, Settings
@@ -43,7 +44,7 @@ def gate(settings: Settings) -> None:
     PASS_TOKEN.unlink(missing_ok=True)
     codes = load_codebook()
     vectors = {split: _finite_vectors(split) for split in ("train", "val")}
-    seen, heldout = lloyd_pass(vectors["train"], codes), lloyd_pass(vectors["val"], codes)
+    seen, heldout = _nearest(vectors["train"], codes), _nearest(vectors["val"], codes)
     for name, content in draw_codebook(vectors["val"], heldout.indices, codes).items():
         write_whole(PLOTS / name, content)
     checks = judge(settings.gate, codes, seen=seen, heldout=heldout)
@@ -64,6 +65,12 @@ def _finite_vectors(split: str) -> Float[Tensor, "num_vectors dim"]:
     if not vectors.isfinite().all():
         raise InputError(f"{file} holds NaN or infinity; look at metrics/import_vae.json, then run dvc repro -f encode")
     return vectors
+
+
+def _nearest(vectors: Float[Tensor, "num_vectors dim"], codes: Float[Tensor, "codebook_size dim"]) -> Lloyd:
+    """On the GPU where there is one; the result is on the CPU."""
+    device = pick_device()
+    return Lloyd(*(part.cpu() for part in lloyd_pass(vectors.to(device), codes.to(device))))
 
 
 def judge(params: Gate, codes: Float[Tensor, "codebook_size dim"], *, seen: Lloyd, heldout: Lloyd) -> list[Check]:
