@@ -1,0 +1,109 @@
+"""How near the original recipe comes to our codebook in many times our time: codes trained through the frozen network.
+
+    .venv/bin/python benchmarks/codebook_recipe.py      (after dvc repro, which leaves artifacts/latents)
+    ... --size 8192 --all-vectors --json FILE           (the published size; on a GPU where there is one)
+
+The recipe starts from uniform(+-1/K) and takes one shape a step: encoder, quantizer, decoder, loss, backward, AdamW.
+With the network frozen, only the vq term has a gradient for the codes, so that its steps are taken here on cached
+latents, as many of a step as a shape has; what a step through the network takes is measured (row `recipe` of
+codebook.py). Ours is k-means on latents, all views encoded once. For each of --rates: the held-out error after 1, 10
+and --times times our seconds, and when ours was reached, if it was. Writes codebook_recipe.json (or --json).
+"""
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.codebook import load_latents, measure_recipe  # noqa: E402  # the root comes first
+from benchmarks.measure import wait  # noqa: E402
+from model.kmeans import lloyd_pass  # noqa: E402
+from model.quantizer import VectorQuantizer, codebook_statistics  # noqa: E402
+from tasks.settings import PARAMS_FILE, Settings, load_settings  # noqa: E402
+from tasks.stage1 import draw_vectors, normalised_error, start_codes  # noqa: E402
+
+
+def ours(vectors: Tensor, heldout: Tensor, settings: Settings) -> dict:
+    started = time.perf_counter()
+    codes = start_codes(vectors, settings.codebook.size, settings.stage1).to(vectors.device)
+    wait(vectors.device)
+    seconds = time.perf_counter() - started
+    return {"seconds_of_kmeans": seconds, "heldout_error": normalised_error(heldout, codes, vectors)}
+
+
+def recipe(
+    vectors: Tensor, heldout: Tensor, settings: Settings, *, rate: float, checks: list[int], target: float
+) -> list[dict]:
+    """The held-out error after each number of steps of `checks`, until it is below the target."""
+    params = settings.stage1.model_copy(update={"init": "uniform"})
+    quantizer = VectorQuantizer(settings.codebook.size, vectors.shape[1]).to(vectors.device)
+    quantizer.codebook.data.copy_(start_codes(vectors, settings.codebook.size, params))
+    optimizer = torch.optim.AdamW(quantizer.parameters(), lr=rate, weight_decay=params.weight_decay)
+    found = []
+    for step, batch in enumerate(draw_vectors(vectors, params, 0), 1):
+        loss = quantizer(batch.vectors).vq_loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if step in checks:
+            codes = quantizer.codebook.detach()
+            error = normalised_error(heldout, codes, vectors)
+            usage = codebook_statistics(lloyd_pass(heldout, codes).counts).usage
+            found.append({"steps": step, "heldout_error": error, "usage": usage})
+            print(f"lr {rate}: {found[-1]}", flush=True)
+            if error <= target or step == checks[-1]:
+                break
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--size", type=int, default=1024)
+    parser.add_argument("--all-vectors", action="store_true", help="no cap per shape")
+    parser.add_argument("--times", type=int, default=50)
+    parser.add_argument("--rates", type=float, nargs="+", default=[0.0005, 0.005, 0.05])
+    parser.add_argument("--json", type=Path, default=Path(__file__).with_suffix(".json"))
+    options = parser.parse_args()
+    device = torch.device(options.device)
+    settings = load_settings(PARAMS_FILE)
+    settings = settings.model_copy(update={"codebook": settings.codebook.model_copy(update={"size": options.size})})
+    cap = None if options.all_vectors else settings.stage1.max_vectors_per_shape
+    vectors, heldout = load_latents(device, cap, settings.stage1.seed)
+
+    network = measure_recipe(settings, device)
+    found = ours(vectors, heldout, settings)
+    seconds = found["seconds_of_kmeans"] + network["ms_to_encode_one_shape"] * network["num_views_encoded_once"] / 1000
+    per_step = network["ms_per_step_one_shape"] / 1000
+    checks = [int(times * seconds / per_step) for times in sorted({1, 2, 5, 10, 20, options.times})]
+    batch = round(network["latents_of_one_shape"])
+    settings = settings.model_copy(update={"stage1": settings.stage1.model_copy(update={"batch_size": batch})})
+    runs = {
+        str(rate): recipe(vectors, heldout, settings, rate=rate, checks=checks, target=found["heldout_error"])
+        for rate in options.rates
+    }
+    for run in runs.values():
+        for row in run:
+            row["times_our_seconds"] = row["steps"] * per_step / seconds
+    result = {
+        "command": "python benchmarks/codebook_recipe.py",
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else "CPU, two cores",
+        "torch": torch.__version__,
+        "size": options.size,
+        "latents_a_step": batch,
+        "ours": found | {"seconds_with_encoding": seconds},
+        "network": network,
+        "recipe_by_lr": runs,
+    }
+    options.json.write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
