@@ -26,6 +26,7 @@ from tasks.training import History, Losses, cosine, train
 from tasks.validation import validate
 from tasks.views import choose_views, encode_views
 
+LEFT_PERPLEXITY = 0.6  # of a batch's perplexity: with less, codes have gone out of use
 CODES_FROZEN_SHARE = 0.1  # of the steps, the last ones: the decoder settles on codes that no longer move
 
 
@@ -47,6 +48,7 @@ def stage2(settings: Settings) -> None:
     inputs = [SDF / "index.parquet", *VAE.iterdir(), CODEBOOK_FILE]
     resume = ResumePoint("stage2", fingerprint([params, settings.codebook], inputs))
     before = check()
+    history = History(METRICS / "stage2_history.tsv")
     train(
         vqvae,
         param_groups(vqvae, params),
@@ -54,7 +56,7 @@ def stage2(settings: Settings) -> None:
         training_batches(shards, params, device),
         settings=params,
         resume=resume,
-        history=History(METRICS / "stage2_history.tsv"),
+        history=history,
         validate=check,
         validate_every=params.validate_every,
         description="stage2",
@@ -79,6 +81,12 @@ def stage2(settings: Settings) -> None:
         print(
             f"stage 2 did not improve reconstruction (val_l1 {before['val_l1']:.4f} before, {after['val_l1']:.4f} "
             "after); lower stage2.lr, or raise stage2.steps"
+        )
+    first, last = (history.rows[place]["perplexity"] for place in (0, -1))
+    if last < LEFT_PERPLEXITY * first:
+        print(
+            f"the encoder ran away from the codes: the perplexity of a batch was {first:.0f} at first and is "
+            f"{last:.0f} now; lower stage2.encoder_lr_ratio or stage2.lr, or set stage2.train: decoder"
         )
 
 

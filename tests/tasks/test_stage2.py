@@ -103,6 +103,18 @@ def test_the_history_shows_the_decay_and_all_terms(small_project: Path, small_se
     assert {"perplexity", "grad_norm", "seconds_per_step"} < set(table.columns)
 
 
+@pytest.mark.parametrize(("lr", "ran_away"), [(0.0001, False), (0.02, True)])
+def test_an_encoder_that_runs_away_from_the_codes_is_named(
+    small_project: Path, small_settings: Settings, capsys: pytest.CaptureFixture, lr: float, ran_away: bool
+):
+    stage2(with_stage2(small_settings, lr=lr, encoder_lr_ratio=1.0, codebook_lr_ratio=0.01, log_every=1))
+    first, *_, last = history().perplexity
+    assert (last < 0.6 * first) == ran_away
+    said = capsys.readouterr().out
+    assert (f"perplexity of a batch was {first:.0f} at first and is {last:.0f}" in said) == ran_away
+    assert ("lower stage2.encoder_lr_ratio" in said) == ran_away
+
+
 def test_the_figures_of_the_gate_are_taken_again(small_project: Path, small_settings: Settings):
     stage2(small_settings)
     use = metrics()["heldout"]
