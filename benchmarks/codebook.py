@@ -132,8 +132,8 @@ def of_peer_simvq(vectors: Tensor, settings: Settings, rate: float) -> Tensor:
 @cache
 def load_latents(device: torch.device, cap: int | None, seed: int) -> tuple[Tensor, Tensor]:
     """The distinct training vectors, at most `cap` of a view, and those of held-out shapes."""
-    cached = read_vectors(latents_file(LATENTS, "train"), max_per_shape=cap, seed=seed)
-    heldout = read_vectors(latents_file(LATENTS, "val"), max_per_shape=None, seed=0)
+    cached = read_vectors(latents_file(LATENTS, "train"), max_per_view=cap, seed=seed)
+    heldout = read_vectors(latents_file(LATENTS, "val"), max_per_view=None, seed=0)
     return cached.to(device).unique(dim=0), heldout.to(device)
 
 
@@ -359,7 +359,7 @@ def figures_of_row(arguments: argparse.Namespace, name: str, rate: float | None)
         return measure_recipe(settings, device)
     if name == "stage1":
         return measure_stage1()
-    cap = None if arguments.all_vectors else settings.stage1.max_vectors_per_shape
+    cap = None if arguments.all_vectors else settings.stage1.max_vectors_per_view
     return measure_row(name, rate, settings, device, cap)
 
 

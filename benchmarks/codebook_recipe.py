@@ -75,7 +75,7 @@ def main() -> None:
     device = torch.device(options.device)
     settings = load_settings(PARAMS_FILE)
     settings = settings.model_copy(update={"codebook": settings.codebook.model_copy(update={"size": options.size})})
-    cap = None if options.all_vectors else settings.stage1.max_vectors_per_shape
+    cap = None if options.all_vectors else settings.stage1.max_vectors_per_view
     vectors, heldout = load_latents(device, cap, settings.stage1.seed)
 
     network = measure_recipe(settings, device)

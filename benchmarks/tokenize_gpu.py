@@ -200,7 +200,9 @@ def published_tokenizer(resolution: int, device: torch.device) -> ShapeTokenizer
     vqvae = VQVAE(SparseSDFVAE(VAEConfig(512, 4, 64)), VectorQuantizer(8192, 64))
     nn.init.normal_(vqvae.vae.encoder.out_layer.weight, std=0.04)  # zeros as published: every latent would be the same
     nn.init.normal_(vqvae.quantizer.codebook, std=0.3)
-    return ShapeTokenizer(vqvae.to(device), resolution=resolution, truncation_voxels=2.0, mode="auto")
+    return ShapeTokenizer(
+        vqvae.to(device), resolution=resolution, truncation_voxels=2.0, mode="auto", max_bad_flip_ratio=0.03
+    )
 
 
 def sphere_shell(resolution: int) -> SparseSDF:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from tasks.stage import ALREADY_RUNNING, INTERRUPTED
+from tasks.stage import ALREADY_RUNNING, INTERRUPTED, REFUSED
 
 KEEPER = Path(__file__).with_name("keeper.py")
 LOOK_AROUND_SECONDS = 1.0
@@ -127,4 +127,4 @@ def _failure(stage: str, lines: list[str], code: int) -> StageError:
         return StageStoppedError(
             f"{name}: killed by signal {signal_number}; where nobody did that, the machine was out of memory"
         )
-    return GateRefusedError(reason) if name == "gate" and own_code == 1 else StageError(reason)
+    return GateRefusedError(reason) if own_code == REFUSED else StageError(reason)

@@ -5,6 +5,7 @@ of 8 parents with kernels that are sums of the 27, other ones for each octant: a
 children, and no search for neighbours among them. Values and gradients are those of subdividing, then convolving.
 """
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -42,13 +43,19 @@ def _by_octant_and_tap() -> tuple[Int[Tensor, "8 8"], Float[Tensor, "64 27"]]:
 PARENT_OFFSETS, SUMMED_KERNELS = _by_octant_and_tap()
 
 
+@cache
+def _summed_kernels(device: torch.device, dtype: torch.dtype) -> Float[Tensor, "64 27"]:
+    """Moved once: the CPU waits for the GPU while something is moved there."""
+    return SUMMED_KERNELS.to(device, dtype)
+
+
 class ChildConv3d(SubMConv3d):
     """A SubMConv3d, its parameters too, that takes the parents' features for the children's."""
 
     def forward(self, x: SparseTensor, step: Subdivision) -> SparseTensor:  # type: ignore[override]
         """`x` holds the parents, which are leading rows of a grid; the result is on step.fine."""
         with torch.autocast(x.feats.device.type, enabled=False):
-            summed = SUMMED_KERNELS.to(self.weight) @ self.weight.flatten(1, 3)
+            summed = _summed_kernels(self.weight.device, self.weight.dtype) @ self.weight.flatten(1, 3)
         neighbours = neighbour_table(x.grid.whole)
         feats = _ChildConvolution.apply(x.feats, summed, self.bias, neighbours, step.children, len(step.fine))
         return SparseTensor.on(step.fine, feats)

@@ -44,11 +44,11 @@ def num_ranks() -> int:
 def mean(values: Tensor) -> Tensor:
     """What averages over ranks to the mean over all elements of all ranks, in value and in gradient.
 
-    A rank may have fewer elements than another, or none.
+    A rank may have fewer elements than another, or none; where all have none it is 0.
     """
     if num_ranks() == 1:
         return values.mean()
-    num_elements = total(torch.tensor(values.numel(), dtype=torch.float64, device=values.device))
+    num_elements = total(torch.full((), values.numel(), dtype=torch.float64, device=values.device)).clamp(min=1)
     return values.sum() * (num_ranks() / num_elements).to(values.dtype)
 
 

@@ -104,7 +104,12 @@ class Grid:
         return part
 
     def to(self, device: torch.device | str) -> "Grid":
-        return Grid(self.coords.to(device, non_blocking=True), num_shapes=self.num_shapes, extent=self.extent)
+        places = self.places
+        if places is not None:
+            place = places.place.to(device, non_blocking=True)
+            places = Places(places.bricks.to(device), places.side, place)
+        coords = self.coords.to(device, non_blocking=True)
+        return Grid(coords, num_shapes=self.num_shapes, extent=self.extent, places=places)
 
     @cached_property
     def keys(self) -> Int[Tensor, " num_voxels"]:

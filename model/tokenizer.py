@@ -55,8 +55,8 @@ class ShapeTokenizer:
         *,
         resolution: int,
         truncation_voxels: float,
-        mode: Mode | Literal["auto"] = "solid",
-        max_bad_flip_ratio: float = 0.03,
+        mode: Mode | Literal["auto"],
+        max_bad_flip_ratio: float,
     ):
         """How meshes are voxelised is as model.sdf.voxelize says, and should be what the network was trained with."""
         self.vqvae = vqvae.eval()
@@ -138,7 +138,10 @@ class ShapeTokenizer:
 
     @torch.no_grad()
     def encode_batch(self, shapes: Sequence[trimesh.Trimesh | SparseSDF]) -> list[Tokens]:
-        """Tokens of each shape, the network running once for all; memory grows with the voxels of all of them."""
+        """Tokens of each shape, the network running once for all.
+
+        Memory grows with the voxels of all of them, and on the CPU with the number of shapes too.
+        """
         if not shapes:
             return []
         grids = [self.voxelize(shape) for shape in shapes]

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from model.child_conv import ChildConv3d
 from model.conv import SubMConv3d, neighbour_table
+from model.distributed import mean as global_mean
 from model.errors import InputError
 from model.layers import WINDOW_SIZE, Linear, Recomputable, TransformerBlock, layer_norm, position_embedding, silu
 from model.norm import GroupNormSiLU
@@ -220,9 +221,9 @@ def sample(posterior: Posterior, generator: torch.Generator | None = None) -> Sp
 
 
 def kl_divergence(posterior: Posterior) -> Tensor:
-    """KL from the standard normal, in nats: summed over channels, averaged over latent voxels."""
+    """KL from the standard normal, in nats: summed over channels, averaged over the latent voxels of all ranks."""
     mean, logvar = posterior.mean.feats, posterior.logvar.feats
-    return 0.5 * (mean.square() + logvar.exp() - 1 - logvar).sum(1).mean()
+    return global_mean(0.5 * (mean.square() + logvar.exp() - 1 - logvar).sum(1))
 
 
 def refuse_zero_latents(latents: Float[Tensor, "num_latents dim"]) -> None:

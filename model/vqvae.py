@@ -25,8 +25,8 @@ class VQVAE(nn.Module):
         dim = quantizer.codebook.shape[1]
         if dim != vae.config.latent_channels:
             raise InputError(
-                f"latents have {vae.config.latent_channels} channels but codebook.dim is {dim}; "
-                "set codebook.dim: auto in params.yaml"
+                f"latents have {vae.config.latent_channels} channels but the codes have {dim}; the codebook is another "
+                "VAE's: run dvc repro stage1"
             )
         self.vae = vae
         self.quantizer = quantizer

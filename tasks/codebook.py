@@ -25,5 +25,5 @@ def load_codebook() -> Float[Tensor, "codebook_size dim"]:
     except (OSError, SafetensorError, KeyError) as error:
         raise InputError(f"{CODEBOOK_FILE}: no readable codebook ({error}); run dvc repro -f stage1") from error
     if not torch.isfinite(codes).all():
-        raise InputError(f"{CODEBOOK_FILE} holds NaN or infinity; lower stage1.lr and run dvc repro stage1")
+        raise InputError(f"{CODEBOOK_FILE} holds NaN or infinity; run dvc repro -f stage1")
     return codes

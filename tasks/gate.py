@@ -16,7 +16,7 @@ from tasks.device import pick_device
 from tasks.latents import latents_file, read_vectors
 from tasks.paths import LATENTS, METRICS, PASS_TOKEN, PLOTS
 from tasks.settings import Gate, Settings
-from tasks.stage import run_stage, write_whole
+from tasks.stage import RefusedError, run_stage, write_whole
 
 
 @dataclass(frozen=True)
@@ -54,14 +54,14 @@ def gate(settings: Settings) -> None:
         print(f"{'pass' if check.passed else 'FAIL'}  {check}")
     failed = [check for check in checks if not check.passed]
     if failed:
-        raise InputError("the codebook is not good enough: " + "; ".join(f"{c}: {c.remedy}" for c in failed))
+        raise RefusedError("the codebook is not good enough: " + "; ".join(f"{c}: {c.remedy}" for c in failed))
     # Constant, so that a threshold that still passes retrains nothing downstream.
     write_whole(PASS_TOKEN, "The codebook passed the gate; metrics/gate.json has the figures.\n")
 
 
 def _finite_vectors(split: str) -> Float[Tensor, "num_vectors dim"]:
     file = latents_file(LATENTS, split)
-    vectors = read_vectors(file, max_per_shape=None, seed=0)
+    vectors = read_vectors(file, max_per_view=None, seed=0)
     if not vectors.isfinite().all():
         raise InputError(f"{file} holds NaN or infinity; look at metrics/import_vae.json, then run dvc repro -f encode")
     return vectors

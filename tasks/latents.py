@@ -45,22 +45,24 @@ def to_row(latents: ShapeLatents) -> pa.RecordBatch:
     return pa.record_batch([pa.array(c, f.type) for c, f in zip(columns, SCHEMA, strict=True)], schema=SCHEMA)
 
 
-def read_vectors(file: Path, *, max_per_shape: int | None, seed: int) -> Float[Tensor, "num_vectors latent_channels"]:
-    """All latent vectors of a split, at most max_per_shape drawn from each shape and symmetry.
+def read_vectors(file: Path, *, max_per_view: int | None, seed: int) -> Float[Tensor, "num_vectors latent_channels"]:
+    """All latent vectors of a split, at most max_per_view drawn from each shape and symmetry.
+
+    They are read view by view, so that what is not drawn takes no memory.
 
     Raises InputError where the file is missing, damaged or empty.
     """
-    try:
-        table = pq.read_table(file, columns=["mean", "latent_channels"])
-    except (OSError, pa.ArrowInvalid) as error:
-        raise InputError(f"{file}: unreadable latents ({error}); run dvc repro -f encode") from error
-    if table.num_rows == 0:
-        raise InputError(f"{file} holds no shape; raise voxelize.val_share, or add meshes")
     rng = np.random.default_rng(seed)
     parts = []
-    for mean, channels in zip(table["mean"], table["latent_channels"], strict=True):
-        vectors = mean.values.to_numpy().reshape(-1, channels.as_py())
-        if max_per_shape is not None and len(vectors) > max_per_shape:
-            vectors = vectors[np.sort(rng.choice(len(vectors), max_per_shape, replace=False))]
-        parts.append(vectors)
+    try:
+        with pq.ParquetFile(file) as rows:
+            for view in rows.iter_batches(batch_size=1, columns=["mean", "latent_channels"]):
+                vectors = view["mean"][0].values.to_numpy().reshape(-1, view["latent_channels"][0].as_py())
+                if max_per_view is not None and len(vectors) > max_per_view:
+                    vectors = vectors[np.sort(rng.choice(len(vectors), max_per_view, replace=False))]
+                parts.append(vectors.copy())
+    except (OSError, pa.ArrowInvalid) as error:
+        raise InputError(f"{file}: unreadable latents ({error}); run dvc repro -f encode") from error
+    if not parts:
+        raise InputError(f"{file} holds no shape; raise voxelize.val_share, or add meshes")
     return torch.from_numpy(np.concatenate(parts))

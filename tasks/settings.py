@@ -140,7 +140,7 @@ class Codebook(Section):
 
 class Stage1(Training):
     batch_size: Count
-    max_vectors_per_shape: Count
+    max_vectors_per_view: Count
     init: Literal["kmeans", "data", "uniform"]
     kmeans_iterations: Count
     update: Literal["gradient", "ema"]

@@ -14,6 +14,11 @@ from tasks.settings import ParameterError, Settings, load_settings
 
 INTERRUPTED = 130  # what a shell reports for Ctrl-C
 ALREADY_RUNNING = 75  # EX_TEMPFAIL of sysexits.h: try again later
+REFUSED = 3
+
+
+class RefusedError(InputError):
+    """A stage did its work, and what it judged is not good enough to go on with."""
 
 
 class AlreadyRunningError(RuntimeError):
@@ -21,7 +26,7 @@ class AlreadyRunningError(RuntimeError):
 
 
 def run_stage(name: str, stage: Callable[[Settings], None]) -> None:
-    """Run one stage and exit: 0 done, 1 with the reason in one sentence, 130 interrupted."""
+    """Run one stage and exit: 0 done, 1 with the reason in one sentence, 3 refused with one, 130 interrupted."""
     first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started: it holds the lock for all
     try:
         with only_one(name) if first else nullcontext():
@@ -29,6 +34,9 @@ def run_stage(name: str, stage: Callable[[Settings], None]) -> None:
     except AlreadyRunningError as error:
         print(error, file=sys.stderr)
         sys.exit(ALREADY_RUNNING)
+    except RefusedError as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        sys.exit(REFUSED)
     except (InputError, ParameterError) as error:
         sys.exit(f"{name}: {error}")
     except OSError as error:

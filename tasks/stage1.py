@@ -54,9 +54,9 @@ def stage1(settings: Settings) -> None:
     device = pick_device()
     torch.manual_seed(params.seed)
     files = {split: latents_file(LATENTS, split) for split in ("train", "val")}
-    cached = read_vectors(files["train"], max_per_shape=params.max_vectors_per_shape, seed=params.seed)
+    cached = read_vectors(files["train"], max_per_view=params.max_vectors_per_view, seed=params.seed)
     vectors = cached.to(device).unique(dim=0)  # a pattern that every shape has must not draw all codes to itself
-    heldout = read_vectors(files["val"], max_per_shape=None, seed=params.seed).to(device)
+    heldout = read_vectors(files["val"], max_per_view=None, seed=params.seed).to(device)
     dim = vectors.shape[1]
     if settings.codebook.dim not in ("auto", dim):
         raise InputError(

@@ -11,13 +11,14 @@ from torch import nn
 
 from model.checkpoint import load_vae
 from model.distributed import in_process_group, rank
+from model.errors import InputError
 from model.quantizer import CodebookStatistics, VectorQuantizer, codebook_statistics, nearest_codes, usage_of_batch
 from model.tokenizer import ShapeTokenizer
 from model.vqvae import VQVAE, vqvae_loss
 from tasks.codebook import CODEBOOK_FILE, load_codebook
 from tasks.dataset import ShapeBatch, training_batches
 from tasks.device import pick_device
-from tasks.paths import METRICS, SDF, TOKENIZER, VAE
+from tasks.paths import METRICS, PASS_TOKEN, SDF, TOKENIZER, VAE
 from tasks.resume import ResumePoint, fingerprint
 from tasks.settings import Settings, Stage2
 from tasks.shards import Shards, open_shards
@@ -26,12 +27,14 @@ from tasks.training import History, Losses, cosine, train
 from tasks.validation import validate
 from tasks.views import choose_views, encode_views
 
-LEFT_PERPLEXITY = 0.6  # of a batch's perplexity: with less, codes have gone out of use
+LEFT_PERPLEXITY = 0.8  # of the perplexity on held-out shapes: with less, codes have gone out of use
 CODES_FROZEN_SHARE = 0.1  # of the steps, the last ones: the decoder settles on codes that no longer move
 
 
 @in_process_group()
 def stage2(settings: Settings) -> None:
+    if not PASS_TOKEN.is_file():
+        raise InputError(f"{PASS_TOKEN} is missing: the gate has not passed this codebook; run dvc repro gate")
     params = settings.stage2
     shards = open_shards(SDF)
     device = pick_device()
@@ -48,7 +51,7 @@ def stage2(settings: Settings) -> None:
     inputs = [SDF / "index.parquet", *VAE.iterdir(), CODEBOOK_FILE]
     resume = ResumePoint("stage2", fingerprint([params, settings.codebook], inputs))
     before = check()
-    history = History(METRICS / "stage2_history.tsv")
+    use_before = heldout_usage(vqvae, shards, settings.encode.heldout_symmetries) if rank() == 0 else None
     train(
         vqvae,
         param_groups(vqvae, params),
@@ -56,13 +59,13 @@ def stage2(settings: Settings) -> None:
         training_batches(shards, params, device),
         settings=params,
         resume=resume,
-        history=history,
+        history=History(METRICS / "stage2_history.tsv"),
         validate=check,
         validate_every=params.validate_every,
         description="stage2",
     )
     after = check()
-    if rank() > 0:
+    if use_before is None:
         return
     tokenizer = ShapeTokenizer(
         vqvae,
@@ -71,8 +74,8 @@ def stage2(settings: Settings) -> None:
         mode=settings.voxelize.mode,
         max_bad_flip_ratio=settings.voxelize.max_bad_flip_ratio,
     )
-    usage = heldout_usage(vqvae, shards, settings.encode.heldout_symmetries)
-    figures = {"before": before, "after": after, "heldout": asdict(usage)}
+    use = heldout_usage(vqvae, shards, settings.encode.heldout_symmetries)
+    figures = {"before": before, "after": after, "heldout_before": asdict(use_before), "heldout": asdict(use)}
     with whole_directory(TOKENIZER) as directory:
         tokenizer.save_pretrained(directory, figures)
     write_whole(METRICS / "stage2.json", json.dumps(figures, indent=2) + "\n")
@@ -82,11 +85,10 @@ def stage2(settings: Settings) -> None:
             f"stage 2 did not improve reconstruction (val_l1 {before['val_l1']:.4f} before, {after['val_l1']:.4f} "
             "after); lower stage2.lr, or raise stage2.steps"
         )
-    first, last = (history.rows[place]["perplexity"] for place in (0, -1))
-    if last < LEFT_PERPLEXITY * first:
+    if use.perplexity < LEFT_PERPLEXITY * use_before.perplexity:
         print(
-            f"the encoder ran away from the codes: the perplexity of a batch was {first:.0f} at first and is "
-            f"{last:.0f} now; lower stage2.encoder_lr_ratio or stage2.lr, or set stage2.train: decoder"
+            f"the encoder ran away from the codes: their perplexity on held-out shapes was {use_before.perplexity:.0f} "
+            f"and is {use.perplexity:.0f}; raise stage2.lambda_commitment, or lower stage2.encoder_lr_ratio or lr"
         )
 
 

@@ -106,7 +106,7 @@ def train(
     scaler = torch.amp.GradScaler(device.type, enabled=on_cuda)
     stateful = {"model": model, "optimizer": optimizer, "scheduler": scheduler, "scaler": scaler}
     step = _restore(resume, stateful, history, device)
-    window = _Window(loss_scaling=on_cuda)
+    window = _Window(description, loss_scaling=on_cuda)
 
     progress = Progress(settings.steps, description=description, unit="step", done=step)
     with _stop_signals() as stop, progress:
@@ -120,7 +120,7 @@ def train(
             except torch.OutOfMemoryError as error:
                 raise InputError(
                     f"step {step + 1} does not fit into the GPU's memory: {batch.size}, of {', '.join(batch.names)}; "
-                    f"lower {batch.limits} in params.yaml"
+                    f"lower {batch.limits} of {description} in params.yaml"
                 ) from error
             average_gradients(trained)  # still scaled: an overflow on one rank is one on all
             scaler.unscale_(optimizer)
@@ -156,7 +156,8 @@ def train(
 class _Window:
     """Losses since the last row of the history. They stay on the device, so that steps need not wait for each other."""
 
-    def __init__(self, *, loss_scaling: bool) -> None:
+    def __init__(self, stage: str, *, loss_scaling: bool) -> None:
+        self._stage = stage
         self._watched = {"loss": "loss"} if loss_scaling else {"loss": "loss", "grad_norm": "gradient norm"}
         self.start()
 
@@ -187,7 +188,7 @@ class _Window:
                 if not math.isfinite(value):
                     raise DivergenceError(
                         f"the {words} became {value} at step {step}, on {', '.join(names)}; "
-                        "lower lr, or look at these samples; the last saved state is from before"
+                        f"lower {self._stage}.lr, or look at these samples; the last saved state is from before"
                     )
 
     def means(self) -> dict[str, float]:

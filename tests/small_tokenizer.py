@@ -36,4 +36,6 @@ def small_tokenizer() -> ShapeTokenizer:
     codes = kmeans(latents.feats, CODEBOOK_SIZE, iterations=5, generator=torch.Generator().manual_seed(0))
     quantizer = VectorQuantizer(*codes.shape)
     quantizer.codebook.data.copy_(codes)
-    return ShapeTokenizer(VQVAE(vae, quantizer), resolution=RESOLUTION, truncation_voxels=2.0)
+    return ShapeTokenizer(
+        VQVAE(vae, quantizer), resolution=RESOLUTION, truncation_voxels=2.0, mode="solid", max_bad_flip_ratio=0.03
+    )

@@ -96,7 +96,7 @@ def test_an_unknown_parameter_is_refused_before_anything_runs(checkout: Path):
 
 
 def test_a_gate_that_refuses_ends_the_run_with_its_reason(checkout: Path, heard: list[dict]):
-    replace_stage("gate", f"import sys; sys.exit({REFUSAL!r})")
+    replace_stage("gate", f"import sys; print({REFUSAL!r}, file=sys.stderr); sys.exit(3)")
     state = train_vqvae(return_state=True)
     assert (state.name, state.message) == ("GateRefused", REFUSAL)
     assert state.is_failed()
@@ -105,6 +105,13 @@ def test_a_gate_that_refuses_ends_the_run_with_its_reason(checkout: Path, heard:
     assert (stages["gate"], stages["stage2"], stages["evaluate"]) == ("failed", "not run", "not run")
     assert [(message["event"], message["message"]) for message in heard] == [("gate-refused", REFUSAL)]
     assert heard[0]["flow_run"] in heard[0]["text"]
+
+
+def test_a_gate_that_fails_has_refused_nothing(checkout: Path, heard: list[dict]):
+    replace_stage("gate", "import sys; sys.exit('gate: No space left on device')")
+    state = train_vqvae(targets=["gate"], return_state=True)
+    assert (state.name, state.message) == ("Failed", "gate: No space left on device")
+    assert [message["event"] for message in heard] == ["run-failed"]
 
 
 def test_a_stage_that_was_killed_is_tried_again(checkout: Path):

@@ -166,7 +166,9 @@ def test_a_folder_may_hold_one_file_of_weights_under_any_name(vae: SparseSDFVAE,
 
 
 def test_a_tokenizer_holds_a_vae(vae: SparseSDFVAE, tmp_path: Path):
-    tokenizer = ShapeTokenizer(VQVAE(vae, VectorQuantizer(16, 4)), resolution=32, truncation_voxels=2.0)
+    tokenizer = ShapeTokenizer(
+        VQVAE(vae, VectorQuantizer(16, 4)), resolution=32, truncation_voxels=2.0, mode="solid", max_bad_flip_ratio=0.03
+    )
     tokenizer.save_pretrained(tmp_path)
     imported = import_checkpoint(tmp_path)
     assert_same_function(imported.vae, vae)

@@ -12,6 +12,8 @@ from model import kmeans as kmeans_module
 from model.codebook_training import TrainedCodebook
 from model.distributed import average, average_gradients, mean, num_ranks, own_part, rank, total
 from model.kmeans import kmeans
+from model.sparse import SparseTensor
+from model.vae import Posterior, kl_divergence
 from tests.model.test_codebook_training import generator
 
 SIZE, BATCH, STEPS = 40, 64, 30
@@ -51,6 +53,15 @@ def scenario(update: str) -> dict[str, torch.Tensor]:
     }  # fmt: skip
 
 
+def means() -> dict[str, torch.Tensor]:
+    """Of seven values, of which the first process has five where there are two; and of none."""
+    own = slice(None) if num_ranks() == 1 else slice(5) if rank() == 0 else slice(5, None)
+    coords = torch.cartesian_prod(torch.arange(1), torch.arange(7), torch.arange(1), torch.arange(1)).int()[own]
+    values = torch.arange(7.0)[own]
+    posterior = Posterior(*(SparseTensor(coords, part[:, None]) for part in (values, values / 3)))
+    return {"some": average(mean(values)), "kl": average(kl_divergence(posterior)), "none": average(mean(values[:0]))}
+
+
 def whole_and_nothing(rows: torch.Tensor) -> torch.Tensor:
     return rows if rank() == 0 else rows[:0]
 
@@ -60,6 +71,7 @@ def process(number: int, port: int, folder: Path) -> None:
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=number, world_size=2)
     for update in ("gradient", "ema"):
         torch.save(scenario(update), folder / f"{update}{number}.pt")
+    torch.save(means(), folder / f"means{number}.pt")
     kmeans_module.own_part = whole_and_nothing
     torch.save(kmeans(data(), SIZE, iterations=6, generator=generator()), folder / f"uneven{number}.pt")
     dist.destroy_process_group()
@@ -84,6 +96,14 @@ def test_two_processes_agree_with_each_other_and_with_one(folder: Path, update: 
     for name, expected in alone.items():
         assert torch.equal(first[name], second[name]), name
         torch.testing.assert_close(first[name], expected, atol=1e-6, rtol=1e-6, msg=lambda text, n=name: f"{n}: {text}")
+
+
+def test_a_mean_is_over_what_all_processes_have(folder: Path):
+    for number in range(2):
+        found = torch.load(folder / f"means{number}.pt")
+        assert found["none"] == 0
+        assert found["some"] == 3
+        torch.testing.assert_close(found["kl"], means()["kl"])
 
 
 def test_a_process_without_vectors_changes_nothing(folder: Path):

@@ -34,7 +34,7 @@ def tokenizer_of(seed: int = 0) -> ShapeTokenizer:
     vqvae = VQVAE(vae, quantizer)
     decoded = vqvae(as_target(voxelized(ring_and_box())).band).decoded.feats
     vae.decoder.out_layer.bias -= torch.atanh(decoded.median())
-    return ShapeTokenizer(vqvae, resolution=RESOLUTION, truncation_voxels=2.0)
+    return ShapeTokenizer(vqvae, resolution=RESOLUTION, truncation_voxels=2.0, mode="solid", max_bad_flip_ratio=0.03)
 
 
 @pytest.fixture(scope="module")
@@ -266,7 +266,7 @@ def test_any_other_weight_makes_another_tokenizer(part: str):
         changed = tokenizer_of(seed=0)
         dict(changed.vqvae.named_parameters())[part].view(-1)[0] += 1e-3
     assert changed.fingerprint != same
-    coarser = ShapeTokenizer(other.vqvae, resolution=other.resolution * 2, truncation_voxels=other.truncation_voxels)
+    coarser = ShapeTokenizer(other.vqvae, **other.grid_options | {"resolution": other.resolution * 2})
     assert coarser.fingerprint != same
 
 

@@ -16,6 +16,7 @@ from tasks import paths
 from tasks.encode import encode
 from tasks.settings import Settings, load_settings
 from tasks.shards import INDEX, shape_row, write_index, write_shards
+from tasks.stage import write_whole
 from tasks.stage1 import stage1
 from tests.shapes import ring_and_box, voxelized
 
@@ -71,13 +72,14 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def made_once(tmp_path_factory: pytest.TempPathFactory, small_settings: Settings) -> Path:
-    """What voxelize, import_vae, encode and stage1 leave behind."""
+    """What voxelize, import_vae, encode, stage1 and a gate that passed leave behind."""
     root = tmp_path_factory.mktemp("project")
     with chdir(root), one_thread():
         write_shapes()
         write_vae()
         encode(small_settings)
         stage1(small_settings)
+        write_whole(paths.PASS_TOKEN, "passed\n")
     return root
 
 

@@ -66,7 +66,9 @@ def write_networks() -> None:
     save_file({"codebook": quantizer.codebook.detach()}, paths.CODEBOOK / "codebook.safetensors")
     for parameter in vae.decoder.out_layer.parameters():  # stage 2 decodes to 0 everywhere: no surface
         torch.nn.init.zeros_(parameter)
-    ShapeTokenizer(VQVAE(vae, quantizer), resolution=RESOLUTION, truncation_voxels=2.0).save_pretrained(paths.TOKENIZER)
+    ShapeTokenizer(
+        VQVAE(vae, quantizer), resolution=RESOLUTION, truncation_voxels=2.0, mode="solid", max_bad_flip_ratio=0.03
+    ).save_pretrained(paths.TOKENIZER)
 
 
 def write_histories() -> None:

@@ -191,7 +191,7 @@ def test_codes_that_are_not_finite():
     spoilt = codes()
     spoilt[3, 1] = torch.nan
     write_codes(spoilt)
-    with pytest.raises(InputError, match=r"codebook\.safetensors holds NaN or infinity; lower stage1\.lr"):
+    with pytest.raises(InputError, match=r"codebook\.safetensors holds NaN or infinity; run dvc repro -f stage1"):
         gate(settings())
 
 

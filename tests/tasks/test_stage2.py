@@ -11,11 +11,12 @@ import torch
 from safetensors.torch import load_file
 
 from model.checkpoint import load_vae
+from model.errors import InputError
 from model.tokenizer import ShapeTokenizer
 from model.vqvae import VQVAE
 from tasks import stage2 as module
 from tasks.codebook import CODEBOOK_FILE
-from tasks.paths import METRICS, RESUME, TOKENIZER, VAE
+from tasks.paths import METRICS, PASS_TOKEN, RESUME, TOKENIZER, VAE
 from tasks.settings import Settings
 from tasks.stage2 import load_vqvae, param_groups, stage2
 from tests.shapes import ring_and_box
@@ -108,18 +109,25 @@ def test_an_encoder_that_runs_away_from_the_codes_is_named(
     small_project: Path, small_settings: Settings, capsys: pytest.CaptureFixture, lr: float, ran_away: bool
 ):
     stage2(with_stage2(small_settings, lr=lr, encoder_lr_ratio=1.0, codebook_lr_ratio=0.01, log_every=1))
-    first, *_, last = history().perplexity
-    assert (last < 0.6 * first) == ran_away
+    before, after = (metrics()[time]["perplexity"] for time in ("heldout_before", "heldout"))
+    assert (after < 0.8 * before) == ran_away
     said = capsys.readouterr().out
-    assert (f"perplexity of a batch was {first:.0f} at first and is {last:.0f}" in said) == ran_away
-    assert ("lower stage2.encoder_lr_ratio" in said) == ran_away
+    assert (f"perplexity on held-out shapes was {before:.0f} and is {after:.0f}" in said) == ran_away
+    assert ("raise stage2.lambda_commitment" in said) == ran_away
+
+
+def test_a_codebook_that_did_not_pass_the_gate_is_not_trained_with(small_project: Path, small_settings: Settings):
+    PASS_TOKEN.unlink()
+    with pytest.raises(InputError, match=r"artifacts/gate/passed is missing: the gate has not passed this codebook"):
+        stage2(small_settings)
+    assert not TOKENIZER.exists()
 
 
 def test_the_figures_of_the_gate_are_taken_again(small_project: Path, small_settings: Settings):
     stage2(small_settings)
-    use = metrics()["heldout"]
-    assert use["num_tokens"] > 0
-    assert 0 < use["usage"] <= 1
+    for use in (metrics()["heldout_before"], metrics()["heldout"]):
+        assert use["num_tokens"] > 0
+        assert 0 < use["usage"] <= 1
     assert 1 <= use["perplexity"] <= small_settings.codebook.size
     assert metrics()["after"]["val_l1"] == pytest.approx(history().val_l1.iloc[-1], rel=1e-4)
 

@@ -268,7 +268,7 @@ def test_a_finished_run_takes_no_more_steps(capsys):
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_loss_that_is_not_finite_stops_with_step_and_samples(value):
     model = new_model()
-    with pytest.raises(DivergenceError, match=rf"the loss became {value} at step 8, on a7, b7; lower lr"):
+    with pytest.raises(DivergenceError, match=rf"the loss became {value} at step 8, on a7, b7; lower regression.lr"):
         fit(model, regression(model, {7: lambda: value}))
 
 
