@@ -36,7 +36,7 @@ class Subdivision(NamedTuple):
 
 
 class Places(NamedTuple):
-    """Where voxels stand in dense bricks. Rows are brick by brick, and the bricks of one shape next to each other."""
+    """Where voxels stand in dense bricks. Voxels of one shape are next to each other, and so are bricks."""
 
     bricks: "Grid"
     side: int  # of a brick, a power of 2

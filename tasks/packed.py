@@ -12,7 +12,7 @@ from torch import Tensor
 
 from model.losses import SDFTarget
 from model.sdf.distance import BRICK_SIZE
-from model.sparse import Grid, Places, SparseTensor
+from model.sparse import Grid, Places, SparseTensor, voxel_keys
 from model.symmetry import SYMMETRIES, transform_coords
 from tasks.shards import PackedSDF
 
@@ -43,21 +43,31 @@ class PackedBatch:
 
     def unfold(self) -> SDFTarget:
         """The voxels of the band and, in the bricks that are compared, those beyond it."""
-        bricks = Grid(self.bricks, num_shapes=len(self.names), extent=self.resolution // BRICK_SIZE)
+        extent = self.resolution // BRICK_SIZE
+        order = voxel_keys(self.bricks, extent).argsort()  # latent voxels are in the order of their keys elsewhere too
+        bricks = Grid(self.bricks[order], num_shapes=len(self.names), extent=extent)
+        row = torch.empty_like(order).index_copy_(0, order, torch.arange(len(order), device=order.device))
         band, inside = _bits(self.band), _bits(self.inside)
         beyond = ~band & self.compared[:, None]
         outside_or_inside = 1 - 2 * inside[beyond].float()
-        return SDFTarget(self._voxels(bricks, band, self.sdf), self._voxels(bricks, beyond, outside_or_inside))
+        return SDFTarget(
+            self._voxels(band, self.sdf, bricks, row), self._voxels(beyond, outside_or_inside, bricks, row)
+        )
 
     def _voxels(
-        self, bricks: Grid, chosen: Bool[Tensor, "num_bricks 512"], values: Float[Tensor, " num_chosen"]
+        self,
+        chosen: Bool[Tensor, "num_bricks 512"],
+        values: Float[Tensor, " num_chosen"],
+        bricks: Grid,
+        row: Int[Tensor, " num_bricks"],
     ) -> SparseTensor:
+        """`bricks` are ours in another order, and `row` where each of ours is there."""
         brick, voxel = chosen.nonzero().unbind(1)
         local = _moved_voxels(brick.device)[self.symmetry[brick], voxel]
-        coords = bricks.coords[brick]
+        coords = self.bricks[brick]
         coords[:, 1:] = coords[:, 1:] * BRICK_SIZE + local
         x, y, z = local.unbind(1)
-        place = ((brick * BRICK_SIZE + x) * BRICK_SIZE + y) * BRICK_SIZE + z
+        place = ((row[brick] * BRICK_SIZE + x) * BRICK_SIZE + y) * BRICK_SIZE + z
         places = Places(bricks, BRICK_SIZE, place)
         grid = Grid(coords, num_shapes=len(self.names), extent=self.resolution, places=places)
         return SparseTensor.on(grid, values[:, None])
