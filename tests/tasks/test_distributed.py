@@ -77,7 +77,7 @@ def test_two_processes_train_as_one_does(small_settings: Settings):
 
 @pytest.mark.usefixtures("small_project")
 def test_a_killed_process_ends_the_other_and_the_run_resumes_to_the_bit(small_settings: Settings):
-    write_params(small_settings, steps=60)
+    write_params(small_settings, steps=40)
     train(2)
     history, weights = result()
     metrics = json.loads((paths.METRICS / "stage2.json").read_text())

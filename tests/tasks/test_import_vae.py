@@ -3,8 +3,6 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
 import zipfile
 from collections.abc import Callable
 from contextlib import chdir
@@ -22,6 +20,7 @@ from tasks.fetch_vae import fetch_vae
 from tasks.import_vae import import_vae
 from tasks.paths import FETCHED, METRICS, VAE
 from tasks.settings import Settings, load_settings
+from tasks.stage import run_stage
 from tests.model.test_hub import cache, put_vae  # noqa: F401  # the fixture
 
 ROOT = Path(__file__).parents[2]
@@ -166,15 +165,11 @@ def test_a_bad_file_ends_the_stage_with_one_sentence(project: Path, make: Callab
     values = yaml.safe_load((ROOT / "params.yaml").read_text())
     values["import_vae"]["checkpoint"] = "bad.ckpt"
     Path("params.yaml").write_text(yaml.safe_dump(values))
-    finished = subprocess.run(
-        [sys.executable, "-m", "tasks.import_vae"],
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert finished.returncode == 1
-    (sentence,) = finished.stderr.splitlines()
+    with pytest.raises(SystemExit) as ended:
+        run_stage("import_vae", import_vae)
+    sentence = ended.value.code  # of a text Python makes exit code 1 and a line on stderr
+    assert isinstance(sentence, str)
+    assert "\n" not in sentence
     assert sentence.startswith("import_vae: bad.ckpt: ")
     assert reason in sentence
     assert not Path("artifacts/vae").exists()

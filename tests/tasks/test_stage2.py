@@ -71,9 +71,13 @@ def codes_before_each_step(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor
 
 
 def test_everything_changes_and_reconstruction_improves(
-    small_project: Path, small_settings: Settings, codes_before_each_step: list[torch.Tensor]
+    small_project: Path,
+    small_settings: Settings,
+    codes_before_each_step: list[torch.Tensor],
+    capsys: pytest.CaptureFixture,
 ):
     stage2(small_settings)
+    assert "ran away" not in capsys.readouterr().out
     assert changed_keys() == start().keys()
     figures = metrics()
     assert figures["after"]["val_l1"] < figures["before"]["val_l1"]
@@ -104,16 +108,15 @@ def test_the_history_shows_the_decay_and_all_terms(small_project: Path, small_se
     assert {"perplexity", "grad_norm", "seconds_per_step"} < set(table.columns)
 
 
-@pytest.mark.parametrize(("lr", "ran_away"), [(0.0001, False), (0.02, True)])
 def test_an_encoder_that_runs_away_from_the_codes_is_named(
-    small_project: Path, small_settings: Settings, capsys: pytest.CaptureFixture, lr: float, ran_away: bool
+    small_project: Path, small_settings: Settings, capsys: pytest.CaptureFixture
 ):
-    stage2(with_stage2(small_settings, lr=lr, encoder_lr_ratio=1.0, codebook_lr_ratio=0.01, log_every=1))
+    stage2(with_stage2(small_settings, lr=0.02, encoder_lr_ratio=1.0, codebook_lr_ratio=0.01))
     before, after = (metrics()[time]["perplexity"] for time in ("heldout_before", "heldout"))
-    assert (after < 0.8 * before) == ran_away
+    assert after < 0.8 * before
     said = capsys.readouterr().out
-    assert (f"perplexity on held-out shapes was {before:.0f} and is {after:.0f}" in said) == ran_away
-    assert ("raise stage2.lambda_commitment" in said) == ran_away
+    assert f"perplexity on held-out shapes was {before:.0f} and is {after:.0f}" in said
+    assert "raise stage2.lambda_commitment" in said
 
 
 def test_a_codebook_that_did_not_pass_the_gate_is_not_trained_with(small_project: Path, small_settings: Settings):
