@@ -6,8 +6,8 @@
 The recipe starts from uniform(+-1/K) and takes one shape a step: encoder, quantizer, decoder, loss, backward, AdamW.
 With the network frozen, only the vq term has a gradient for the codes, so that its steps are taken here on cached
 latents, as many of a step as a shape has; what a step through the network takes is measured (row `recipe` of
-codebook.py). Ours is k-means on latents, all views encoded once. For each of --rates: the held-out error after 1, 10
-and --times times our seconds, and when ours was reached, if it was. Writes codebook_recipe.json (or --json).
+codebook.py). Ours is k-means on latents, all views encoded once. For each of --rates: the held-out error after 1 to
+--times times our seconds, and when ours was reached, if it was. Writes codebook_recipe.json (or --json).
 """
 
 import argparse
@@ -82,7 +82,9 @@ def main() -> None:
     found = ours(vectors, heldout, settings)
     seconds = found["seconds_of_kmeans"] + network["ms_to_encode_one_shape"] * network["num_views_encoded_once"] / 1000
     per_step = network["ms_per_step_one_shape"] / 1000
-    checks = [int(times * seconds / per_step) for times in sorted({1, 2, 5, 10, 20, options.times})]
+    checks = [
+        int(times * seconds / per_step) for times in sorted({1, 2, 5, 10, 20, options.times}) if times <= options.times
+    ]
     batch = round(network["latents_of_one_shape"])
     settings = settings.model_copy(update={"stage1": settings.stage1.model_copy(update={"batch_size": batch})})
     runs = {
