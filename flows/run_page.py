@@ -15,16 +15,10 @@ from prefect.artifacts import (
 )
 
 from flows.stage_process import PROGRESS, StageResult
+from tasks.figures import ROW_TITLES, figures_of
 from tasks.paths import EVALUATION, METRICS, PLOTS
 
-ROWS = {"floor": "grid (floor)", "vae": "VAE", "stage1": "after stage 1", "stage2": "after stage 2"}
-FIGURES = {
-    "cd_l1": "CD-L1",
-    "fscore_0.01": "F at 0.01",
-    "normal_consistency": "normal consistency",
-    "spurious_area": "spurious area",
-    "failures": "failed",
-}
+FIGURES = ("cd_l1", "fscore_0.01", "normal_consistency", "volume_iou", "surface_iou", "spurious_area")
 PICTURES = {
     "shapes": "Test shapes: truth, VAE, after stage 1, after stage 2",
     "loss_curves": "Loss curves of stage 1 and stage 2",
@@ -72,10 +66,14 @@ def show_evaluation() -> None:
 
 def _figures(evaluation: dict[str, dict[str, Any]]) -> str:
     """The rows of an evaluation as a Markdown table."""
-    rows = [
-        [label, *(f"{evaluation[row][key]:.4g}" for key in FIGURES)] for row, label in ROWS.items() if row in evaluation
-    ]
-    lines = [["row", *FIGURES.values()], ["---"] * (1 + len(FIGURES)), *rows]
+    known = {column for row in ROW_TITLES for column in evaluation[row]}
+    figures = figures_of([column for column in FIGURES if column in known])
+    rows = []
+    for row, title in ROW_TITLES.items():
+        values = evaluation[row]
+        rows.append([title, *(figure.show(values.get(figure.column)) for figure in figures), str(values["failures"])])
+    head = ["row", *(figure.label for figure in figures), "failed"]
+    lines = [head, ["---"] * len(head), *rows]
     report = Path(EVALUATION / "report.html").resolve()
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     return f"{table}\n\nEvery shape, to turn in 3D: [{report.name}]({report.as_uri()}), on the machine that ran this.\n"

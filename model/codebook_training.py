@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor, nn
 
-from model.distributed import gathered, own_part, total
+from model.distributed import all_gather, all_reduce_sum, own_part
 from model.kmeans import lloyd_pass, race
 from model.quantizer import Quantized, VectorQuantizer
 
@@ -37,7 +37,7 @@ class TrainedCodebook(nn.Module):
         self.quantizer = VectorQuantizer(*codes.shape).to(codes.device)
         self.quantizer.codebook.data.copy_(codes)
         self._update, self._decay, self._revive_below = update, decay, revive_below
-        share = total(lloyd_pass(own_part(vectors), codes).counts).double() / len(vectors)
+        share = all_reduce_sum(lloyd_pass(own_part(vectors), codes).counts).double() / len(vectors)
         self.register_buffer("counts", share * batch_size)
         self.register_buffer("sums", self.counts[:, None] * codes.double())
         self._seen: tuple[Tensor, Tensor] | None = None
@@ -51,7 +51,7 @@ class TrainedCodebook(nn.Module):
         quantized = self.quantizer(vectors)
         self._seen = vectors, quantized.indices
         counts = torch.bincount(quantized.indices, minlength=len(self.codebook))
-        return quantized, total(counts)
+        return quantized, all_reduce_sum(counts)
 
     @torch.no_grad()
     def end_step(
@@ -62,8 +62,8 @@ class TrainedCodebook(nn.Module):
         vectors, indices = self._seen
         counts = torch.bincount(indices, minlength=len(self.counts)).double()
         sums = torch.zeros_like(self.sums).index_add_(0, indices, vectors.double())
-        self.counts.lerp_(total(counts), 1 - self._decay)
-        self.sums.lerp_(total(sums), 1 - self._decay)
+        self.counts.lerp_(all_reduce_sum(counts), 1 - self._decay)
+        self.sums.lerp_(all_reduce_sum(sums), 1 - self._decay)
         if self._update == "ema":
             known = self.counts[:, None] > 0
             self.codebook.copy_(torch.where(known, self.sums / self.counts[:, None], self.codebook.double()))
@@ -96,6 +96,6 @@ def _drawn_by_error(vectors: Tensor, squared_errors: Tensor, draws: Tensor, coun
     entry = torch.full((count, 1 + vectors.shape[1]), torch.inf, dtype=torch.float64, device=vectors.device)
     entry[: len(rows), 0] = times[: len(rows)]
     entry[: len(rows), 1:] = vectors[rows].double()
-    entries = gathered(entry)
+    entries = all_gather(entry)
     entries = entries[entries[:, 0].argsort(stable=True)[:count]]
     return entries[entries[:, 0].isfinite(), 1:].unique(dim=0).to(vectors.dtype)

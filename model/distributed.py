@@ -41,18 +41,18 @@ def num_ranks() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def mean(values: Tensor) -> Tensor:
+def global_mean(values: Tensor) -> Tensor:
     """What averages over ranks to the mean over all elements of all ranks, in value and in gradient.
 
     A rank may have fewer elements than another, or none; where all have none it is 0.
     """
     if num_ranks() == 1:
         return values.mean()
-    num_elements = total(torch.full((), values.numel(), dtype=torch.float64, device=values.device)).clamp(min=1)
-    return values.sum() * (num_ranks() / num_elements).to(values.dtype)
+    num_elements = all_reduce_sum(torch.full((), values.numel(), dtype=torch.float64, device=values.device))
+    return values.sum() * (num_ranks() / num_elements.clamp(min=1)).to(values.dtype)
 
 
-def total(counts: Tensor) -> Tensor:
+def all_reduce_sum(counts: Tensor) -> Tensor:
     """The sum over ranks, the same on all of them."""
     if num_ranks() > 1:
         counts = counts.clone()
@@ -60,7 +60,7 @@ def total(counts: Tensor) -> Tensor:
     return counts
 
 
-def least(values: Tensor) -> Tensor:
+def all_reduce_min(values: Tensor) -> Tensor:
     """The minimum over ranks, element by element, the same on all of them."""
     if num_ranks() > 1:
         values = values.clone()
@@ -73,7 +73,7 @@ def own_part(rows: Tensor) -> Tensor:
     return rows[rank() :: num_ranks()]
 
 
-def gathered(rows: Tensor) -> Tensor:
+def all_gather(rows: Tensor) -> Tensor:
     """All ranks' rows, one after the other; each has to have as many."""
     if num_ranks() == 1:
         return rows
@@ -82,9 +82,9 @@ def gathered(rows: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
-def average(values: Tensor) -> Tensor:
+def all_reduce_mean(values: Tensor) -> Tensor:
     """The mean over ranks, element by element, the same on all of them."""
-    return total(values) / num_ranks() if num_ranks() > 1 else values
+    return all_reduce_sum(values) / num_ranks() if num_ranks() > 1 else values
 
 
 def average_gradients(parameters: Sequence[Tensor]) -> None:
@@ -92,12 +92,12 @@ def average_gradients(parameters: Sequence[Tensor]) -> None:
     if num_ranks() == 1:
         return
     gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-    flat = average(torch.cat([gradient.flatten() for gradient in gradients]))
+    flat = all_reduce_mean(torch.cat([gradient.flatten() for gradient in gradients]))
     parts = flat.split([gradient.numel() for gradient in gradients])
     for parameter, part in zip(parameters, parts, strict=True):
         parameter.grad = part.view_as(parameter)
 
 
-def anywhere(flag: bool) -> bool:
+def on_any_rank(flag: bool) -> bool:
     """Whether it holds on some rank. On the CPU, so that no GPU has to finish its work for the answer."""
-    return bool(total(torch.tensor(int(flag))))
+    return bool(all_reduce_sum(torch.tensor(int(flag))))

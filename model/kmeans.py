@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
-from model.distributed import least, own_part, total
+from model.distributed import all_reduce_min, all_reduce_sum, own_part
 from model.errors import InputError
 from model.quantizer import nearest_codes
 
@@ -85,22 +85,22 @@ def _update(
 
     There it takes the place of a member, drawn by the squared error.
     """
-    counts, sums = total(result.counts), total(result.sums)
+    counts, sums = all_reduce_sum(result.counts), all_reduce_sum(result.sums)
     used = counts > 0
     codes = torch.where(used[:, None], (sums / counts.clamp(min=1)[:, None]).to(codes.dtype), codes)
     empty = (~used).nonzero().flatten()
     if not len(empty):
         return codes
     errors = torch.zeros_like(sums[:, 0]).index_add_(0, result.indices, result.squared_errors.double())
-    totals = total(errors)
+    totals = all_reduce_sum(errors)
     crowded = totals.argsort(descending=True, stable=True)[: len(empty)]
     crowded = crowded[totals[crowded] > 0]  # else every vector sits on its code: nothing left to split
     times = race(result.squared_errors, draws)
     first = torch.full_like(totals, torch.inf).scatter_reduce_(0, result.indices, times, "amin")
-    won = (times == least(first)[result.indices]) & times.isfinite()
+    won = (times == all_reduce_min(first)[result.indices]) & times.isfinite()
     winners = torch.zeros_like(codes)
     winners[result.indices[won]] = vectors[won]
-    codes[empty[: len(crowded)]] = total(winners)[crowded]
+    codes[empty[: len(crowded)]] = all_reduce_sum(winners)[crowded]
     return codes
 
 

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from model.distributed import mean, num_ranks
+from model.distributed import global_mean, num_ranks
 from model.receptive_field import DecodePlan, plan_decode, plan_decode_of_places
 from model.sparse import SparseTensor
 from model.vae import NUM_LEVELS, make_ahead
@@ -79,13 +79,13 @@ def reconstruction_loss(decoded: SparseTensor, target: SDFTarget, *, kind: Recon
 def pointwise_loss(error: Tensor, kind: Recon) -> Tensor:
     match kind:
         case "l1":
-            return mean(error.abs())
+            return global_mean(error.abs())
         case "l2":
-            return mean(error.square())
+            return global_mean(error.square())
         case "l1+l2":
-            return mean(error.abs()) + mean(error.square())
+            return global_mean(error.abs()) + global_mean(error.square())
 
 
 def sign_error_share(matched: Float[Tensor, "num_band 1"], truth: Float[Tensor, "num_band 1"]) -> Tensor:
     """Share of band voxels that are on the wrong side of the decoded surface."""
-    return mean(((matched < 0) != (truth < 0)).float())
+    return global_mean(((matched < 0) != (truth < 0)).float())

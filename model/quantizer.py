@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Float16, Int, Num
 from torch import Tensor, nn
 
-from model.distributed import mean, total
+from model.distributed import all_reduce_sum, global_mean
 
 MAX_SCORES = 2**20  # of one block on the CPU: 4 MB of float32 stay in a core's cache
 MAX_SCORES_ON_GPU = 2**24  # enough to fill it: 64 MB of float32, 128 MB of float64
@@ -37,8 +37,8 @@ class VectorQuantizer(nn.Module):
             z_e = z_e.float()
             indices = nearest_codes(z_e, self.codebook)
             codes = F.embedding(indices, self.codebook)  # its gradient adds up in a fixed order; that of [] does not
-            vq_loss = mean((z_e.detach() - codes).square())
-            commitment_loss = mean((z_e - codes.detach()).square())
+            vq_loss = global_mean((z_e.detach() - codes).square())
+            commitment_loss = global_mean((z_e - codes.detach()).square())
             z_q = _StraightThrough.apply(z_e, codes.detach())
         return Quantized(z_q, indices, vq_loss, commitment_loss)
 
@@ -180,7 +180,8 @@ def codebook_statistics(counts: Int[Tensor, " codebook_size"]) -> CodebookStatis
 def usage_of_batch(indices: Int[Tensor, " num_vectors"], codebook_size: int) -> tuple[Tensor, Tensor]:
     """Usage and perplexity within one batch, as scalars on the device, so that training need not wait for them."""
     counts = torch.zeros(codebook_size, device=indices.device)
-    return usage_of_counts(total(counts.scatter_add_(0, indices, torch.ones_like(indices, dtype=counts.dtype))))
+    counts.scatter_add_(0, indices, torch.ones_like(indices, dtype=counts.dtype))
+    return usage_of_counts(all_reduce_sum(counts))
 
 
 def usage_of_counts(counts: Num[Tensor, " codebook_size"]) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from model.child_conv import ChildConv3d
 from model.conv import SubMConv3d, neighbour_table
-from model.distributed import mean as global_mean
+from model.distributed import global_mean
 from model.errors import InputError
 from model.layers import WINDOW_SIZE, Linear, Recomputable, TransformerBlock, layer_norm, position_embedding, silu
 from model.norm import GroupNormSiLU

@@ -193,11 +193,8 @@ def _prepared(packed: PackedBatch) -> ShapeBatch:
 
 
 def _prepared_ahead(batches: Iterable[PackedBatch], device: torch.device) -> Iterator[ShapeBatch]:
-    """Batches moved, unfolded and planned by a thread on a stream of its own, while the network works on the last.
-
-    The stream's small kernels go before the network's large ones, of which the next would each wait for all.
-    """
-    stream = torch.cuda.Stream(device, priority=-1)
+    """Batches moved, unfolded and planned by a thread on a stream of its own, while the network works on the last."""
+    stream = torch.cuda.Stream(device)
     source = iter(batches)
 
     def prepare() -> tuple[ShapeBatch, torch.cuda.Event]:

@@ -18,7 +18,7 @@ from model.metrics import Truth, compare_sdf, summarise
 from model.render import SheetRow
 from tasks.compare import PER_SHAPE
 from tasks.device import pick_device
-from tasks.figures import COSTS
+from tasks.figures import COSTS, ROW_TITLES
 from tasks.gallery import PICTURED, Gallery
 from tasks.paths import EVALUATION, METRICS, PLOTS, SDF
 from tasks.plots import draw_history, draw_shapes, draw_usage, read_history, usage_table
@@ -29,7 +29,7 @@ from tasks.settings import Evaluate, Settings
 from tasks.shards import Shards, open_shards, write_table
 from tasks.stage import run_stage, whole_directory, write_whole
 
-ROWS = ("reference", "floor", "vae", "stage1", "stage2")  # reference: the truth against a second sample of itself
+ROWS = tuple(ROW_TITLES)
 RANKED_BY = "cd_l1"  # of stage 2
 # Columns whose means are metrics, by how they begin. Times differ from run to run; the rest is detail of the tables.
 SUMMARISED = (
@@ -210,7 +210,7 @@ def spread(ranking: Ranking, count: int) -> list[str]:
 def sheet_rows(ranking: Ranking, shapes: Sequence[str], gallery: Gallery) -> Iterator[SheetRow]:
     places = {shape: place for place, shape in enumerate(ranking, start=1)}
     for shape in shapes:
-        distances = " / ".join(f"{ranking[shape][row]:.4f}" for row in PICTURED[1:])
+        distances = " / ".join(f"{ranking[shape][row]:.4f}" for row in PICTURED if row != "truth")
         label = f"{places[shape]} of {len(ranking)}: {shape}   CD-L1 {distances}"
         yield SheetRow(label, gallery.pictures(shape))
 

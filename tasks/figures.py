@@ -1,10 +1,11 @@
 """The names, units and meanings of evaluate's figures, and which way is better: one list for the report and compare."""
 
+from collections.abc import Collection
 from typing import NamedTuple
 
 import pandas as pd
 
-ROW_TITLES = {
+ROW_TITLES = {  # of evaluate's results; the first is the truth against a second sample of itself
     "reference": "truth, sampled twice",
     "floor": "voxel grid (floor)",
     "vae": "VAE",
@@ -33,7 +34,7 @@ class Figure(NamedTuple):
 _LENGTH = "In units of the [-1, 1] cube that the true mesh is normalised into."
 
 
-def figures_of(columns: pd.Index) -> list[Figure]:
+def figures_of(columns: Collection[str]) -> list[Figure]:
     """Those that a per-shape table has, in the order in which people want them."""
     thresholds = [column.removeprefix("fscore_") for column in columns if column.startswith("fscore_")]
     figures = [

@@ -10,8 +10,9 @@ from jaxtyping import UInt8
 
 from model.metrics import Mesh, TriangleMesh
 from model.render import render_mesh
+from tasks.figures import ROW_TITLES
 
-PICTURED = ("truth", "vae", "stage1", "stage2")
+PICTURED = {"truth": "truth"} | {row: ROW_TITLES[row] for row in ("vae", "stage1", "stage2")}  # with their titles
 PICTURE_SIZE = 176  # pixels
 
 

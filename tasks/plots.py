@@ -13,9 +13,9 @@ from PIL import Image
 
 from model.errors import InputError
 from model.render import WHITE, SheetRow, draw_sheet
+from tasks.gallery import PICTURED
 from tasks.png import NUM_COLOURS, png, png_of_figure
 
-COLUMNS = ("truth", "VAE", "stage 1", "stage 2")
 BLOCKS = 2  # shapes side by side
 GAP = 24  # pixels between them
 WEBP_QUALITY = 82
@@ -35,9 +35,9 @@ LOGARITHMIC = ("training losses", "gradient norm")
 
 
 def draw_shapes(rows: Sequence[SheetRow]) -> bytes:
-    """The picture sheet: each shape's pictures, in the order of COLUMNS."""
+    """The picture sheet: each shape's pictures, in the order of PICTURED."""
     height = -(-len(rows) // BLOCKS)
-    blocks = [draw_sheet(COLUMNS, rows[i : i + height]) for i in range(0, len(rows), height)]
+    blocks = [draw_sheet(tuple(PICTURED.values()), rows[i : i + height]) for i in range(0, len(rows), height)]
     sheet = _side_by_side(blocks)
     return png(Image.fromarray(sheet).quantize(NUM_COLOURS, dither=Image.Dither.NONE))
 

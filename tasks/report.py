@@ -20,7 +20,7 @@ from model.metrics import Change, Summary
 from tasks.compare import compare_rows, num_better, verdict
 from tasks.figures import COSTS, NOTHING, ROW_TITLES, Figure, figures_of
 from tasks.gallery import PICTURED, Gallery
-from tasks.plots import COLUMNS, draw_history, webp
+from tasks.plots import draw_history, webp
 from tasks.viewer import FIXED_POINT, Scene, scene_of
 
 Aggregates = dict[str, dict[str, Summary]]  # by row and figure
@@ -62,7 +62,7 @@ def write_report(path: Path, report: Report) -> None:
         fixed_point=FIXED_POINT,
         scenes_note=_how_many(report.scenes, report, "are here"),
         scene_options=_scene_options(report),
-        scene_labels="".join(f"<div><p><b>{title}</b><small></small></p></div>" for title in COLUMNS),
+        scene_labels="".join(f"<div><p><b>{title}</b><small></small></p></div>" for title in PICTURED.values()),
         sheet_note=_how_many(report.sheet, report, "are shown"),
         sheet="\n".join(_shape(shape, report) for shape in report.sheet),
         extremes=_extremes(report),
@@ -223,7 +223,7 @@ def _scene_options(report: Report) -> str:
 
 def _shape(shape: str, report: Report) -> str:
     pictures = []
-    for row, title, picture in zip(PICTURED, COLUMNS, report.gallery.pictures(shape), strict=True):
+    for (row, title), picture in zip(PICTURED.items(), report.gallery.pictures(shape), strict=True):
         distance = "" if row == "truth" else f" {report.ranking[shape][row]:.4f}"
         image = _image(webp(picture), "webp", f"{shape}, {title}")
         pictures.append(f"<figure>{image}<figcaption>{title}<small>{distance}</small></figcaption></figure>")

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from model.distributed import anywhere, average, average_gradients, num_ranks, rank
+from model.distributed import all_reduce_mean, average_gradients, num_ranks, on_any_rank, rank
 from model.errors import InputError
 from tasks.progress import Progress
 from tasks.resume import ResumePoint
@@ -133,7 +133,7 @@ def train(
             step += 1
             done = after_step(step, optimizer) if after_step else {}
             window.add(step, batch.names, losses | {"grad_norm": grad_norm} | done)
-            ending, stopping, note = step == settings.steps, anywhere(bool(stop)), ""
+            ending, stopping, note = step == settings.steps, on_any_rank(bool(stop)), ""
             check = validate if validate and (step % validate_every == 0 or ending) else None
             if step % settings.log_every == 0 or check or ending or stopping:
                 row = {"step": step} | window.means() | {"lr": lr}
@@ -200,7 +200,7 @@ class _Window:
         keys = list(self._steps[-1][2])
         table = torch.stack([torch.stack([losses[key].float() for key in keys]) for _, _, losses in self._steps]).cpu()
         elapsed = {"seconds_per_step": time.perf_counter() - self._started, "seconds_waiting": self._waited}
-        finite = average(torch.stack([column[column.isfinite()].mean() for column in table.T])).tolist()
+        finite = all_reduce_mean(torch.stack([column[column.isfinite()].mean() for column in table.T])).tolist()
         seconds = {key: value / len(self._steps) for key, value in elapsed.items()}
         return dict(zip(keys, finite, strict=True)) | seconds
 

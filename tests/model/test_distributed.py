@@ -10,7 +10,7 @@ import torch.multiprocessing as mp
 
 from model import kmeans as kmeans_module
 from model.codebook_training import TrainedCodebook
-from model.distributed import average, average_gradients, mean, num_ranks, own_part, rank, total
+from model.distributed import all_reduce_mean, all_reduce_sum, average_gradients, global_mean, num_ranks, own_part, rank
 from model.kmeans import kmeans
 from model.sparse import SparseTensor
 from model.vae import Posterior, kl_divergence
@@ -45,7 +45,7 @@ def scenario(update: str) -> dict[str, torch.Tensor]:
         optimizer.step()
         optimizer.zero_grad()
         revived.append(codebook.end_step(optimizer, draws=own_part(draws), revive=step < STEPS - 3))
-        losses.append(average(quantized.vq_loss.detach()))
+        losses.append(all_reduce_mean(quantized.vq_loss.detach()))
     trained = codebook.codebook.detach()
     return {
         "kmeans": codes, "moved": moved, "trained": trained,
@@ -59,7 +59,11 @@ def means() -> dict[str, torch.Tensor]:
     coords = torch.cartesian_prod(torch.arange(1), torch.arange(7), torch.arange(1), torch.arange(1)).int()[own]
     values = torch.arange(7.0)[own]
     posterior = Posterior(*(SparseTensor(coords, part[:, None]) for part in (values, values / 3)))
-    return {"some": average(mean(values)), "kl": average(kl_divergence(posterior)), "none": average(mean(values[:0]))}
+    return {
+        "some": all_reduce_mean(global_mean(values)),
+        "kl": all_reduce_mean(kl_divergence(posterior)),
+        "none": all_reduce_mean(global_mean(values[:0])),
+    }
 
 
 def whole_and_nothing(rows: torch.Tensor) -> torch.Tensor:
@@ -116,5 +120,5 @@ def test_one_process_is_all_of_it():
     rows = torch.arange(5.0, requires_grad=True)
     assert (rank(), num_ranks()) == (0, 1)
     assert torch.equal(own_part(rows), rows)
-    assert total(torch.tensor(3)) == 3
-    assert mean(rows) == 2
+    assert all_reduce_sum(torch.tensor(3)) == 3
+    assert global_mean(rows) == 2
