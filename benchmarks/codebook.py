@@ -26,31 +26,26 @@ import time
 import traceback
 from contextlib import chdir
 from functools import cache
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.measure import timed, wait, watch_memory  # noqa: E402  # the root comes first
-from model.checkpoint import load_vae  # noqa: E402
+from benchmarks.measure import wait, watch_memory  # noqa: E402  # the root comes first
+from benchmarks.recipe_step import measure_recipe  # noqa: E402
 from model.kmeans import lloyd_pass  # noqa: E402
-from model.losses import SDFTarget, reconstruction_loss  # noqa: E402
-from model.quantizer import VectorQuantizer, codebook_statistics  # noqa: E402
-from model.vqvae import VQVAE  # noqa: E402
+from model.quantizer import codebook_statistics  # noqa: E402
 from tasks import stage1  # noqa: E402
-from tasks.dataset import load_batches, load_targets  # noqa: E402
 from tasks.latents import latents_file, read_vectors  # noqa: E402
 from tasks.paths import LATENTS, METRICS, SDF, VAE  # noqa: E402
 from tasks.resume import ResumePoint  # noqa: E402
 from tasks.settings import PARAMS_FILE, Settings, load_settings  # noqa: E402
-from tasks.shards import open_shards  # noqa: E402
 from tasks.training import History, train  # noqa: E402
 
 STAGE1_VECTORS = 200_000
@@ -165,61 +160,6 @@ def measure_row(name: str, rate: float | None, settings: Settings, device: torch
         "num_vectors": len(vectors),
         "num_heldout": len(heldout),
         "dim": vectors.shape[1],
-    }
-
-
-def measure_recipe(settings: Settings, device: torch.device) -> dict:
-    """A step of stage 1 as the recipe has it: encoder, quantizer and decoder, the codes alone trained.
-
-    Some steps are timed, and the time of settings.stage1.steps follows. On one shape, and on a batch of stage 2's: its
-    time for each latent vector says what a step on as many vectors as ours would take.
-    """
-    vae = load_vae(VAE, device=device).requires_grad_(False)
-    quantizer = VectorQuantizer(settings.codebook.size, vae.config.latent_channels).to(device)
-    nn.init.uniform_(quantizer.codebook, -1 / settings.codebook.size, 1 / settings.codebook.size)
-    network = VQVAE(vae, quantizer)
-    shards = open_shards(SDF)
-    names = shards.names("train")
-    targets = list(load_targets(shards, names[:: max(1, len(names) // 16)][:16], device=device))
-    batches = [batch.target for batch in islice(load_batches(shards, settings.stage2, start=0, device=device), 2)]
-    optimizer = torch.optim.AdamW(quantizer.parameters())
-
-    def steps(targets: list[SDFTarget]) -> int:
-        num_latents = 0
-        for target in targets:
-            with torch.autocast(device.type, torch.float16, enabled=device.type == "cuda"):
-                output = network(target.band, target.plan)
-                fit = reconstruction_loss(output.decoded, target, kind="l1+l2")
-                loss = fit.recon + output.quantized.vq_loss + output.quantized.commitment_loss
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            num_latents += len(output.quantized.indices)
-        return num_latents
-
-    def encode() -> None:
-        with torch.no_grad():
-            for target in targets:
-                vae.encode(target.band)
-
-    per_step = timed(lambda: steps(targets), device, 3) / len(targets)
-    per_batch = timed(lambda: steps(batches), device, 3) / len(batches)
-    latents_of_batch = steps(batches) / len(batches)
-    views = len(names) * settings.encode.train_symmetries
-    return {
-        "row": "recipe",
-        "timed_steps_one_shape": len(targets),
-        "timed_steps_batch": len(batches),
-        "ms_per_step_one_shape": per_step,
-        "latents_of_one_shape": steps(targets) / len(targets),
-        "seconds_for_the_steps": per_step * settings.stage1.steps / 1000,
-        "ms_per_step_batch": per_batch,
-        "latents_of_batch": latents_of_batch,
-        "seconds_for_the_steps_on_our_batch": (
-            per_batch * settings.stage1.batch_size / latents_of_batch * settings.stage1.steps / 1000
-        ),
-        "ms_to_encode_one_shape": timed(encode, device, 3) / len(targets),
-        "num_views_encoded_once": views,
     }
 
 

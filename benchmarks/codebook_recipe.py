@@ -24,8 +24,9 @@ from torch import Tensor
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.codebook import load_latents, measure_recipe  # noqa: E402  # the root comes first
+from benchmarks.codebook import load_latents  # noqa: E402  # the root comes first
 from benchmarks.measure import wait  # noqa: E402
+from benchmarks.recipe_step import measure_recipe  # noqa: E402
 from model.checkpoint import load_vae  # noqa: E402
 from model.kmeans import lloyd_pass  # noqa: E402
 from model.quantizer import VectorQuantizer, codebook_statistics  # noqa: E402

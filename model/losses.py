@@ -49,7 +49,7 @@ class SDFTarget:
         return SDFTarget(self.band.to(device), self.beyond.to(device))
 
 
-class Reconstruction(NamedTuple):
+class ReconstructionLoss(NamedTuple):
     """`matched` holds the decoder's values at the band's voxels, row by row."""
 
     recon: Tensor
@@ -57,7 +57,7 @@ class Reconstruction(NamedTuple):
     matched: Float[Tensor, "num_band 1"]
 
 
-def reconstruction_loss(decoded: SparseTensor, target: SDFTarget, *, kind: Recon) -> Reconstruction:
+def reconstruction_loss(decoded: SparseTensor, target: SDFTarget, *, kind: Recon) -> ReconstructionLoss:
     """Means over voxels of |error|, its square, or both: in the band, and to the sign beyond it (0 where none is).
 
     `decoded` is what target.plan decodes.
@@ -73,7 +73,7 @@ def reconstruction_loss(decoded: SparseTensor, target: SDFTarget, *, kind: Recon
     # Another rank may have some where this one has none.
     has_outside = num_beyond or num_ranks() > 1
     outside = pointwise_loss(beyond - target.beyond.feats, kind) if has_outside else recon.new_zeros(())
-    return Reconstruction(recon, outside, matched)
+    return ReconstructionLoss(recon, outside, matched)
 
 
 def pointwise_loss(error: Tensor, kind: Recon) -> Tensor:

@@ -49,7 +49,7 @@ class Cost(NamedTuple):
         return Cost(self.ms + second.ms, max(peaks, default=None))
 
 
-class Quantized(NamedTuple):
+class QuantizedLatents(NamedTuple):
     latents: SparseTensor  # each replaced by its code
     num_tokens: int
     bits: float
@@ -65,14 +65,14 @@ class CodeUse:
         self._squares = 0.0
         self._sum = torch.zeros(codebook.shape[1], dtype=torch.float64)
 
-    def quantize(self, z_e: SparseTensor) -> Quantized:
+    def quantize(self, z_e: SparseTensor) -> QuantizedLatents:
         indices = nearest_codes(z_e.feats, self.codebook)
         z_q = self.codebook[indices]
         self.counts += torch.bincount(indices, minlength=len(self.codebook)).cpu()
         self._squared_error += float((z_e.feats.double() - z_q.double()).square().sum())
         self._squares += float(z_e.feats.double().square().sum())
         self._sum += z_e.feats.double().sum(0).cpu()
-        return Quantized(z_e.with_feats(z_q), len(indices), len(indices) * log2(len(self.codebook)))
+        return QuantizedLatents(z_e.with_feats(z_q), len(indices), len(indices) * log2(len(self.codebook)))
 
     @property
     def normalised_error(self) -> float:
@@ -119,10 +119,10 @@ class Reconstructor:
         yield self._decode("stage2", trained.vae, quantized, shape.resolution, encoding)
 
     def _decode(
-        self, row: str, vae: SparseSDFVAE, latents: SparseTensor | Quantized, resolution: int, encoding: Cost
+        self, row: str, vae: SparseSDFVAE, latents: SparseTensor | QuantizedLatents, resolution: int, encoding: Cost
     ) -> Reconstruction:
-        tokens = latents if isinstance(latents, Quantized) else None
-        z = first_seen(latents.latents if isinstance(latents, Quantized) else latents)
+        tokens = latents if isinstance(latents, QuantizedLatents) else None
+        z = first_seen(latents.latents if isinstance(latents, QuantizedLatents) else latents)
 
         def decode() -> tuple[SparseTensor, Surface]:
             decoded = vae.decode_in_parts(z)

@@ -55,7 +55,7 @@ def stage1(settings: Settings) -> None:
     torch.manual_seed(params.seed)
     files = {split: latents_file(LATENTS, split) for split in ("train", "val")}
     cached = read_vectors(files["train"], max_per_view=params.max_vectors_per_view, seed=params.seed)
-    vectors = cached.to(device).unique(dim=0)  # a pattern that every shape has must not draw all codes to itself
+    vectors = distinct_vectors(cached.to(device), size)  # a pattern that every shape has must not draw all codes
     heldout = read_vectors(files["val"], max_per_view=None, seed=params.seed).to(device)
     dim = vectors.shape[1]
     if settings.codebook.dim not in ("auto", dim):
@@ -154,20 +154,19 @@ class CodebookSteps:
 
 
 def start_codes(
-    vectors: Float[Tensor, "num_vectors dim"], size: int, params: Stage1
+    distinct: Float[Tensor, "num_vectors dim"], size: int, params: Stage1
 ) -> Float[Tensor, "codebook_size dim"]:
-    """By params.init. Raises InputError where there are fewer distinct vectors than codes."""
+    """By params.init, from at least as many distinct vectors as there are to be codes."""
     generator = torch.Generator().manual_seed(params.seed)
-    distinct = distinct_vectors(vectors, size)
     match params.init:
         case "kmeans":
-            print(f"k-means: {len(vectors)} vectors, {size} codes, {params.kmeans_iterations} iterations", flush=True)
-            return kmeans(vectors, size, iterations=params.kmeans_iterations, generator=generator).cpu()
+            print(f"k-means: {len(distinct)} vectors, {size} codes, {params.kmeans_iterations} iterations", flush=True)
+            return kmeans(distinct, size, iterations=params.kmeans_iterations, generator=generator).cpu()
         case "data":
             rows = torch.randperm(len(distinct), generator=generator)[:size]
             return distinct[rows.to(distinct.device)].cpu()
         case "uniform":
-            return (torch.rand(size, vectors.shape[1], generator=generator) * 2 - 1) / size
+            return (torch.rand(size, distinct.shape[1], generator=generator) * 2 - 1) / size
 
 
 class _ReconstructionWatch:
