@@ -85,7 +85,7 @@ def recipe(
     params = settings.stage1.model_copy(update={"init": "uniform"})
     quantizer = VectorQuantizer(settings.codebook.size, vectors.shape[1]).to(vectors.device)
     quantizer.codebook.data.copy_(start_codes(vectors, settings.codebook.size, params))
-    optimizer = torch.optim.AdamW(quantizer.parameters(), lr=rate, weight_decay=params.weight_decay)
+    optimizer = torch.optim.AdamW(quantizer.parameters(), lr=rate, weight_decay=params.weight_decay, fused=True)
     found = []
     for step, batch in enumerate(draw_vectors(vectors, params, 0), 1):
         loss = quantizer(batch.vectors).vq_loss
