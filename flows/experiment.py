@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from dvc.exceptions import InvalidArgumentError
@@ -18,6 +19,7 @@ from tasks.settings import PARAMS_FILE, ParameterError, load_settings
 from tasks.stage import whole_directory
 
 SNAPSHOT = Path("artifacts/.scratch/before_overrides")  # what put_back() puts back, also after the flow was killed
+OVERRIDDEN = "overridden.yaml"  # in there: params.yaml as the run has it
 
 
 @contextmanager
@@ -26,16 +28,18 @@ def overridden(params: Mapping[str, Any]) -> Iterator[None]:
 
     In the end params.yaml, dvc.lock, metrics and outputs are those of before, so that the next run starts from what is
     committed. Raises InputError, before anything is changed, for an unknown key, for a value that settings refuse, and
-    where params.yaml has edits that are not committed.
+    where params.yaml or an output has changes that are not committed and would be lost.
     """
     put_back()
     if not params:
         yield
         return
     _refuse_edited_params()
-    _take_snapshot()
+    text = _with_overrides(params)
+    _refuse_changed_outputs()
+    _take_snapshot(text)
     try:
-        _set(params)
+        PARAMS_FILE.write_text(text)
         yield
     finally:
         put_back()
@@ -48,9 +52,19 @@ def save(name: str, stages: Sequence[str]) -> None:
 
 
 def put_back() -> None:
-    """The checkout as it was before the overrides of a run that ended, or that was killed; else nothing."""
+    """The checkout as it was before the overrides of a run that ended, or that was killed; else nothing.
+
+    Raises InputError where params.yaml was edited since a run was killed: those edits, and what was made with them, are
+    not for us to undo.
+    """
     if not SNAPSHOT.is_dir():
         return
+    known = [(SNAPSHOT / name).read_text() for name in (PARAMS_FILE, OVERRIDDEN)]
+    if not PARAMS_FILE.is_file() or PARAMS_FILE.read_text() not in known:
+        raise InputError(
+            f"a run with params was killed, and {PARAMS_FILE} was changed since; what was before that run is in "
+            f"{SNAPSHOT}: take from it what you want, then remove that folder"
+        )
     for path in map(Path, json.loads((SNAPSHOT / "files.json").read_text())):
         if (SNAPSHOT / path).exists():
             shutil.copyfile(SNAPSHOT / path, path)
@@ -60,30 +74,37 @@ def put_back() -> None:
     shutil.rmtree(SNAPSHOT)
 
 
-def _take_snapshot() -> None:
+def _take_snapshot(overridden_params: str) -> None:
     files = [str(PARAMS_FILE), *kept_by_git()]
     with whole_directory(SNAPSHOT) as directory:
         for path in filter(Path.exists, map(Path, files)):
             (directory / path).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, directory / path)
         (directory / "files.json").write_text(json.dumps(files))
+        (directory / OVERRIDDEN).write_text(overridden_params)
 
 
-def _set(params: Mapping[str, Any]) -> None:
-    for key, value in params.items():
-        if isinstance(value, dict):
-            raise InputError(
-                f"params: {key} is a section; name its keys one by one, as in {key}.{next(iter(value), 'key')}"
-            )
+def _with_overrides(params: Mapping[str, Any]) -> str:
+    """params.yaml with these values, checked."""
+    with TemporaryDirectory() as scratch:
+        copy = Path(shutil.copy(PARAMS_FILE, scratch))
+        for key, value in params.items():
+            if isinstance(value, dict):
+                raise InputError(
+                    f"params: {key} is a section; name its keys one by one, as in {key}.{next(iter(value), 'key')}"
+                )
+            try:
+                apply_overrides(copy, [f"{key}={json.dumps(value)}"])
+            except InvalidArgumentError as error:
+                reason = str(error.__cause__).strip().split("\n")[0]
+                raise InputError(
+                    f"params: {key}={value!r} can't be set ({reason}); {PARAMS_FILE} has the keys"
+                ) from error
         try:
-            apply_overrides(PARAMS_FILE, [f"{key}={json.dumps(value)}"])
-        except InvalidArgumentError as error:
-            reason = str(error.__cause__).strip().split("\n")[0]
-            raise InputError(f"params: {key}={value!r} can't be set ({reason}); {PARAMS_FILE} has the keys") from error
-    try:
-        load_settings(PARAMS_FILE)
-    except ParameterError as error:
-        raise InputError(f"params: {error}") from error
+            load_settings(copy)
+        except ParameterError as error:
+            raise InputError(f"params: {error}".replace(str(copy), str(PARAMS_FILE))) from error
+        return copy.read_text()
 
 
 def _refuse_edited_params() -> None:
@@ -94,6 +115,17 @@ def _refuse_edited_params() -> None:
         raise InputError(
             f"{PARAMS_FILE} has changes that are not committed, and params would mix with them; "
             f"commit them, or git checkout {PARAMS_FILE}"
+        )
+
+
+def _refuse_changed_outputs() -> None:
+    """What a stage did not make, or what `dvc commit` has not recorded yet, the way back would overwrite."""
+    command = [sys.executable, "-m", "dvc", "data", "status", "--json"]
+    status = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+    if changed := status.get("uncommitted", {}).get("modified"):
+        raise InputError(
+            f"{', '.join(changed)}: not as dvc.lock has it, and it would be lost; record it with "
+            ".venv/bin/dvc commit, or bring back the old with .venv/bin/dvc checkout --force"
         )
 
 

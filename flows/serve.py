@@ -12,11 +12,12 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from urllib.parse import urlsplit
 
+import yaml
 from prefect.settings import PREFECT_API_URL
 
-WORK_POOL = "train-vqvae"
 START_SECONDS = 120.0  # a first start makes the database
 STOP_SECONDS = {signal.SIGINT: 40.0, signal.SIGTERM: 10.0, signal.SIGKILL: 5.0}  # a trainer saves its state first
 
@@ -32,15 +33,22 @@ def main() -> None:
                 _process("server", "start", "--host", str(address.hostname), "--port", str(address.port or 4200))
             )
             _wait_for(url)
-        _prefect("work-pool", "create", WORK_POOL, "--type", "process", "--overwrite")
+        work_pool, deployment = _deployed()
+        _prefect("work-pool", "create", work_pool, "--type", "process", "--overwrite")
         _prefect("--no-prompt", "deploy", "--all")
-        worker = running.enter_context(_process("worker", "start", "--pool", WORK_POOL))
+        worker = running.enter_context(_process("worker", "start", "--pool", work_pool))
         print(
             f"\nserving on {url.removesuffix('/api')} until Ctrl-C; "
-            "run with: .venv/bin/prefect deployment run train-vqvae/default --watch\n",
+            f"run with: .venv/bin/prefect deployment run train-vqvae/{deployment} --watch\n",
             flush=True,
         )
         sys.exit(worker.wait())
+
+
+def _deployed() -> tuple[str, str]:
+    """The work pool and the name of prefect.yaml's deployment."""
+    (deployment,) = yaml.safe_load(Path("prefect.yaml").read_text())["deployments"]
+    return deployment["work_pool"]["name"], deployment["name"]
 
 
 def _command(*arguments: str) -> list[str]:

@@ -6,7 +6,6 @@ operate it.
 
 import os
 import re
-from collections.abc import Callable
 from typing import Any
 
 from prefect import Task, flow, get_run_logger, task
@@ -22,6 +21,8 @@ from flows.run_page import ProgressBar, show_evaluation, show_stages
 from flows.stage_process import GateRefusedError, StageError, StageResult, StageStoppedError, reproduce
 from model.errors import InputError
 from tasks.stage import AlreadyRunningError, only_one
+
+STARTED_BY = os.getppid()
 
 
 def mendable(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
@@ -44,7 +45,7 @@ def bring_up_to_date(stage: str, force: bool, remote: bool) -> StageResult:
         (logger.error if line.startswith("ERROR") else logger.info)(line)
         progress.look_at(line)
 
-    return reproduce(stage, force=force, remote=remote, on_line=show, orphaned=_orphaned())
+    return reproduce(stage, force=force, remote=remote, on_line=show, orphaned=_orphaned)
 
 
 @flow(name="train-vqvae", on_failure=[alert], on_crashed=[alert], persist_result=False)
@@ -91,10 +92,9 @@ def _experiment_name() -> str:
     return re.sub(r"[^A-Za-z0-9_-]+", "-", str(flow_run.get_name())).strip("-")
 
 
-def _orphaned() -> Callable[[], bool]:
-    """A test for whether the worker that started this process is gone; never true for a flow started by hand."""
-    parent = os.getppid()
-    return lambda: "PREFECT__FLOW_RUN_ID" in os.environ and os.getppid() != parent
+def _orphaned() -> bool:
+    """Whether the worker that started this process is gone; never true for a flow started by hand."""
+    return "PREFECT__FLOW_RUN_ID" in os.environ and os.getppid() != STARTED_BY
 
 
 if __name__ == "__main__":

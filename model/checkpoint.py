@@ -23,14 +23,13 @@ from torch import Tensor
 
 from model.conv import SubMConv3d
 from model.errors import InputError
-from model.hub import local_path
+from model.hub import WEIGHT_SUFFIXES, local_path
 from model.layers import HEAD_CHANNELS
 from model.vae import SparseSDFVAE, VAEConfig
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
 ALIGNMENT = 64  # bytes: what torch's allocator gives, and its vectorised kernels are fastest and reproducible on
-SUFFIXES = {".safetensors", ".ckpt", ".pt", ".pth", ".bin"}
 
 Layout = Literal["published", "spconv"]
 State = dict[str, Tensor]
@@ -142,7 +141,7 @@ def _weights_file(path: Path) -> Path:
         return path
     if (path / WEIGHTS_FILE).is_file():
         return path / WEIGHTS_FILE
-    files = sorted(file.name for file in path.iterdir() if file.suffix in SUFFIXES)
+    files = sorted(file.name for file in path.iterdir() if file.suffix in WEIGHT_SUFFIXES)
     if len(files) != 1:
         found = ", ".join(files) or "none"
         raise CheckpointError(f"{path}: expected {WEIGHTS_FILE} or one file of weights, found {found}; name the file")

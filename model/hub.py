@@ -7,6 +7,7 @@ from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HfUriErro
 
 from model.errors import InputError
 
+WEIGHT_SUFFIXES = {".safetensors", ".ckpt", ".pt", ".pth", ".bin"}
 PREFIXES = ("hf://", "https://huggingface.co/")
 
 
@@ -17,8 +18,9 @@ def is_hub_id(source: str | Path) -> bool:
 def local_path(source: str | Path) -> Path:
     """Where the file or folder is on this machine; what is on the hub is fetched into the hub's cache first.
 
-    A path whose last part has a suffix is a file, any other a folder, of which only files that weights come in are
-    fetched. Raises InputError where the id is wrong, or the network is away and the cache does not have it.
+    A path whose last part has a suffix is a file, any other a folder, of which only weights and their config are
+    fetched. Raises InputError where the id is wrong, where the folder has none, or where the network is away and the
+    cache does not have it.
     """
     if not is_hub_id(source):
         return Path(source)
@@ -27,9 +29,9 @@ def local_path(source: str | Path) -> Path:
         path = place.path_in_repo
         if Path(path).suffix:
             return Path(hf_hub_download(place.id, path, repo_type=place.type, revision=place.revision))
-        patterns = [f"{path}/{pattern}".lstrip("/") for pattern in ("*.json", "*.safetensors")]
+        patterns = [f"{path}/*{suffix}".lstrip("/") for suffix in (".json", *sorted(WEIGHT_SUFFIXES))]
         root = snapshot_download(place.id, repo_type=place.type, revision=place.revision, allow_patterns=patterns)
-        return Path(root) / path
+        folder = Path(root) / path
     except (HfUriError, HFValidationError) as error:
         raise InputError(
             f"{source}: not an id of the hub ({_first_line(error)}); expected hf://owner/name[@revision]/path"
@@ -39,6 +41,9 @@ def local_path(source: str | Path) -> Path:
             f"{source}: neither in the hub's cache nor to be fetched ({_first_line(error)}); check the name and the "
             "network, or fetch it on another machine and name the file's path here"
         ) from error
+    if not folder.is_dir():
+        raise InputError(f"{source}: no folder with files of weights; name the folder or the file as the hub does")
+    return folder
 
 
 def _first_line(error: Exception) -> str:

@@ -185,10 +185,14 @@ def _encode(result: "SparseSDF | Failure | str", tokenizer: "ShapeTokenizer") ->
         return f"{result.reason}; simplify the mesh or raise {remedy}"
     if isinstance(result, str):
         return result
+    import torch
+
     try:
         return tokenizer.encode(result)
     except InputError as error:
         return str(error)
+    except torch.OutOfMemoryError:
+        return f"its {len(result.coords):,} voxels do not fit into the GPU's memory; try --device cpu"
 
 
 def _voxelize_file(job: VoxelizeJob) -> "SparseSDF | str":

@@ -207,7 +207,13 @@ def _prepared_ahead(batches: Iterable[PackedBatch], device: torch.device) -> Ite
     with ThreadPoolExecutor(1) as thread:
         coming = thread.submit(prepare)
         while True:
-            batch, ready = coming.result()
+            try:
+                batch, ready = coming.result()
+            except torch.OutOfMemoryError as error:
+                raise InputError(
+                    "the next batch does not fit into the GPU's memory beside this one; "
+                    "lower batch_voxels and shape_voxels in params.yaml, or outside_share, or set recompute: true"
+                ) from error
             if len(in_use) > 1:
                 step_ended, _ = in_use.popleft()
                 stream.wait_event(step_ended)

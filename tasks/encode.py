@@ -1,4 +1,4 @@
-"""Encode every training and validation shape once, so that stage 1 never runs the network."""
+"""Encode every training and validation shape, under some of the cube's symmetries, so that stage 1 need not."""
 
 import json
 

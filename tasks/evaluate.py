@@ -24,7 +24,7 @@ from tasks.paths import EVALUATION, METRICS, PLOTS, SDF
 from tasks.plots import draw_history, draw_shapes, draw_usage, read_history, usage_table
 from tasks.progress import track
 from tasks.reconstructions import CodeUse, Reconstruction, Reconstructor
-from tasks.report import Aggregates, Ranking, Report, write_report
+from tasks.report import CODEBOOK_TITLES, Aggregates, Ranking, Report, write_report
 from tasks.settings import Evaluate, Settings
 from tasks.shards import Shards, open_shards, write_table
 from tasks.stage import run_stage, whole_directory, write_whole
@@ -216,8 +216,9 @@ def sheet_rows(ranking: Ranking, shapes: Sequence[str], gallery: Gallery) -> Ite
 
 
 def codebook_pictures() -> dict[str, bytes]:
-    """What earlier stages drew of the codebook."""
-    return {path.name: path.read_bytes() for path in sorted(PLOTS.glob("codebook_*.png"))}
+    """What the gate drew of the codebook."""
+    drawn = [PLOTS / name for name in CODEBOOK_TITLES if name.startswith("codebook_")]
+    return {path.name: path.read_bytes() for path in drawn if path.is_file()}
 
 
 def conditions(shards: Shards, params: Evaluate) -> dict[str, int]:

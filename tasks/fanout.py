@@ -201,4 +201,6 @@ def _free_memory() -> float:
     text = limit.read_text().strip() if limit.is_file() else "max"
     if text == "max":
         return free
-    return min(free, float(text) - float(limit.with_name("memory.current").read_text()))
+    used = float(limit.with_name("memory.current").read_text())
+    statistics = dict(line.split() for line in limit.with_name("memory.stat").read_text().splitlines())
+    return min(free, float(text) - used + float(statistics["inactive_file"]))  # of files, given back on demand

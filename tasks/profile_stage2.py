@@ -48,6 +48,8 @@ def profile_stage2(settings: Settings, *, steps: int, directory: Path) -> dict[s
     )
     device = pick_device()
     vqvae = load_vqvae().to(device)
+    if params.recompute:
+        vqvae.vae.recompute_activations()
     batches_from = training_batches(open_shards(SDF), params, device)
     _label(vqvae)
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]

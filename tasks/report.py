@@ -33,6 +33,8 @@ CODEBOOK_TITLES = {
     "usage_histogram.png": "How often the test split's tokens take each code, most frequent first",
     "codebook_spectrum.png": "Spectrum of the latents",
     "codebook_pca.png": "Latents and codes in the plane of the largest variance",
+    "codebook_neighbours.png": "How far codes are from each other",
+    "codebook_use.png": "How often held-out tokens take each code",
 }
 
 
@@ -170,7 +172,7 @@ def _meanings(report: Report) -> str:
         ROW_TITLES["reference"]: "Surfaces are compared by random points, so even a perfect result has a distance: "
         "this one. No row can be better.",
         ROW_TITLES["floor"]: "The mesh of the stored field: what the resolution alone loses.",
-        "closed on both sides": "Only these have an IoU; the others are left out of its mean.",
+        "closed in all columns": "Only these shapes have an IoU; the others are left out of its mean.",
         "failed": "Shapes without any surface. They count in every mean, with the worst possible value.",
     }
     items = [(figure.label, f"{figure.meaning} {_direction(figure)}") for figure in [*figures, *COSTS]]

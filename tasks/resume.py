@@ -33,13 +33,7 @@ class ResumePoint:
 
     def load(self, device: torch.device) -> dict[str, Any] | None:
         """What save() wrote last, or None where there is nothing, or nothing whole."""
-        if not self._file.exists():
-            return None
-        try:
-            return torch.load(self._file, map_location=device, weights_only=True)
-        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-            print(f"{self._file} is damaged ({error}); training starts again at step 0", file=sys.stderr)
-            return None
+        return _read(self._file, device)
 
     def save(self, state: dict[str, Any]) -> None:
         if rank() == 0:
@@ -48,8 +42,9 @@ class ResumePoint:
     def remember(self, name: str, make: Callable[[], Tensor]) -> Tensor:
         """What make() gives, made once and read from then on, however often the run is interrupted."""
         file = self.directory / f"{name}.pt"
-        if file.exists():
-            return torch.load(file, weights_only=True)
+        known = _read(file, torch.device("cpu"))
+        if known is not None:
+            return known
         made = make()
         if rank() == 0:
             write_whole(file, _serialised(made))
@@ -58,6 +53,16 @@ class ResumePoint:
     def clear(self) -> None:
         """Forget this run, and older ones of the same stage: their result is written."""
         rmtree(self.directory.parent, ignore_errors=True)
+
+
+def _read(file: Path, device: torch.device) -> Any:
+    if not file.exists():
+        return None
+    try:
+        return torch.load(file, map_location=device, weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        print(f"{file} is damaged ({error}); it is made again from the start", file=sys.stderr)
+        return None
 
 
 def _serialised(content: Any) -> bytes:

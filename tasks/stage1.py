@@ -1,4 +1,4 @@
-"""Train the codebook on cached latents: k-means, then the recipe's steps on the vq loss. The network stays as is."""
+"""Train the codebook on cached latents, the network frozen: k-means, then steps by averages or on the vq loss."""
 
 import json
 import math
@@ -65,7 +65,7 @@ def stage1(settings: Settings) -> None:
 
     inputs = [*files.values(), SDF / "index.parquet", *VAE.iterdir()]
     resume = ResumePoint("stage1", fingerprint([params, settings.codebook], inputs))
-    start = resume.remember("kmeans", lambda: start_codes(vectors, size, params)).to(device)
+    start = resume.remember("start", lambda: start_codes(vectors, size, params)).to(device)
     codebook = new_codebook(start, vectors, params)
     watch = _ReconstructionWatch(codebook.quantizer, params, device)
     steps = CodebookSteps(codebook, settings)

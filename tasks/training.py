@@ -117,16 +117,16 @@ def train(
                 with torch.autocast(device.type, torch.float16, enabled=on_cuda):
                     losses = losses_of(batch)
                 scaler.scale(losses["loss"]).backward()
+                average_gradients(trained)  # still scaled: an overflow on one rank is one on all
+                scaler.unscale_(optimizer)
+                grad_norm = nn.utils.clip_grad_norm_(trained, settings.max_grad_norm)
+                lr = optimizer.param_groups[0]["lr"]
+                scaler.step(optimizer)  # the first makes the optimizer's state
             except torch.OutOfMemoryError as error:
                 raise InputError(
                     f"step {step + 1} does not fit into the GPU's memory: {batch.size}, of {', '.join(batch.names)}; "
                     f"lower {batch.limits} of {description} in params.yaml"
                 ) from error
-            average_gradients(trained)  # still scaled: an overflow on one rank is one on all
-            scaler.unscale_(optimizer)
-            grad_norm = nn.utils.clip_grad_norm_(trained, settings.max_grad_norm)
-            lr = optimizer.param_groups[0]["lr"]
-            scaler.step(optimizer)
             scaler.update()
             scheduler.step()
             optimizer.zero_grad()
@@ -134,12 +134,14 @@ def train(
             done = after_step(step, optimizer) if after_step else {}
             window.add(step, batch.names, losses | {"grad_norm": grad_norm} | done)
             ending, stopping, note = step == settings.steps, on_any_rank(bool(stop)), ""
-            check = validate if validate and (step % validate_every == 0 or ending) else None
+            check = validate if validate and (step % validate_every == 0 or ending) and not stopping else None
             if step % settings.log_every == 0 or check or ending or stopping:
                 row = {"step": step} | window.means() | {"lr": lr}
-                if check:
-                    row |= check()
                 history.append(row)
+                if check:  # may take longer than whoever stops us waits
+                    resume.save(_state_of(stateful, history, step, on_cuda))
+                    row |= check()
+                    history.write()
                 note = f"loss {row['loss']:.4f}"
                 window.start()
             if rank() == 0:

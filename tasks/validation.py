@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from model.errors import InputError
 from model.losses import SDFTarget, reconstruction_loss, sign_error_share
 from model.sparse import SparseTensor
 from tasks.dataset import load_targets
@@ -16,11 +17,20 @@ Reconstruct = Callable[[SDFTarget], SparseTensor]  # from the band, by the plan
 def validate(
     reconstruct: Reconstruct, shards: Shards, names: Sequence[str], *, device: torch.device
 ) -> dict[str, float]:
-    """Means over shapes: |error| of the stored value and share of wrong signs in the band, |error| beyond it."""
+    """Means over shapes: |error| of the stored value and share of wrong signs in the band, |error| beyond it.
+
+    Raises InputError naming the shape that a GPU has too little memory for.
+    """
     rows = []
     with torch.autocast(device.type, torch.float16, enabled=device.type == "cuda"):
-        for target in load_targets(shards, names, device=device):
-            fit = reconstruction_loss(reconstruct(target), target, kind="l1")
+        for name, target in zip(names, load_targets(shards, names, device=device), strict=True):
+            try:
+                fit = reconstruction_loss(reconstruct(target), target, kind="l1")
+            except torch.OutOfMemoryError as error:
+                raise InputError(
+                    f"{name}, {len(target.band.grid):,} voxels, does not fit into the GPU's memory; validation decodes "
+                    "whole shapes: lower voxelize.resolution, or take a GPU with more"
+                ) from error
             signs = sign_error_share(fit.matched, target.band.feats)
             rows.append(torch.stack([fit.recon, signs, fit.outside]))
     l1, sign_errors, outside = torch.stack(rows).mean(0).tolist()

@@ -45,6 +45,7 @@ READS = {
         paths.TOKENIZER,
         paths.METRICS / "stage1_history.tsv",
         paths.METRICS / "stage2_history.tsv",
+        *(paths.PLOTS / f"codebook_{name}.png" for name in ("neighbours", "pca", "spectrum", "use")),
     },
 }
 OUTS = {
@@ -248,6 +249,7 @@ def entries(stage: str, kind: str) -> dict[str, dict[str, Any]]:
 
 @every_stage
 def test_stage_reads_and_writes_the_paths_of_the_code(stage: str):
+    assert stage in READS, f"name what {stage} reads and writes in READS, OUTS and PLOTS of this file"
     assert {entry for entry in STAGES[stage]["deps"] if not is_code(entry)} == {str(path) for path in READS[stage]}
     assert set(entries(stage, "outs")) == {str(path) for path in OUTS[stage]}
     assert set(entries(stage, "plots")) == {str(path) for path in PLOTS.get(stage, set())}

@@ -70,6 +70,32 @@ def test_what_a_killed_run_left_is_put_back_by_the_next():
         assert changes() == ""
 
 
+def test_edits_since_a_run_was_killed_are_not_undone():
+    killed = overridden({"stage2.lr": 0.5})
+    killed.__enter__()
+    Path("params.yaml").write_text(params_text() + "# mine\n")
+    with pytest.raises(InputError, match=r"a run with params was killed, and params.yaml was changed since; .*before"):
+        overridden({}).__enter__()
+    assert params_text().endswith("# mine\n")
+    assert "lr: 0.5" not in (SNAPSHOT / "params.yaml").read_text()
+    with pytest.raises(InputError, match="was changed since"):  # its own way back is as careful
+        killed.gen.throw(KeyboardInterrupt())
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [({"stage2.lr": 0.5}, "artifacts/tokenizer: not as dvc.lock has it"), ({"stage2.lrr": 0.5}, "can't be set")],
+)
+def test_an_output_that_dvc_does_not_have_is_not_overwritten(params: dict, message: str):
+    tokenizer = Path("artifacts/tokenizer")
+    tokenizer.unlink()
+    tokenizer.write_text("trained by hand")
+    with pytest.raises(InputError, match=message):
+        overridden(params).__enter__()
+    assert tokenizer.read_text() == "trained by hand"
+    assert changes() == ""
+
+
 @pytest.mark.parametrize(
     ("params", "message"),
     [

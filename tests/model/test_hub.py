@@ -51,6 +51,25 @@ def test_a_repository_may_be_the_folder(cache: Path):
     assert (local_path("hf://someone/shapes") / "model.safetensors").is_file()
 
 
+def test_a_folder_that_has_no_weights_is_named(cache: Path):
+    put_vae(cache, "vaes/small")
+    with pytest.raises(InputError, match="hf://someone/shapes/vaes/other: no folder with files of weights"):
+        local_path("hf://someone/shapes/vaes/other")
+
+
+def test_a_folder_is_asked_for_weights_of_every_kind(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    asked: list[str] = []
+
+    def snapshot_download(*_: object, allow_patterns: list[str], **__: object) -> str:
+        asked.extend(allow_patterns)
+        (tmp_path / "vae").mkdir()
+        return str(tmp_path)
+
+    monkeypatch.setattr("model.hub.snapshot_download", snapshot_download)
+    local_path("hf://someone/shapes/vae")
+    assert {"vae/*.ckpt", "vae/*.safetensors", "vae/*.json"} <= set(asked)
+
+
 @pytest.mark.parametrize("path", ["vae/model.safetensors", "vae"])
 def test_without_a_network_the_error_says_what_to_do(cache: Path, path: str):
     source = f"hf://someone/other/{path}"

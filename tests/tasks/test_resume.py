@@ -53,7 +53,16 @@ def test_a_damaged_state_is_said_and_not_used(share, capsys):
     assert point.load(CPU) is None
     said = capsys.readouterr().err
     assert "state.pt is damaged" in said
-    assert "starts again at step 0" in said
+    assert "made again from the start" in said
+
+
+def test_what_is_remembered_is_made_once_and_again_if_damaged(capsys):
+    point = ResumePoint("stage1", "f00d")
+    assert point.remember("start", lambda: torch.ones(2)).equal(torch.ones(2))
+    assert point.remember("start", lambda: torch.zeros(2)).equal(torch.ones(2))
+    (point.directory / "start.pt").write_bytes(b"")
+    assert point.remember("start", lambda: torch.zeros(2)).equal(torch.zeros(2))
+    assert "start.pt is damaged" in capsys.readouterr().err
 
 
 def test_a_save_that_fails_leaves_the_one_before():

@@ -16,6 +16,7 @@ from tasks.settings import ParameterError, Settings, load_settings
 ROOT = Path(__file__).parents[2]
 SMALL = ROOT / "params.yaml"
 PUBLISHED = ROOT / "presets/published.yaml"
+PRESETS = sorted((ROOT / "presets").glob("*.yaml"))
 
 Parameters = dict[str, dict[str, Any]]
 
@@ -46,13 +47,14 @@ def keys(parameters: Parameters) -> dict[str, list[str]]:
     return {section: list(values) for section, values in parameters.items()}
 
 
-@pytest.mark.parametrize("file", [SMALL, PUBLISHED], ids=["small", "published"])
+@pytest.mark.parametrize("file", [SMALL, *PRESETS], ids=lambda file: file.stem)
 def test_shipped_settings_load(file: Path):
     assert load_settings(file).codebook.dim == "auto"
 
 
-def test_published_setting_has_the_same_keys_in_the_same_order():
-    assert keys(yaml.safe_load(PUBLISHED.read_text())) == keys(yaml.safe_load(SMALL.read_text()))
+@pytest.mark.parametrize("file", PRESETS, ids=lambda file: file.stem)
+def test_presets_have_the_same_keys_in_the_same_order(file: Path):
+    assert keys(yaml.safe_load(file.read_text())) == keys(yaml.safe_load(SMALL.read_text()))
 
 
 def test_published_setting_is_the_published_one():

@@ -251,6 +251,24 @@ def test_a_signal_saves_the_step_and_raises_keyboard_interrupt(number):
     assert_same_bits(model, expected)
 
 
+def test_a_signal_is_not_kept_waiting_by_a_validation():
+    model = new_model()
+    losses_of = regression(model, {7: lambda: os.kill(os.getpid(), signal.SIGTERM)})
+    with pytest.raises(KeyboardInterrupt):
+        fit(model, losses_of, validate=lambda: pytest.fail("it validates"), validate_every=8)
+    assert saved_step() == 8
+
+
+def test_a_step_is_saved_before_it_is_validated():
+    def killed() -> dict[str, float]:
+        raise Killed
+
+    model = new_model()
+    with pytest.raises(Killed):
+        fit(model, regression(model), validate=killed, validate_every=8)
+    assert saved_step() == 8
+
+
 def test_a_finished_run_takes_no_more_steps(capsys):
     expected = new_model()
     fit(expected, regression(expected))
