@@ -139,7 +139,7 @@ def _kernel_gradient(
     neighbours: Int[Tensor, "27 num_rows"],
     children: Int[Tensor, "8 num_parents"],
 ) -> Float[Tensor, "out_channels 64 in_channels"]:
-    """In float32 or more."""
+    """Added up in float32 or more."""
     shape = (NUM_CHILDREN, grad_output.shape[1], NUM_TAPS * feats.shape[1])
     total = torch.zeros(shape, dtype=sum_dtype(feats.dtype))
     padded = torch.nn.functional.pad(feats, (0, 0, 0, 1))

@@ -16,6 +16,7 @@ from spconv.pytorch import ops as spconv_ops
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from model.errors import InputError
 from model.sparse import Grid, SparseTensor
 
 KERNEL_SIZE = 3
@@ -27,6 +28,7 @@ GEOMETRY = {
     "dilation": [1] * 3,
     "out_padding": [0] * 3,
 }
+MAX_PLACES_ON_CPU = 2**32  # spconv's hash table there has keys of 32 bits
 COLUMN_ELEMENTS = 2**23  # gathered at a time: 32 MB of float32
 ROWS_PER_PRODUCT = 4096  # of a sum of products over rows
 
@@ -124,7 +126,7 @@ def _kernel_gradient(
     grad_output: Float[Tensor, "num_outputs out_channels"],
     neighbours: Int[Tensor, "27 num_rows"],
 ) -> Float[Tensor, "out_channels 27*in_channels"]:
-    """Sum over voxels of output gradient times gathered neighbourhood, in float32 or more."""
+    """Sum over voxels of output gradient times gathered neighbourhood, added up in float32 or more."""
     dtype = sum_dtype(feats.dtype)
     total = torch.zeros(grad_output.shape[1], NUM_OFFSETS * feats.shape[1], dtype=dtype)
     for rows, columns in _columns(feats, neighbours, len(grad_output)):
@@ -135,7 +137,7 @@ def _kernel_gradient(
 def sum_of_products(
     grads: Float[Tensor, "num_rows out_channels"], columns: Float[Tensor, "num_rows width"]
 ) -> Float[Tensor, "out_channels width"]:
-    """Over rows, in float32 or more. Long thin products are summed from pieces, which lose less to rounding."""
+    """Over rows, from pieces in the type of the input, added up in float32 or more: long thin sums lose to rounding."""
     whole = len(columns) // ROWS_PER_PRODUCT * ROWS_PER_PRODUCT
     pieces = torch.bmm(
         grads[:whole].unflatten(0, (-1, ROWS_PER_PRODUCT)).transpose(1, 2),
@@ -166,6 +168,11 @@ def neighbour_table(grid: Grid) -> Int[Tensor, "27 num_voxels"]:
 
 
 def _search_on_cpu(grid: Grid) -> Int[Tensor, "27 num_voxels"]:
+    if grid.num_shapes * grid.extent**3 > MAX_PLACES_ON_CPU:
+        raise InputError(
+            f"{grid.num_shapes} shapes of {grid.extent}^3 voxels are more than the CPU's neighbour search tells apart; "
+            f"give it at most {MAX_PLACES_ON_CPU // grid.extent**3} at a time"
+        )
     _, pairs, counts = spconv_ops.get_indice_pairs(
         grid.coords, grid.num_shapes, [grid.extent] * 3, ConvAlgo.Native, **GEOMETRY, subm=True
     )

@@ -47,7 +47,7 @@ def global_mean(values: Tensor) -> Tensor:
     A rank may have fewer elements than another, or none; where all have none it is 0.
     """
     if num_ranks() == 1:
-        return values.mean()
+        return values.mean() if values.numel() else values.sum()
     num_elements = all_reduce_sum(torch.full((), values.numel(), dtype=torch.float64, device=values.device))
     return values.sum() * (num_ranks() / num_elements.clamp(min=1)).to(values.dtype)
 

@@ -61,11 +61,17 @@ def distinct_vectors(vectors: Float[Tensor, "num_vectors dim"], size: int) -> Fl
 def lloyd_pass(vectors: Float[Tensor, "num_vectors dim"], codes: Float[Tensor, "size dim"]) -> Lloyd:
     indices = nearest_codes(vectors, codes)
     sums = torch.zeros_like(codes, dtype=torch.float64)
+    for part, of in zip(vectors.split(BLOCK), indices.split(BLOCK), strict=True):
+        sums.index_add_(0, of, part.double())
+    counts = torch.bincount(indices, minlength=len(codes))
+    return Lloyd(counts, sums, _squared_errors(vectors, codes, indices), indices)
+
+
+def _squared_errors(vectors: Tensor, codes: Tensor, indices: Tensor) -> Float[Tensor, " num_vectors"]:
     errors = vectors.new_empty(len(vectors))
     for part, error, of in zip(vectors.split(BLOCK), errors.split(BLOCK), indices.split(BLOCK), strict=True):
-        sums.index_add_(0, of, part.double())
         torch.sum((part - codes[of]).square(), 1, out=error)
-    return Lloyd(torch.bincount(indices, minlength=len(codes)), sums, errors, indices)
+    return errors
 
 
 def race(
@@ -83,7 +89,8 @@ def _update(
 ) -> Float[Tensor, "size dim"]:
     """Codes to the means of their members; each empty one into a code of largest total squared error instead.
 
-    There it takes the place of a member, drawn by the squared error.
+    There it takes the place of a member, drawn by the squared error to where that code is now: a member on its code
+    would make two codes of one.
     """
     counts, sums = all_reduce_sum(result.counts), all_reduce_sum(result.sums)
     used = counts > 0
@@ -91,11 +98,12 @@ def _update(
     empty = (~used).nonzero().flatten()
     if not len(empty):
         return codes
-    errors = torch.zeros_like(sums[:, 0]).index_add_(0, result.indices, result.squared_errors.double())
+    squared_errors = _squared_errors(vectors, codes, result.indices)
+    errors = torch.zeros_like(sums[:, 0]).index_add_(0, result.indices, squared_errors.double())
     totals = all_reduce_sum(errors)
     crowded = totals.argsort(descending=True, stable=True)[: len(empty)]
     crowded = crowded[totals[crowded] > 0]  # else every vector sits on its code: nothing left to split
-    times = race(result.squared_errors, draws)
+    times = race(squared_errors, draws)
     first = torch.full_like(totals, torch.inf).scatter_reduce_(0, result.indices, times, "amin")
     won = (times == all_reduce_min(first)[result.indices]) & times.isfinite()
     winners = torch.zeros_like(codes)

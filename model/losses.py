@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from model.distributed import global_mean, num_ranks
+from model.distributed import global_mean
 from model.receptive_field import DecodePlan, plan_decode, plan_decode_of_places
 from model.sparse import SparseTensor
 from model.vae import NUM_LEVELS, make_ahead
@@ -70,9 +70,7 @@ def reconstruction_loss(decoded: SparseTensor, target: SDFTarget, *, kind: Recon
         )
     matched, beyond = decoded.feats.split([num_band, num_beyond])
     recon = pointwise_loss(matched - target.band.feats, kind)
-    # Another rank may have some where this one has none.
-    has_outside = num_beyond or num_ranks() > 1
-    outside = pointwise_loss(beyond - target.beyond.feats, kind) if has_outside else recon.new_zeros(())
+    outside = pointwise_loss(beyond - target.beyond.feats, kind)
     return ReconstructionLoss(recon, outside, matched)
 
 

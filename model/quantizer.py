@@ -211,7 +211,7 @@ def gaussian_error_bound(vectors: Float[Tensor, "num_vectors dim"], *, bits: flo
     Reverse water-filling (Cover and Thomas 2006, theorem 10.3.3). Latents are no Gaussian and can fall below it; an
     error far above it says that the codebook is the limit, one near it that the bits are.
     """
-    variances = torch.linalg.eigvalsh(torch.cov(vectors.double().T)).clamp(min=0)
+    variances = torch.linalg.eigvalsh(torch.atleast_2d(torch.cov(vectors.double().T))).clamp(min=0)
     return float(variances.clamp(max=water_level(variances, bits=bits)).sum() / variances.sum())
 
 

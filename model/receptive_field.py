@@ -48,10 +48,11 @@ def plan_decode_of_places(latents: Grid, wanted_at: Int[Tensor, " num_wanted"], 
     neighbours = neighbour_table(latents)
     masks: list[tuple[Mask, Mask | None]] = []  # coarsest first
     parents = None  # of the next finer level's outputs, and what these read
-    for _ in range(num_levels):
+    for level in reversed(range(num_levels)):
         masks.insert(0, (outputs, parents))
-        parents = _any_child(_dilate(outputs, neighbours))
-        outputs = _dilate(parents, neighbours)
+        if level:
+            parents = _any_child(_dilate(outputs, neighbours))
+            outputs = _dilate(parents, neighbours)
 
     subdivisions = []
     row, num_parents = torch.arange(len(latents), device=wanted_at.device).view(-1, 1, 1, 1), len(latents)

@@ -215,8 +215,7 @@ def _prepared_ahead(batches: Iterable[PackedBatch], device: torch.device) -> Ite
                     "lower batch_voxels and shape_voxels in params.yaml, or outside_share, or set recompute: true"
                 ) from error
             if len(in_use) > 1:
-                step_ended, _ = in_use.popleft()
-                stream.wait_event(step_ended)
+                stream.wait_event(in_use.popleft()[0])  # no name may keep the batch
             coming = thread.submit(prepare)
             torch.cuda.current_stream(device).wait_event(ready)
             yield batch

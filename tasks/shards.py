@@ -247,7 +247,7 @@ class Shards:
 
 
 def open_shards(directory: Path) -> Shards:
-    """Raises InputError naming the file when the index or a shard it lists is missing or damaged."""
+    """Raises InputError naming the file when the index is missing or damaged, or a shard that it lists is missing."""
     path = directory / INDEX
     table = _read_table(path)
     metadata = {key.decode(): text.decode() for key, text in (table.schema.metadata or {}).items()}
@@ -255,7 +255,10 @@ def open_shards(directory: Path) -> Shards:
     for shard in sorted(set(index.shard)):
         if not (directory / shard).is_file():
             raise InputError(f"{directory / shard} is missing although {INDEX} lists it; {REMEDY}")
-    return Shards(directory, index, int(metadata["resolution"]), float(metadata["truncation_voxels"]))
+    try:
+        return Shards(directory, index, int(metadata["resolution"]), float(metadata["truncation_voxels"]))
+    except (KeyError, ValueError) as error:
+        raise _damage(path, error) from error
 
 
 def write_index(path: Path, index: pd.DataFrame, *, resolution: int, truncation_voxels: float) -> None:

@@ -214,7 +214,7 @@ def normalised_error(
 
 def spectrum(vectors: Float[Tensor, "num_vectors dim"]) -> dict[str, float]:
     """Share of the latents' variance in their first 1, 2, 4, ... principal directions."""
-    eigenvalues = torch.linalg.eigvalsh(torch.cov(vectors.T)).flip(0).clamp(min=0)
+    eigenvalues = torch.linalg.eigvalsh(torch.atleast_2d(torch.cov(vectors.T))).flip(0).clamp(min=0)
     shares = (eigenvalues.cumsum(0) / eigenvalues.sum()).tolist()
     return {str(2**k): shares[2**k - 1] for k in range(len(shares).bit_length()) if 2**k <= len(shares)}
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from model.checkpoint import load_vae
-from model.distributed import in_process_group, rank
+from model.distributed import all_reduce_sum, in_process_group, num_ranks, rank
 from model.errors import InputError
 from model.quantizer import CodebookStatistics, VectorQuantizer, codebook_statistics, nearest_codes, usage_of_batch
 from model.tokenizer import ShapeTokenizer
@@ -51,7 +51,7 @@ def stage2(settings: Settings) -> None:
     inputs = [SDF / "index.parquet", *VAE.iterdir(), CODEBOOK_FILE]
     resume = ResumePoint("stage2", fingerprint([params, settings.codebook], inputs))
     before = check()
-    use_before = heldout_usage(vqvae, shards, settings.encode.heldout_symmetries) if rank() == 0 else None
+    use_before = heldout_usage(vqvae, shards, settings.encode.heldout_symmetries)
     train(
         vqvae,
         param_groups(vqvae, params),
@@ -65,7 +65,8 @@ def stage2(settings: Settings) -> None:
         description="stage2",
     )
     after = check()
-    if use_before is None:
+    use = heldout_usage(vqvae, shards, settings.encode.heldout_symmetries)
+    if rank() > 0:
         return
     tokenizer = ShapeTokenizer(
         vqvae,
@@ -74,7 +75,6 @@ def stage2(settings: Settings) -> None:
         mode=settings.voxelize.mode,
         max_bad_flip_ratio=settings.voxelize.max_bad_flip_ratio,
     )
-    use = heldout_usage(vqvae, shards, settings.encode.heldout_symmetries)
     figures = {"before": before, "after": after, "heldout_before": asdict(use_before), "heldout": asdict(use)}
     with whole_directory(TOKENIZER) as directory:
         tokenizer.save_pretrained(directory, figures)
@@ -155,13 +155,14 @@ def _unfrozen(module: nn.Module) -> list[nn.Parameter]:
 
 
 def heldout_usage(vqvae: VQVAE, shards: Shards, num_symmetries: int) -> CodebookStatistics:
-    """The gate's figures again, of the encoder and the codes as they are now."""
+    """The gate's figures again, of the encoder and the codes as they are now; ranks share the views."""
     codebook = vqvae.quantizer.codebook.detach()
     counts = torch.zeros(len(codebook), dtype=torch.int64)
-    for latents in encode_views(vqvae.vae, shards, choose_views(shards.names("val"), num_symmetries)):
+    views = choose_views(shards.names("val"), num_symmetries)
+    for latents in encode_views(vqvae.vae, shards, views[rank() :: num_ranks()]):
         indices = nearest_codes(latents.mean.to(codebook.device), codebook)
         counts += torch.bincount(indices, minlength=len(codebook)).cpu()
-    return codebook_statistics(counts)
+    return codebook_statistics(all_reduce_sum(counts))
 
 
 if __name__ == "__main__":

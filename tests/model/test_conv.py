@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 from model import conv
 from model.conv import SubMConv3d
-from model.sparse import SparseTensor
+from model.errors import InputError
+from model.sparse import Grid, SparseTensor
 from tests.shapes import random_coords, random_tensor, relative_error
 
 TOLERANCE = 1e-5  # relative; float32 over 27 * channels products
@@ -144,3 +145,11 @@ def test_one_search_for_neighbours_serves_every_layer_on_a_grid():
     x = random_tensor(2)
     SubMConv3d(2, 2)(SubMConv3d(2, 2)(x))
     assert conv.neighbour_table(x.grid) is conv.neighbour_table(x.with_feats(x.feats * 2).grid)
+
+
+def test_shapes_that_the_search_would_mix_up_are_refused():
+    """spconv's keys have 32 bits on the CPU: the fifth of five such shapes would get the first one's neighbours."""
+    coords = torch.tensor([[0, 1, 2, 3], [4, 1, 2, 3]], dtype=torch.int32)
+    with pytest.raises(InputError, match=r"5 shapes of 1024.* at most 4 at a time"):
+        conv.neighbour_table(Grid(coords, num_shapes=5, extent=1024))
+    assert conv.neighbour_table(Grid(coords[:1], num_shapes=4, extent=1024))[13].tolist() == [0]

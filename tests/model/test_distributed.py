@@ -103,6 +103,7 @@ def test_two_processes_agree_with_each_other_and_with_one(folder: Path, update: 
 
 
 def test_a_mean_is_over_what_all_processes_have(folder: Path):
+    assert means()["none"] == 0
     for number in range(2):
         found = torch.load(folder / f"means{number}.pt")
         assert found["none"] == 0

@@ -120,6 +120,18 @@ def test_a_pass_counts_sums_and_errors():
     torch.testing.assert_close(result.squared_errors, (vectors - codes[indices]).square().sum(1))
 
 
+def test_an_empty_code_is_never_put_onto_another():
+    """The first code moves onto its one member, whose error was the largest; the empty one has to go elsewhere."""
+    vectors = torch.tensor([[10.0, 0.0], [0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    codes = torch.tensor([[50.0, 0.0], [0.3, 0.3], [0.0, 900.0]])
+    before = lloyd_pass(vectors, codes)
+    before = before._replace(indices=torch.tensor([0, 1, 1, 1]), counts=torch.tensor([1, 3, 0]))
+    before.sums[:2] = torch.stack([vectors[0], vectors[1:].sum(0)]).double()
+    moved = _update(codes, vectors, before, torch.full((4,), 0.5, dtype=torch.float64))
+    assert len(moved.unique(dim=0)) == 3
+    assert (vectors[1:] == moved[2]).all(1).any()
+
+
 def test_empty_codes_move_to_where_the_error_is():
     """Two codes for the crowd, two far from everything: the far ones end on members of the worst codes."""
     vectors = torch.cat([torch.randn(50, 2, generator=generator()), 8 + torch.randn(50, 2, generator=generator(1))])

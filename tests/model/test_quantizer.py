@@ -339,4 +339,5 @@ def test_the_bound_of_white_vectors_is_the_closed_form(dim: int, share: float):
 def test_the_bound_gives_no_bits_to_a_direction_below_the_water():
     """Variances 1 and 1/64 at 1 bit: all of it goes to the first, whose error is 1/4; the second is lost whole."""
     plane = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 0.125], [0.0, -0.125]])
+    assert gaussian_error_bound(plane[:, :1], bits=1.0) == pytest.approx(1 / 4, rel=1e-6)
     assert gaussian_error_bound(plane, bits=1.0) == pytest.approx((1 / 4 + 1 / 64) / (1 + 1 / 64), rel=1e-6)

@@ -154,7 +154,7 @@ def test_the_order_of_voxels_means_nothing(vae, shape):
 
 
 def test_a_latent_far_away_in_another_window_does_not_reach_a_voxel(vae):
-    """One block attends within windows of 8; after it, convolutions reach less than two latent voxels."""
+    """One block attends within windows of 8; after it, convolutions reach less than three latent voxels."""
     torch.manual_seed(0)
     decoder = SparseSDFVAE(VAEConfig(64, 1, 8)).decoder
     coords = torch.tensor([[0, x, 0, 0] for x in range(16)], dtype=torch.int32)

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from torch import nn
 
 from model.errors import InputError
 from model.losses import SDFTarget
@@ -131,7 +132,13 @@ def test_every_parameter_has_a_finite_gradient(done):
     for name, parameter in done.vqvae.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.isfinite().all(), name
-        assert parameter.grad.any(), name
+        if not before_a_norm_of_single_channels(name, parameter):
+            assert parameter.grad.any(), name
+
+
+def before_a_norm_of_single_channels(name: str, parameter: nn.Parameter) -> bool:
+    """A bias whose gradient is 0 but for rounding: the norm after it takes it away again."""
+    return name.endswith("out_layers.0.bias") and len(parameter) <= 32
 
 
 def test_the_log_variance_is_not_used(done):

@@ -132,6 +132,12 @@ def test_a_missing_or_damaged_index_is_named(tmp_path: Path, content: bytes | No
         open_shards(tmp_path)
 
 
+def test_an_index_of_something_else_is_named(tmp_path: Path) -> None:
+    pd.DataFrame({"name": [], "shard": []}).to_parquet(tmp_path / "index.parquet")
+    with pytest.raises(InputError, match=r"index\.parquet.*dvc repro -f voxelize"):
+        open_shards(tmp_path)
+
+
 WRITE_TO_A_FULL_DISK = """
 import resource, signal, sys
 from pathlib import Path
