@@ -66,12 +66,13 @@ def show_evaluation() -> None:
 
 def _figures(evaluation: dict[str, dict[str, Any]]) -> str:
     """The rows of an evaluation as a Markdown table."""
-    known = {column for row in ROW_TITLES for column in evaluation[row]}
+    measured = {title: evaluation[row] for row, title in ROW_TITLES.items() if row in evaluation}
+    known = {column for values in measured.values() for column in values}
     figures = figures_of([column for column in FIGURES if column in known])
-    rows = []
-    for row, title in ROW_TITLES.items():
-        values = evaluation[row]
-        rows.append([title, *(figure.show(values.get(figure.column)) for figure in figures), str(values["failures"])])
+    rows = [
+        [title, *(figure.show(values.get(figure.column)) for figure in figures), str(values["failures"])]
+        for title, values in measured.items()
+    ]
     head = ["row", *(figure.label for figure in figures), "failed"]
     lines = [head, ["---"] * len(head), *rows]
     report = Path(EVALUATION / "report.html").resolve()

@@ -137,7 +137,7 @@ def test_a_stage_that_fails_is_not(checkout: Path, heard: list[dict]):
 
 def test_progress_figures_and_pictures_are_on_the_page(checkout: Path):
     evaluation = Path("metrics/evaluate.json")
-    figures = dict.fromkeys(["cd_l1", "fscore_0.01", "normal_consistency", "spurious_area", "failures"], 0.5)
+    figures = {"cd_l1": 0.005, "fscore_0.01": 0.5, "normal_consistency": 0.9, "spurious_area": 0.0125, "failures": 2}
     lines = "stage2: 30 of 120 steps, 3 a second, 30 s left loss 0.1"
     for name, extra in {
         "stage2": f"print({lines!r})",
@@ -147,7 +147,8 @@ def test_progress_figures_and_pictures_are_on_the_page(checkout: Path):
     state = train_vqvae(return_state=True)
     shown = artifacts(state)
     assert shown["progress-stage2"] == 25
-    assert "| VAE | 0.5 | 0.5 |" in shown["evaluation"]
+    assert "| row | CD-L1 | F at 0.01 | normals | spurious area | failed |" in shown["evaluation"]
+    assert "| VAE | 0.00500 | 0.500 | 0.900 | 1.25 % | 2 |" in shown["evaluation"]
     assert shown["shapes"].startswith("data:image/png;base64,")
 
 

@@ -58,7 +58,8 @@ def _exported(mesh: trimesh.Trimesh, kind: str) -> bytes:
 
 def in_scratch() -> dict[str, int]:
     """Finished meshes and when they were written."""
-    return {path.name: path.stat().st_mtime_ns for path in VOXELIZE_SCRATCH.glob("*/*.*")}
+    finished = (path for path in VOXELIZE_SCRATCH.glob("*/*.*") if path.suffix != ".partial")
+    return {path.name: path.stat().st_mtime_ns for path in finished}
 
 
 def contents(folder: Path) -> dict[str, bytes]:
