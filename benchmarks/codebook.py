@@ -8,8 +8,8 @@ FOLDER is the site-packages of an environment with vector-quantize-pytorch 1.32.
 peers/bin/pip install torch==2.13.0 vector-quantize-pytorch==1.32.0; FOLDER is peers/lib/python3.11/site-packages).
 On a CPU each row is a process of its own, so that its peak memory is its own; on a GPU one process reads the latents
 once. A baseline with a learning rate is run with each of --rates, and the best on held-out shapes is its row. `recipe`
-is the time of a step through the frozen network, as the original recipe trains, and how often the best row of ours,
-encoding included, fits into the recipe's steps; on a CPU `stage1` is all of python -m tasks.stage1 on 200 000 vectors.
+is the time of a step through the frozen network, as the original recipe trains (codebook_recipe.py says how far that
+gets); on a CPU `stage1` is all of python -m tasks.stage1 on 200 000 vectors.
 Writes codebook.json beside this file (or --json) after each row, and prints the table at the end. A row that fails is
 recorded with its error, the others go on, and the exit code is 1; a row that would start after --budget seconds is
 named under "skipped".
@@ -163,25 +163,6 @@ def measure_row(name: str, rate: float | None, settings: Settings, device: torch
     }
 
 
-def with_ratios(recipe: dict, rows: dict[str, dict]) -> dict:
-    """The recipe's time over ours: every view encoded once, and the row of ours that is best on held-out shapes.
-
-    With the network frozen the recipe's gradient is that of our steps, so on the same batch it needs as many of them.
-    On one shape a step its time is a lower bound: it has seen fewer vectors by then.
-    """
-    ours = [rows[name] for name in OURS if "heldout_error" in rows.get(name, {})]
-    if not ours or "error" in recipe:
-        return recipe
-    best = min(ours, key=lambda row: row["heldout_error"])
-    seconds = recipe["ms_to_encode_one_shape"] * recipe["num_views_encoded_once"] / 1000 + best["seconds"]
-    return recipe | {
-        "ours": best["row"],
-        "our_seconds_with_encoding": seconds,
-        "recipe_to_ours_one_shape": recipe["seconds_for_the_steps"] / seconds,
-        "recipe_to_ours_our_batch": recipe["seconds_for_the_steps_on_our_batch"] / seconds,
-    }
-
-
 def measure_stage1() -> dict:
     """Wall time of the stage with its decoded validation shapes, on the latents of both splits, cut to 200 000."""
     tables = [pq.read_table(latents_file(LATENTS, split)) for split in ("train", "val")]
@@ -259,8 +240,6 @@ def main() -> None:
         else:
             runs = [run_row(arguments, name, rate) for rate in (arguments.rates if name in RATED else [None])]
             rows[name] = best_run(runs)
-            if "recipe" in rows:
-                rows["recipe"] = with_ratios(rows["recipe"], rows)
             print(rows[name], flush=True)
         write(arguments, list(rows.values()), skipped)
     print_table(list(rows.values()), skipped)
