@@ -8,8 +8,8 @@ With the network frozen, only the vq term has a gradient for the codes, so that 
 latents, as many of a step as a shape has; what a step through the network takes is measured (row `recipe` of
 codebook.py). Ours is k-means on latents, all views encoded once by what the encode stage calls, both timed here. For
 each of --rates: the held-out error after 1 to --times times our seconds, and when ours was reached, if it was. A step
-leaves the same codes wherever it is taken: with --seconds-of FILE, which codebook.py wrote on another machine from the
-same latents, our error and all seconds are that machine's. Writes codebook_recipe.json (or --json).
+leaves the same codes wherever it is taken, but for rounding: with --seconds-of FILE, which codebook.py wrote on another
+machine from the same latents, our error and all seconds are that machine's. Writes codebook_recipe.json (or --json).
 """
 
 import argparse
