@@ -3,14 +3,16 @@
 import copy
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from model.child_conv import ChildConv3d
 from model.conv import SubMConv3d
+from model.layers import HEAD_CHANNELS, WindowAttention
 from model.norm import GroupNormSiLU
-from model.quantizer import nearest_codes
+from model.quantizer import MAX_KERNEL_DIM, nearest_codes
 from model.receptive_field import plan_decode
 from model.sparse import Grid, SparseTensor, Subdivision
 from model.vae import NUM_LEVELS, SparseSDFVAE, VAEConfig, make_ahead
@@ -134,9 +136,26 @@ def test_network_with_all_its_gradients(part):
             assert (got.cpu() - truth).norm() <= 1e-3 * truth.norm() + 1e-4
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shift", [0, 4])
+def test_attention(shift, dtype):
+    """In float16 the varlen kernel, in float32 padded windows."""
+    x = random_tensor(2 * HEAD_CHANNELS, num_shapes=3, extent=20, share=0.2)
+
+    def run(layer: nn.Module, feats: Tensor, device: str) -> Tensor:
+        with torch.autocast(device, torch.float16, enabled=dtype == torch.float16 and device == "cuda"):
+            return layer(SparseTensor.on(x.grid.to(device), feats))
+
+    check(WindowAttention(2 * HEAD_CHANNELS, shift=shift), x.feats, run, dtype)
+
+
 @pytest.mark.parametrize("offset", [0.0, 10.0])
-def test_nearest_codes(offset):
-    codes, vectors = torch.randn(1000, 64) + offset, torch.randn(5000, 64) + offset
-    distances = torch.cdist(vectors.double(), codes.double())
-    got = nearest_codes(vectors.cuda(), codes.cuda()).cpu()
-    assert torch.equal(got, distances.argmin(1))
+@pytest.mark.parametrize("dim", [1, 64, 100, 128, 200, MAX_KERNEL_DIM, MAX_KERNEL_DIM + 1])
+def test_nearest_codes(dim, offset):
+    """Every code of the first 300 is there twice: the lower index is the answer."""
+    codes, vectors = torch.randn(1000, dim) + offset, torch.randn(2000, dim) + offset
+    codes = torch.cat([codes, codes[:300]])
+    got = nearest_codes(vectors.cuda(), codes.cuda()).cpu().numpy()
+    exact = codes.double().numpy()
+    expected = [np.square(exact - vector).sum(1).argmin() for vector in vectors.double().numpy()]
+    np.testing.assert_array_equal(got, expected)
