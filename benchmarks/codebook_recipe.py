@@ -7,9 +7,8 @@ The recipe starts from uniform(+-1/K) and takes one shape a step: encoder, quant
 With the network frozen, only the vq term has a gradient for the codes, so that its steps are taken here on cached
 latents, as many of a step as a shape has; what a step through the network takes is measured (row `recipe` of
 codebook.py). Ours is k-means on latents, all views encoded once by what the encode stage calls, both timed here. For
-each of --rates: the held-out error after 1 to --times times our seconds, and when ours was reached, if it was. A step
-leaves the same codes wherever it is taken, but for rounding: with --seconds-of FILE, which codebook.py wrote on another
-machine from the same latents, our error and all seconds are that machine's. Writes codebook_recipe.json (or --json).
+each of --rates: the held-out error after 1 to --times times our seconds, and when ours was reached, if it was. Writes
+codebook_recipe.json (or --json).
 """
 
 import argparse
@@ -61,23 +60,6 @@ def ours(vectors: Tensor, heldout: Tensor, settings: Settings) -> dict:
     }
 
 
-def of_another_machine(file: Path) -> tuple[str, dict, dict]:
-    """Its device, its row `recipe`, and ours on it; there each view was encoded alone, which takes longer."""
-    written = json.loads(file.read_text())
-    rows = {row["row"]: row for row in written["rows"]}
-    network, kmeans = rows["recipe"], rows["k-means (ours)"]
-    found = {
-        "seconds_of_encoding": network["ms_to_encode_one_shape"] * network["num_views_encoded_once"] / 1000,
-        "seconds_of_kmeans": kmeans["seconds"],
-        "heldout_error": kmeans["heldout_error"],
-    }
-    return written["device"], network, found
-
-
-def name_of(device: torch.device) -> str:
-    return torch.cuda.get_device_name() if device.type == "cuda" else "CPU, two cores"
-
-
 def recipe(
     vectors: Tensor, heldout: Tensor, settings: Settings, *, rate: float, checks: list[int], target: float
 ) -> list[dict]:
@@ -110,7 +92,6 @@ def main() -> None:
     parser.add_argument("--all-vectors", action="store_true", help="no cap per shape")
     parser.add_argument("--times", type=int, default=50)
     parser.add_argument("--rates", type=float, nargs="+", default=[0.0005, 0.005, 0.05])
-    parser.add_argument("--seconds-of", type=Path, metavar="FILE", help="what codebook.py wrote on another machine")
     parser.add_argument("--json", type=Path, default=Path(__file__).with_suffix(".json"))
     options = parser.parse_args()
     device = torch.device(options.device)
@@ -119,10 +100,7 @@ def main() -> None:
     cap = None if options.all_vectors else settings.stage1.max_vectors_per_view
     vectors, heldout = load_latents(device, cap, settings.stage1.seed)
 
-    if options.seconds_of:
-        timed_on, network, found = of_another_machine(options.seconds_of)
-    else:
-        timed_on, network, found = name_of(device), measure_recipe(settings, device), ours(vectors, heldout, settings)
+    network, found = measure_recipe(settings, device), ours(vectors, heldout, settings)
     seconds = found["seconds_of_kmeans"] + found["seconds_of_encoding"]
     per_step = network["ms_per_step_one_shape"] / 1000
     checks = [
@@ -138,10 +116,9 @@ def main() -> None:
         for row in run:
             row["times_our_seconds"] = row["steps"] * per_step / seconds
     result = {
-        "command": "python benchmarks/codebook_recipe.py",
+        "command": " ".join(["python", "benchmarks/codebook_recipe.py", *sys.argv[1:]]),
         "rates": options.rates,
-        "device_of_the_seconds": timed_on,
-        "device_of_the_recipe_steps": name_of(device),
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else "CPU, two cores",
         "torch": torch.__version__,
         "size": options.size,
         "latents_a_step": batch,

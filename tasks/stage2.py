@@ -87,8 +87,9 @@ def stage2(settings: Settings) -> None:
         )
     if use.perplexity < LEFT_PERPLEXITY * use_before.perplexity:
         print(
-            f"the encoder ran away from the codes: their perplexity on held-out shapes was {use_before.perplexity:.0f} "
-            f"and is {use.perplexity:.0f}; raise stage2.lambda_commitment, or lower stage2.encoder_lr_ratio or lr"
+            f"codes went out of use: their perplexity on held-out shapes was {use_before.perplexity:.0f} and is "
+            f"{use.perplexity:.0f}; if commitment_loss rose, the encoder ran away from them: raise "
+            "stage2.lambda_commitment; if it fell, encoder and codes drew together: lower stage2.encoder_lr_ratio"
         )
 
 

@@ -77,7 +77,7 @@ def test_everything_changes_and_reconstruction_improves(
     capsys: pytest.CaptureFixture,
 ):
     stage2(small_settings)
-    assert "ran away" not in capsys.readouterr().out
+    assert "went out of use" not in capsys.readouterr().out
     assert changed_keys() == start().keys()
     figures = metrics()
     assert figures["after"]["val_l1"] < figures["before"]["val_l1"]
@@ -108,7 +108,7 @@ def test_the_history_shows_the_decay_and_all_terms(small_project: Path, small_se
     assert {"perplexity", "grad_norm", "seconds_per_step"} < set(table.columns)
 
 
-def test_an_encoder_that_runs_away_from_the_codes_is_named(
+def test_codes_that_go_out_of_use_are_named(
     small_project: Path, small_settings: Settings, capsys: pytest.CaptureFixture
 ):
     stage2(with_stage2(small_settings, lr=0.02, encoder_lr_ratio=1.0, codebook_lr_ratio=0.01))
