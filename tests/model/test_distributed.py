@@ -1,6 +1,5 @@
 """Two processes with a part of the vectors each make the codebook that one process makes of all."""
 
-import socket
 from pathlib import Path
 
 import pytest
@@ -70,9 +69,9 @@ def whole_and_nothing(rows: torch.Tensor) -> torch.Tensor:
     return rows if rank() == 0 else rows[:0]
 
 
-def process(number: int, port: int, folder: Path) -> None:
+def process(number: int, folder: Path) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=number, world_size=2)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=number, world_size=2)
     for update in ("gradient", "ema"):
         torch.save(scenario(update), folder / f"{update}{number}.pt")
     torch.save(means(), folder / f"means{number}.pt")
@@ -85,9 +84,7 @@ def process(number: int, port: int, folder: Path) -> None:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What two processes leave."""
     folder = tmp_path_factory.mktemp("processes")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    mp.spawn(process, (port, folder), nprocs=2)
+    mp.spawn(process, (folder,), nprocs=2)
     return folder
 
 
