@@ -37,7 +37,7 @@ from torch import Tensor
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.measure import wait, watch_memory  # noqa: E402  # the root comes first
+from benchmarks.measure import AS_DVC_RUNS_IT, wait, watch_memory  # noqa: E402  # the root comes first
 from benchmarks.recipe_step import measure_recipe  # noqa: E402
 from model.kmeans import lloyd_pass  # noqa: E402
 from model.quantizer import codebook_statistics  # noqa: E402
@@ -200,7 +200,7 @@ def run_row(arguments: argparse.Namespace, name: str, rate: float | None) -> dic
     command += ["--batch", str(arguments.batch)] + (["--rate", str(rate)] if rate else [])
     command += ["--peers", arguments.peers] if arguments.peers else []
     command += ["--all-vectors"] if arguments.all_vectors else []
-    environment = os.environ | {"OMP_WAIT_POLICY": "passive"}
+    environment = os.environ | AS_DVC_RUNS_IT
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=False, cwd=Path.cwd())
     if done.returncode:
         return {"row": name, "lr": rate, "error": f"the row's process ended with {done.returncode}"}

@@ -21,7 +21,8 @@ import yaml
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from tasks import paths  # noqa: E402  # the root comes first, so that this runs as a plain script
+from benchmarks.measure import AS_DVC_RUNS_IT  # noqa: E402  # the root comes first, so that this runs as a plain script
+from tasks import paths  # noqa: E402
 from tasks.settings import PARAMS_FILE  # noqa: E402
 from tasks.shards import INDEX, open_shards, write_index  # noqa: E402
 
@@ -32,7 +33,7 @@ HISTORIES = [paths.METRICS / f"{stage}_history.tsv" for stage in ("stage1", "sta
 
 
 def main() -> None:
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_WAIT_POLICY": "passive"}
+    environment = os.environ | AS_DVC_RUNS_IT | {"PYTHONPATH": str(ROOT)}
     with tempfile.TemporaryDirectory() as scratch:
         for path in [paths.MESHES, *NEEDED, *HISTORIES]:
             (Path(scratch) / path).parent.mkdir(parents=True, exist_ok=True)

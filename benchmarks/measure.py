@@ -7,6 +7,8 @@ from statistics import median
 
 import torch
 
+AS_DVC_RUNS_IT = {"GOMP_SPINCOUNT": "1000"}  # of a stage's environment: dvc.yaml
+
 
 def watch_memory(device: torch.device) -> Callable[[], float]:
     """What gives the peak above now, in MB: of the GPU's memory, or of the process's."""

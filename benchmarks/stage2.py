@@ -21,7 +21,8 @@ import yaml
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from tasks import paths  # noqa: E402  # the root comes first, so that this runs as a plain script
+from benchmarks.measure import AS_DVC_RUNS_IT  # noqa: E402  # the root comes first, so that this runs as a plain script
+from tasks import paths  # noqa: E402
 from tasks.settings import PARAMS_FILE  # noqa: E402
 
 SHARED = [paths.SDF, paths.VAE, paths.CODEBOOK, paths.PASS_TOKEN.parent, paths.METRICS / "stage1_history.tsv"]
@@ -38,7 +39,7 @@ def measure(key: str, value: float) -> dict[str, dict[str, float]]:
         assert key in values["stage2"], f"{key} is no parameter of stage 2"
         values["stage2"][key] = value
         (Path(scratch) / PARAMS_FILE).write_text(yaml.safe_dump(values))
-        environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_WAIT_POLICY": "passive"}
+        environment = os.environ | AS_DVC_RUNS_IT | {"PYTHONPATH": str(ROOT)}
         for stage in ("stage2", "evaluate"):
             subprocess.run([sys.executable, "-m", f"tasks.{stage}"], cwd=scratch, env=environment, check=True)
         metrics, stage2 = (

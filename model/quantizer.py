@@ -126,15 +126,16 @@ def nearest_by_blocks(
 
 def _two_least(scores: Float[Tensor, "rows num_scores"]) -> tuple[Tensor, Tensor, Tensor]:
     """Of each row: where the least score is, that score and the next."""
-    groups = scores.view(len(scores), -1, SCORES_OF_A_GROUP)
-    of_groups = groups.amin(2)
-    group = of_groups.argmin(1, keepdim=True)
-    members = groups.take_along_dim(group[:, :, None], 1)[:, 0]
+    groups = scores.view(-1, SCORES_OF_A_GROUP)
+    of_groups = groups.amin(1).view(len(scores), -1)
+    group = of_groups.argmin(1)
+    rows = torch.arange(len(scores), device=scores.device)
+    members = groups.index_select(0, rows * of_groups.shape[1] + group)
     place = members.argmin(1, keepdim=True)
     best = members.gather(1, place)[:, 0]
-    others = of_groups.scatter_(1, group, torch.inf).amin(1)
+    others = of_groups.scatter_(1, group[:, None], torch.inf).amin(1)
     second = torch.minimum(members.scatter_(1, place, torch.inf).amin(1), others)
-    return (group * SCORES_OF_A_GROUP + place)[:, 0], best, second
+    return group * SCORES_OF_A_GROUP + place[:, 0], best, second
 
 
 def _reach(x: Tensor, score: Tensor) -> Tensor:
