@@ -10,6 +10,8 @@ import pytest
 import torch
 import trimesh
 
+from model.sdf import SparseSDF
+from model.tokenizer import ShapeTokenizer
 from model.tokens import Tokens, read_parquet
 from tasks.command_line import main
 from tasks.token_files import json_line, tokens_of_json
@@ -139,6 +141,27 @@ def test_good_files_are_encoded_and_bad_ones_listed(here: Path, capsys: pytest.C
     for file, reason in reasons.items():
         assert any(part in listed[file] for part in reason.split("|")), (file, listed[file])
     assert f"encoded 4 of 18 into new/tokens.jsonl, {sum_of_codes()} codes in all; 14 could not be used" in errors
+
+
+def test_a_mesh_that_memory_is_too_small_for_is_listed_and_the_others_encoded(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    write_shapes(Path("meshes"))
+    encode = ShapeTokenizer.encode
+    seen: list[SparseSDF] = []
+
+    def second_is_too_large(self: ShapeTokenizer, sdf: SparseSDF) -> Tokens:
+        seen.append(sdf)
+        if len(seen) == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+        return encode(self, sdf)
+
+    monkeypatch.setattr(ShapeTokenizer, "encode", second_is_too_large)
+    assert run("encode", "meshes") == 1
+    errors = capsys.readouterr().err
+    assert f": its {len(seen[1].coords):,} voxels do not fit into the GPU's memory; try --device cpu" in errors
+    assert "encoded 3 of 4 into tokens.jsonl" in errors
+    assert len(Path("tokens.jsonl").read_text().splitlines()) == 3
 
 
 def sum_of_codes() -> int:
