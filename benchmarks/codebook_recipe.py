@@ -65,8 +65,7 @@ def recipe(
 ) -> list[dict]:
     """The held-out error after each number of steps of `checks`, until it is below the target."""
     params = settings.stage1.model_copy(update={"init": "uniform"})
-    quantizer = VectorQuantizer(settings.codebook.size, vectors.shape[1]).to(vectors.device)
-    quantizer.codebook.data.copy_(start_codes(vectors, settings.codebook.size, params))
+    quantizer = VectorQuantizer.of(start_codes(vectors, settings.codebook.size, params).to(vectors.device))
     optimizer = torch.optim.AdamW(quantizer.parameters(), lr=rate, weight_decay=params.weight_decay, fused=True)
     found = []
     for step, batch in enumerate(draw_vectors(vectors, params, 0), 1):

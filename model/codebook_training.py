@@ -34,8 +34,7 @@ class TrainedCodebook(nn.Module):
     ):
         """The averages start at n * code, n being the vectors of a batch that the code would get, on average."""
         super().__init__()
-        self.quantizer = VectorQuantizer(*codes.shape).to(codes.device)
-        self.quantizer.codebook.data.copy_(codes)
+        self.quantizer = VectorQuantizer.of(codes)
         self._update, self._decay, self._revive_below = update, decay, revive_below
         share = all_reduce_sum(lloyd_pass(own_part(vectors), codes).counts).double() / len(vectors)
         self.register_buffer("counts", share * batch_size)

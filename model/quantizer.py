@@ -26,18 +26,34 @@ class Quantized(NamedTuple):
 
 
 class VectorQuantizer(nn.Module):
-    """A codebook of `size` vectors of length `dim`."""
+    """A codebook of `size` vectors of length `dim`, zeros until they are filled in.
+
+    How a network quantises, in training and in use, is here alone; k-means (model.kmeans) is by nearest codes too.
+    """
 
     def __init__(self, size: int, dim: int):
         super().__init__()
         self.codebook = nn.Parameter(torch.zeros(size, dim))
 
+    @classmethod
+    def of(cls, codes: Float[Tensor, "codebook_size dim"]) -> "VectorQuantizer":
+        """With a copy of these codes, where they are."""
+        quantizer = cls(*codes.shape).to(codes.device)
+        quantizer.codebook.data.copy_(codes)
+        return quantizer
+
+    def indices_of(self, z_e: Float[Tensor, "num_vectors dim"]) -> Int[Tensor, " num_vectors"]:
+        return nearest_codes(z_e, self.codebook)
+
+    def codes_of(self, indices: Int[Tensor, " num_vectors"]) -> Float[Tensor, "num_vectors dim"]:
+        return F.embedding(indices, self.codebook)  # its gradient adds up in a fixed order; that of [] does not
+
     def forward(self, z_e: Float[Tensor, "num_vectors dim"]) -> Quantized:
         """All in float32, also inside autocast. Squared errors are averaged over vectors and channels."""
         with torch.autocast(z_e.device.type, enabled=False):
             z_e = z_e.float()
-            indices = nearest_codes(z_e, self.codebook)
-            codes = F.embedding(indices, self.codebook)  # its gradient adds up in a fixed order; that of [] does not
+            indices = self.indices_of(z_e)
+            codes = self.codes_of(indices)
             vq_loss = global_mean((z_e.detach() - codes).square())
             commitment_loss = global_mean((z_e - codes.detach()).square())
             z_q = _StraightThrough.apply(z_e, codes.detach())

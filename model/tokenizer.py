@@ -19,7 +19,7 @@ from model.checkpoint import save_weights
 from model.errors import InputError
 from model.hub import local_path
 from model.model_card import model_card
-from model.quantizer import VectorQuantizer, nearest_codes
+from model.quantizer import VectorQuantizer
 from model.sdf import SparseSDF, Surface, voxelize
 from model.sdf.distance import BRICK_VOXELS
 from model.sdf.grid import Mode
@@ -148,7 +148,7 @@ class ShapeTokenizer:
         tensors = [from_arrays(grid.coords, grid.sdf, extent=self.resolution) for grid in grids]
         with torch.autocast(self.device.type, enabled=False):
             z_e = self.vqvae.encode(batch_tensors(tensors).to(self.device))
-        indices = nearest_codes(z_e.feats, self.vqvae.quantizer.codebook)
+        indices = self.vqvae.quantizer.indices_of(z_e.feats)
         order = z_e.grid.keys.argsort()  # by shape, then in C order
         coords, codes = z_e.coords[order].cpu().numpy(), indices[order].cpu().numpy()
         ends = np.searchsorted(coords[:, 0], np.arange(len(grids) + 1))

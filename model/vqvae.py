@@ -37,10 +37,10 @@ class VQVAE(nn.Module):
 
     def decode_indices(self, indices: Int[Tensor, " num_latents"], grid: Grid) -> SparseTensor:
         """What the tokens of the latent voxels of `grid` stand for."""
-        return self.vae.decode_in_parts(SparseTensor.on(grid, self.quantizer.codebook[indices]))
+        return self.vae.decode_in_parts(SparseTensor.on(grid, self.quantizer.codes_of(indices)))
 
     def forward(self, x: SparseTensor, plan: DecodePlan | None = None) -> VQVAEOutput:
-        """Decoded on all 8^3 children of every latent voxel, or on those that the plan is for."""
+        """Decoded on all 8^3 children of every latent voxel, or by a plan (SDFTarget.plan) on what a loss reads."""
         z_e = self.encode(x)
         quantized = self.quantizer(z_e.feats)
         return VQVAEOutput(z_e, quantized, self.vae.decode(z_e.with_feats(quantized.z_q), plan))

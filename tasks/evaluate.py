@@ -185,7 +185,7 @@ def summarise_codes(use: Mapping[str, CodeUse]) -> dict[str, dict[str, float | i
     figures = {}
     for stage, codes in use.items():
         statistics = asdict(codes.statistics()) | {
-            "codebook_size": len(codes.codebook),
+            "codebook_size": codes.size,
             "normalised_error": codes.normalised_error,
         }
         figures[stage] = {key: rounded(value) for key, value in statistics.items()}

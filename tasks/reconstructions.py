@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from model.checkpoint import load_vae
-from model.quantizer import CodebookStatistics, codebook_statistics, nearest_codes
+from model.quantizer import CodebookStatistics, VectorQuantizer, codebook_statistics
 from model.sdf import SparseSDF, Surface
 from model.sparse import Grid, SparseTensor, from_arrays
 from model.tokenizer import ShapeTokenizer, decoded_surface
@@ -56,23 +56,25 @@ class QuantizedLatents(NamedTuple):
 
 
 class CodeUse:
-    """A codebook, and over all shapes so far which codes their latents take and how far that moves them."""
+    """A quantizer, and over all shapes so far which codes their latents take and how far that moves them."""
 
-    def __init__(self, codebook: Float[Tensor, "codebook_size dim"]) -> None:
-        self.codebook = codebook
-        self.counts = torch.zeros(len(codebook), dtype=torch.int64)
+    def __init__(self, quantizer: VectorQuantizer) -> None:
+        self.quantizer = quantizer
+        self.size, dim = quantizer.codebook.shape
+        self.counts = torch.zeros(self.size, dtype=torch.int64)
         self._squared_error = 0.0
         self._squares = 0.0
-        self._sum = torch.zeros(codebook.shape[1], dtype=torch.float64)
+        self._sum = torch.zeros(dim, dtype=torch.float64)
 
+    @torch.no_grad()
     def quantize(self, z_e: SparseTensor) -> QuantizedLatents:
-        indices = nearest_codes(z_e.feats, self.codebook)
-        z_q = self.codebook[indices]
-        self.counts += torch.bincount(indices, minlength=len(self.codebook)).cpu()
+        indices = self.quantizer.indices_of(z_e.feats)
+        z_q = self.quantizer.codes_of(indices)
+        self.counts += torch.bincount(indices, minlength=self.size).cpu()
         self._squared_error += float((z_e.feats.double() - z_q.double()).square().sum())
         self._squares += float(z_e.feats.double().square().sum())
         self._sum += z_e.feats.double().sum(0).cpu()
-        return QuantizedLatents(z_e.with_feats(z_q), len(indices), len(indices) * log2(len(self.codebook)))
+        return QuantizedLatents(z_e.with_feats(z_q), len(indices), len(indices) * log2(self.size))
 
     @property
     def normalised_error(self) -> float:
@@ -93,7 +95,7 @@ class Reconstructor:
         self.device = tokenizer.device
         self.vae = vae
         self.tokenizer = tokenizer
-        self.use = {"stage1": CodeUse(codebook), "stage2": CodeUse(tokenizer.vqvae.quantizer.codebook.detach())}
+        self.use = {"stage1": CodeUse(VectorQuantizer.of(codebook)), "stage2": CodeUse(tokenizer.vqvae.quantizer)}
 
     @staticmethod
     def load(device: torch.device) -> "Reconstructor":

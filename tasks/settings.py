@@ -162,6 +162,7 @@ class Stage2(ShapeTraining):
     train: Literal["all", "decoder"]
     encoder_lr_ratio: Annotated[float, Field(gt=0, le=1)]
     codebook_lr_ratio: Annotated[float, Field(gt=0, le=1)]
+    codes_frozen_share: Share
     lambda_commitment: NotNegative
 
 

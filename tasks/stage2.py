@@ -12,7 +12,7 @@ from torch import nn
 from model.checkpoint import load_vae
 from model.distributed import all_reduce_sum, in_process_group, num_ranks, rank
 from model.errors import InputError
-from model.quantizer import CodebookStatistics, VectorQuantizer, codebook_statistics, nearest_codes, usage_of_batch
+from model.quantizer import CodebookStatistics, VectorQuantizer, codebook_statistics, usage_of_batch
 from model.tokenizer import ShapeTokenizer
 from model.vqvae import VQVAE, vqvae_loss
 from tasks.codebook import CODEBOOK_FILE, load_codebook
@@ -28,7 +28,6 @@ from tasks.validation import validate
 from tasks.views import choose_views, encode_views
 
 LEFT_PERPLEXITY = 0.8  # of the perplexity on held-out shapes: with less, codes have gone out of use
-CODES_FROZEN_SHARE = 0.1  # of the steps, the last ones: the decoder settles on codes that no longer move
 
 
 @in_process_group()
@@ -89,7 +88,7 @@ def stage2(settings: Settings) -> None:
         print(
             f"codes went out of use: their perplexity on held-out shapes was {use_before.perplexity:.0f} and is "
             f"{use.perplexity:.0f}; if commitment_loss rose, the encoder ran away from them: raise "
-            "stage2.lambda_commitment; if it fell, encoder and codes drew together: lower stage2.encoder_lr_ratio"
+            "stage2.lambda_commitment; if it fell, encoder and codes drew together: try a lower stage2.encoder_lr_ratio"
         )
 
 
@@ -125,10 +124,7 @@ def joint_losses(vqvae: VQVAE, settings: Settings) -> Callable[[ShapeBatch], Los
 
 def load_vqvae() -> VQVAE:
     """What stage 1 left: the imported VAE with the trained codebook."""
-    codes = load_codebook()
-    quantizer = VectorQuantizer(*codes.shape)
-    quantizer.codebook.data.copy_(codes)
-    return VQVAE(load_vae(VAE), quantizer)
+    return VQVAE(load_vae(VAE), VectorQuantizer.of(load_codebook()))
 
 
 def param_groups(vqvae: VQVAE, params: Stage2) -> list[dict[str, Any]]:
@@ -137,7 +133,7 @@ def param_groups(vqvae: VQVAE, params: Stage2) -> list[dict[str, Any]]:
     if params.train == "decoder":
         return [{"params": _unfrozen(vqvae.vae.decoder)}]
     codes = _unfrozen(vqvae.quantizer)
-    first_frozen_step = params.steps - math.ceil(CODES_FROZEN_SHARE * params.steps)
+    first_frozen_step = params.steps - math.ceil(params.codes_frozen_share * params.steps)
     frozen_from = (first_frozen_step - params.warmup_steps) / (params.steps - params.warmup_steps)
     return [
         {"params": _unfrozen(vqvae.vae.decoder)},
@@ -157,12 +153,12 @@ def _unfrozen(module: nn.Module) -> list[nn.Parameter]:
 
 def heldout_usage(vqvae: VQVAE, shards: Shards, num_symmetries: int) -> CodebookStatistics:
     """The gate's figures again, of the encoder and the codes as they are now; ranks share the views."""
-    codebook = vqvae.quantizer.codebook.detach()
-    counts = torch.zeros(len(codebook), dtype=torch.int64)
+    device, size = vqvae.quantizer.codebook.device, len(vqvae.quantizer.codebook)
+    counts = torch.zeros(size, dtype=torch.int64)
     views = choose_views(shards.names("val"), num_symmetries)
     for latents in encode_views(vqvae.vae, shards, views[rank() :: num_ranks()]):
-        indices = nearest_codes(latents.mean.to(codebook.device), codebook)
-        counts += torch.bincount(indices, minlength=len(codebook)).cpu()
+        indices = vqvae.quantizer.indices_of(latents.mean.to(device))
+        counts += torch.bincount(indices, minlength=size).cpu()
     return codebook_statistics(all_reduce_sum(counts))
 
 

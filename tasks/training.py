@@ -210,7 +210,7 @@ class _Window:
 def _with_warmup(schedule: Schedule, settings: Training) -> Callable[[int], float]:
     def factor(step: int) -> float:
         if step < settings.warmup_steps:
-            return (step + 1) / settings.warmup_steps
+            return (step + 1) / settings.warmup_steps * schedule(0.0)
         return schedule((step - settings.warmup_steps) / (settings.steps - settings.warmup_steps))
 
     return factor

@@ -34,8 +34,7 @@ def small_tokenizer() -> ShapeTokenizer:
     with torch.no_grad():
         latents = vae.encode(batch_tensors([from_arrays(g.coords, g.sdf, extent=RESOLUTION) for g in grids])).mean
     codes = kmeans(latents.feats, CODEBOOK_SIZE, iterations=5, generator=torch.Generator().manual_seed(0))
-    quantizer = VectorQuantizer(*codes.shape)
-    quantizer.codebook.data.copy_(codes)
+    quantizer = VectorQuantizer.of(codes)
     return ShapeTokenizer(
         VQVAE(vae, quantizer), resolution=RESOLUTION, truncation_voxels=2.0, mode="solid", max_bad_flip_ratio=0.03
     )

@@ -221,7 +221,7 @@ def test_ious_are_of_the_shapes_that_every_row_leaves_closed():
 
 def test_code_use_against_a_count_by_hand():
     codebook = torch.tensor([[0.0], [1.0], [9.0]])
-    use = CodeUse(codebook)
+    use = CodeUse(VectorQuantizer.of(codebook))
     coords = torch.tensor([[0, 0, 0, 0], [0, 0, 0, 1], [0, 0, 1, 0], [0, 1, 0, 0]], dtype=torch.int32)
     z = torch.tensor([[0.1], [0.9], [1.2], [-0.1]])
     quantized = use.quantize(SparseTensor(coords, z))

@@ -165,14 +165,22 @@ def test_every_parameter_is_in_one_group(small_project: Path, small_settings: Se
     assert all(p.requires_grad for p in vqvae.parameters())
 
 
-def test_codes_learn_slower_without_decay_and_rest_in_the_last_tenth(small_project: Path, small_settings: Settings):
-    params = with_stage2(small_settings, steps=500, warmup_steps=20).stage2
+@pytest.mark.parametrize(("share", "num_frozen"), [(0.1, 50), (0.5, 250), (0.0, 0), (1.0, 480)])
+def test_codes_learn_slower_without_decay_and_rest_in_the_last_steps(
+    small_project: Path, small_settings: Settings, share: float, num_frozen: int
+):
+    params = with_stage2(small_settings, steps=500, warmup_steps=20, codes_frozen_share=share).stage2
     _, encoder, codes = param_groups(load_vqvae(), params)
     assert encoder["lr"] == params.lr * params.encoder_lr_ratio
     assert codes["lr"] == params.lr * params.codebook_lr_ratio
     assert codes["weight_decay"] == 0
     moving = [codes["schedule"]((step - 20) / 480) > 0 for step in range(20, 500)]
-    assert moving == [True] * 430 + [False] * 50
+    assert moving == [True] * (480 - num_frozen) + [False] * num_frozen
+
+
+def test_codes_that_are_frozen_from_the_start_do_not_move_in_the_warmup(small_project: Path, small_settings: Settings):
+    stage2(with_stage2(small_settings, codes_frozen_share=1.0))
+    assert changed_keys() == start().keys() - {"quantizer.codebook"}
 
 
 def test_with_the_decoder_alone_nothing_else_wants_a_gradient(small_project: Path, small_settings: Settings):
