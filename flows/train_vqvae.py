@@ -1,7 +1,7 @@
 """The flow train-vqvae: every stage that DVC finds out of date, watched, retried where that helps, stopped cleanly.
 
 DVC owns the graph and decides what runs; `dvc repro` does the same without any of this. A stage is an entry of
-dvc.yaml, and its code is tasks/STAGE.py: nothing here names one. flows/README.md says how to operate it.
+dvc.yaml, and its code is tasks/STAGE.py; a new one changes nothing here. flows/README.md says how to operate it.
 """
 
 import os
