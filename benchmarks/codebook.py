@@ -34,19 +34,15 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
+from benchmarks.measure import AS_DVC_RUNS_IT, wait, watch_memory
+from benchmarks.recipe_step import measure_recipe
+from model.quantizer import codebook_statistics, lloyd_pass
+from tasks import stage1
+from tasks.data import latents_file, read_vectors
+from tasks.run import LATENTS, METRICS, PARAMS_FILE, SDF, VAE, Settings, load_settings
+from tasks.training import History, ResumePoint, train
 
-from benchmarks.measure import AS_DVC_RUNS_IT, wait, watch_memory  # noqa: E402  # the root comes first
-from benchmarks.recipe_step import measure_recipe  # noqa: E402
-from model.kmeans import lloyd_pass  # noqa: E402
-from model.quantizer import codebook_statistics  # noqa: E402
-from tasks import stage1  # noqa: E402
-from tasks.latents import latents_file, read_vectors  # noqa: E402
-from tasks.paths import LATENTS, METRICS, SDF, VAE  # noqa: E402
-from tasks.resume import ResumePoint  # noqa: E402
-from tasks.settings import PARAMS_FILE, Settings, load_settings  # noqa: E402
-from tasks.training import History, train  # noqa: E402
+ROOT = Path(__file__).parents[1]
 
 STAGE1_VECTORS = 200_000
 STAGE1_ROWS: dict[str, dict[str, object]] = {

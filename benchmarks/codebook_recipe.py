@@ -20,20 +20,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
+from benchmarks.codebook import load_latents
+from benchmarks.measure import wait
+from benchmarks.recipe_step import measure_recipe
+from model.checkpoint import load_vae
+from model.quantizer import VectorQuantizer, codebook_statistics, lloyd_pass
+from tasks.data import choose_views, encode_views
+from tasks.run import PARAMS_FILE, SDF, VAE, Settings, load_settings
+from tasks.shards import open_shards
+from tasks.stage1 import draw_vectors, normalised_error, start_codes
 
-from benchmarks.codebook import load_latents  # noqa: E402  # the root comes first
-from benchmarks.measure import wait  # noqa: E402
-from benchmarks.recipe_step import measure_recipe  # noqa: E402
-from model.checkpoint import load_vae  # noqa: E402
-from model.kmeans import lloyd_pass  # noqa: E402
-from model.quantizer import VectorQuantizer, codebook_statistics  # noqa: E402
-from tasks.paths import SDF, VAE  # noqa: E402
-from tasks.settings import PARAMS_FILE, Settings, load_settings  # noqa: E402
-from tasks.shards import open_shards  # noqa: E402
-from tasks.stage1 import draw_vectors, normalised_error, start_codes  # noqa: E402
-from tasks.views import choose_views, encode_views  # noqa: E402
+ROOT = Path(__file__).parents[1]
 
 
 def seconds_to_encode(settings: Settings, device: torch.device) -> float:

@@ -17,10 +17,7 @@ from spconv.pytorch import SparseConvTensor
 from spconv.pytorch import SubMConv3d as SpconvSubMConv3d
 from torch import Tensor, nn
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from model.conv import SubMConv3d, neighbour_table  # the root comes first, so that this runs as a script
-from model.sparse import Grid, SparseTensor
+from model.sparse import Grid, SparseTensor, SubMConv3d, neighbour_table
 
 LEVELS = [(512, 32, 32), (256, 128, 64), (256, 64, 64), (128, 128, 128), (64, 512, 128), (64, 512, 512)]
 REPEATS = 10

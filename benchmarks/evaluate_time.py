@@ -18,13 +18,12 @@ from pathlib import Path
 import torch
 import yaml
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
+from benchmarks.measure import AS_DVC_RUNS_IT
+from tasks.run import PARAMS_FILE, paths
+from tasks.shards import open_shards
+from tasks.shards.shards import INDEX, write_index
 
-from benchmarks.measure import AS_DVC_RUNS_IT  # noqa: E402  # the root comes first, so that this runs as a plain script
-from tasks import paths  # noqa: E402
-from tasks.settings import PARAMS_FILE  # noqa: E402
-from tasks.shards import INDEX, open_shards, write_index  # noqa: E402
+ROOT = Path(__file__).parents[1]
 
 NUM_SHAPES = 100
 ALMOST_ALL = {"val_share": 0.02, "test_share": 0.95}  # of the meshes in test: more than 100 of them

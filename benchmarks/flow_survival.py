@@ -28,7 +28,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Cancelling
 from tqdm import tqdm
 
-from tasks.paths import RESUME
+from tasks.run import RESUME
 
 PORT = 4217
 URL = f"http://127.0.0.1:{PORT}/api"

@@ -20,10 +20,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 from benchmarks.measure import timed, wait, watch_memory  # the root comes first, so that this runs as a script
-from model.quantizer import Nearest, nearest_by_blocks, nearest_codes
+from model.quantizer.quantizer import Nearest, nearest_by_blocks, nearest_codes
 
 NUM, SIZE, DIM = {"cuda": 1_000_000, "cpu": 20_000}, {"cuda": 8192, "cpu": 1024}, 64
 TOLERANCE = 1e-6  # of the squared distance
@@ -98,7 +96,7 @@ def float32_way(device: torch.device) -> Callable[[Tensor, Tensor, Tensor], Near
     """What nearest_codes begins with."""
     if device.type == "cpu":
         return nearest_by_blocks
-    from model.quantizer_cuda import nearest_by_kernel
+    from model.quantizer.kernel import nearest_by_kernel
 
     return nearest_by_kernel
 
@@ -175,7 +173,7 @@ def measure_tiles(vectors: Tensor, codes: Tensor) -> list[dict]:
     """The kernel alone, cut in other ways; each has to give what the chosen one gives, where both have no doubt."""
     from triton.runtime.errors import OutOfResources
 
-    from model.quantizer_cuda import Tile, nearest_by_kernel
+    from model.quantizer.kernel import Tile, nearest_by_kernel
 
     origin = codes.mean(0)
     chosen = nearest_by_kernel(vectors, codes, origin)

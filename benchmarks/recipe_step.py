@@ -7,12 +7,12 @@ from torch import nn
 
 from benchmarks.measure import timed
 from model.checkpoint import load_vae
-from model.losses import SDFTarget, reconstruction_loss
 from model.quantizer import VectorQuantizer
+from model.vae import SDFTarget, reconstruction_loss
 from model.vqvae import VQVAE
-from tasks.dataset import load_batches, load_targets
-from tasks.paths import SDF, VAE
-from tasks.settings import Settings
+from tasks.data import load_targets
+from tasks.data.dataset import load_batches
+from tasks.run import SDF, VAE, Settings
 from tasks.shards import open_shards
 
 

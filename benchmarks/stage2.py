@@ -18,12 +18,10 @@ from pathlib import Path
 import torch
 import yaml
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
+from benchmarks.measure import AS_DVC_RUNS_IT
+from tasks.run import PARAMS_FILE, paths
 
-from benchmarks.measure import AS_DVC_RUNS_IT  # noqa: E402  # the root comes first, so that this runs as a plain script
-from tasks import paths  # noqa: E402
-from tasks.settings import PARAMS_FILE  # noqa: E402
+ROOT = Path(__file__).parents[1]
 
 SHARED = [paths.SDF, paths.VAE, paths.CODEBOOK, paths.PASS_TOKEN.parent, paths.METRICS / "stage1_history.tsv"]
 FIGURES = ["spurious_area", "cd_l1", "cd_l1_median", "normal_consistency", "sdf_l1", "sign_errors"]

@@ -10,10 +10,8 @@ from spconv.pytorch import SparseConvTensor
 from spconv.pytorch import SubMConv3d as SpconvSubMConv3d
 from torch.nn import functional as F
 
-from model.child_conv import ChildConv3d
-from model.conv import SubMConv3d
-from model.norm import GroupNormSiLU
-from model.sparse import SparseTensor, Subdivision, pool_mean
+from model.sparse import ChildConv3d, GroupNormSiLU, SparseTensor, Subdivision, SubMConv3d
+from model.sparse.tensor import pool_mean
 from model.vae import SparseSDFVAE
 
 

@@ -14,7 +14,6 @@ of a shape alone; where they differ, how near to a tie is the latent; how far ap
 import argparse
 import json
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -27,17 +26,16 @@ import trimesh
 import warp as wp
 from torch import nn
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 from model.checkpoint import load_vae  # the root comes first, so that this runs as a plain script
 from model.errors import InputError
+from model.meshes import find_meshes, load_mesh
 from model.quantizer import VectorQuantizer
 from model.sdf import SparseSDF, voxelize
 from model.sparse import Grid, SparseTensor, find_rows, from_arrays
-from model.tokenizer import ShapeTokenizer, Tokens, decoded_surface
+from model.tokenizer import ShapeTokenizer, decoded_surface
+from model.tokenizer.tokenizer import Tokens
 from model.vae import DOWNSAMPLING, SparseSDFVAE, VAEConfig
 from model.vqvae import VQVAE
-from tasks.meshes import find_meshes, load_mesh
 
 T = TypeVar("T")
 ROOT = Path(__file__).parents[1]

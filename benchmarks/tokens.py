@@ -9,7 +9,6 @@ import argparse
 import json
 import random
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,14 +19,12 @@ import numpy as np
 import torch
 import trimesh
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 from model.errors import InputError  # the root comes first, so that this runs as a plain script
+from model.meshes import find_meshes, load_mesh
 from model.sdf import SparseSDF
 from model.sparse import from_arrays
 from model.tokenizer import ShapeTokenizer
 from model.tokens import Tokens
-from tasks.meshes import find_meshes, load_mesh
 
 T = TypeVar("T")
 BATCH_SIZE = 4

@@ -23,15 +23,12 @@ import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 from benchmarks import straightforward  # the root comes first, so that this runs as a plain script
-from model.losses import SDFTarget
 from model.quantizer import VectorQuantizer
 from model.sparse import SparseTensor, find_rows, from_arrays
-from model.vae import SparseSDFVAE, VAEConfig
+from model.vae import SDFTarget, SparseSDFVAE, VAEConfig
 from model.vqvae import VQVAE, VQVAELoss, vqvae_loss
-from tasks.dataset import ShapeDataset, TrainingView, View
+from tasks.data.dataset import ShapeDataset, TrainingView, View
 from tasks.shards import open_shards
 
 REPEATS, WARM_UP = 10, 4

@@ -9,22 +9,18 @@ medians, and the median over rounds of how much faster than the first a variant 
 import argparse
 import json
 import statistics
-import sys
 import time
 from pathlib import Path
 
 import torch
 from torch import nn
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 from benchmarks import straightforward  # the root comes first, so that this runs as a plain script
 from benchmarks.training_step import Variant, loss_of
-from model.losses import SDFTarget
+from model.vae import SDFTarget
 from model.vqvae import VQVAE
-from tasks.dataset import load_batches
-from tasks.paths import SDF
-from tasks.settings import load_settings
+from tasks.data.dataset import load_batches
+from tasks.run import SDF, load_settings
 from tasks.shards import open_shards
 from tasks.stage2 import load_vqvae
 

@@ -28,9 +28,8 @@ from typing import Any
 
 for threads in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "IGL_NUM_THREADS"):
     os.environ[threads] = "1"  # before numpy reads it
-sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import numpy as np  # noqa: E402
+import numpy as np  # noqa: E402  # reads them
 
 BAND = 2.0
 METHODS = ("ours", "libigl", "open3d", "trimesh", "mesh2sdf")
@@ -113,9 +112,9 @@ def run(python: str, job: dict[str, Any], limit: float) -> dict[str, Any]:
 
 
 def compare(options: argparse.Namespace) -> dict[str, Any]:
+    from model.meshes import load_mesh
     from model.sdf import normalised_surface
-    from tasks.meshes import load_mesh
-    from tests.model import brute_force_sdf as brute_force
+    from tests.model.sdf import brute_force_sdf as brute_force
 
     rows = []
     for name in options.meshes:

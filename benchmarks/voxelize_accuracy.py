@@ -16,13 +16,12 @@ from typing import Any
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 from model.errors import InputError
+from model.meshes import find_meshes, load_mesh
+from model.meshes.files import Mesh
 from model.sdf import voxelize
 from model.sdf.sign import orient_consistently
-from tasks.meshes import Mesh, find_meshes, load_mesh
-from tests.model import brute_force_sdf as brute_force
+from tests.model.sdf import brute_force_sdf as brute_force
 
 BAND = 2.0
 CLEAR = 0.01  # of |w| - 0.5, and in voxels of the distance: nearer to zero the sign is a matter of rounding

@@ -15,8 +15,8 @@ from dvc.utils.hydra import apply_overrides
 
 from flows.graph import kept_by_git
 from model.errors import InputError
-from tasks.settings import PARAMS_FILE, ParameterError, load_settings
-from tasks.stage import whole_directory
+from model.files import whole_directory
+from tasks.run import PARAMS_FILE, ParameterError, load_settings
 
 SNAPSHOT = Path("artifacts/.scratch/before_overrides")  # what put_back() puts back, also after the flow was killed
 OVERRIDDEN = "overridden.yaml"  # in there: params.yaml as the run has it

@@ -15,8 +15,8 @@ from prefect.artifacts import (
 )
 
 from flows.stage_process import PROGRESS, StageResult
-from tasks.figures import ROW_TITLES, figures_of
-from tasks.paths import EVALUATION, METRICS, PLOTS
+from model.report import ROW_TITLES, figures_of
+from tasks.run import EVALUATION, METRICS, PLOTS
 
 FIGURES = ("cd_l1", "fscore_0.01", "normal_consistency", "volume_iou", "surface_iou", "spurious_area")
 PICTURES = {

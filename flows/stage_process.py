@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from tasks.stage import ALREADY_RUNNING, INTERRUPTED, REFUSED
+from model.errors import INTERRUPTED
+from tasks.run import ALREADY_RUNNING, REFUSED
 
 KEEPER = Path(__file__).with_name("keeper.py")
 LOOK_AROUND_SECONDS = 1.0

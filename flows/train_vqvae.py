@@ -20,7 +20,7 @@ from flows.graph import plan
 from flows.run_page import ProgressBar, show_evaluation, show_stages
 from flows.stage_process import GateRefusedError, StageError, StageResult, StageStoppedError, reproduce
 from model.errors import InputError
-from tasks.stage import AlreadyRunningError, only_one
+from tasks.run import AlreadyRunningError, only_one
 
 STARTED_BY = os.getppid()
 

@@ -21,11 +21,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from model.conv import SubMConv3d
-from model.errors import InputError
-from model.hub import WEIGHT_SUFFIXES, local_path
-from model.layers import HEAD_CHANNELS
-from model.vae import SparseSDFVAE, VAEConfig
+from .errors import InputError
+from .hub import WEIGHT_SUFFIXES, local_path
+from .sparse import SubMConv3d
+from .vae import HEAD_CHANNELS, SparseSDFVAE, VAEConfig
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"

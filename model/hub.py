@@ -5,7 +5,7 @@ from pathlib import Path
 from huggingface_hub import hf_hub_download, parse_hf_uri, snapshot_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HfUriError, HFValidationError
 
-from model.errors import InputError
+from .errors import InputError
 
 WEIGHT_SUFFIXES = {".safetensors", ".ckpt", ".pt", ".pth", ".bin"}
 PREFIXES = ("hf://", "https://huggingface.co/")

@@ -5,12 +5,10 @@ from typing import NamedTuple
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from model.errors import InputError
-from model.losses import Recon, SDFTarget, reconstruction_loss, sign_error_share
-from model.quantizer import Quantized, VectorQuantizer
-from model.receptive_field import DecodePlan
-from model.sparse import Grid, SparseTensor
-from model.vae import SparseSDFVAE
+from .errors import InputError
+from .quantizer import Quantized, VectorQuantizer
+from .sparse import Grid, SparseTensor
+from .vae import DecodePlan, Recon, SDFTarget, SparseSDFVAE, reconstruction_loss, sign_error_share
 
 
 class VQVAEOutput(NamedTuple):

@@ -5,14 +5,12 @@ import json
 import pyarrow.parquet as pq
 
 from model.checkpoint import load_vae
-from tasks.device import pick_device
-from tasks.latents import SCHEMA, latents_file, to_row
-from tasks.paths import LATENTS, METRICS, SDF, VAE
-from tasks.progress import track
-from tasks.settings import Settings
+from model.device import pick_device
+from model.files import whole_directory, write_whole
+from model.progress import track
+from tasks.data import SCHEMA, choose_views, encode_views, latents_file, to_row
+from tasks.run import LATENTS, METRICS, SDF, VAE, Settings, run_stage
 from tasks.shards import open_shards
-from tasks.stage import run_stage, whole_directory, write_whole
-from tasks.views import choose_views, encode_views
 
 
 def encode(settings: Settings) -> None:

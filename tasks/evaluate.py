@@ -13,21 +13,32 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from model.device import pick_device
 from model.errors import InputError
+from model.files import whole_directory, write_whole
 from model.metrics import Truth, compare_sdf, summarise
-from model.render import SheetRow
-from tasks.compare import PER_SHAPE
-from tasks.device import pick_device
-from tasks.figures import COSTS, ROW_TITLES
-from tasks.gallery import PICTURED, Gallery
-from tasks.paths import EVALUATION, METRICS, PLOTS, SDF
-from tasks.plots import draw_history, draw_shapes, draw_usage, read_history, usage_table
-from tasks.progress import track
-from tasks.reconstructions import CodeUse, Reconstruction, Reconstructor
-from tasks.report import CODEBOOK_TITLES, Aggregates, Ranking, Report, write_report
-from tasks.settings import Evaluate, Settings
+from model.progress import track
+from model.report import (
+    CODEBOOK_TITLES,
+    COSTS,
+    PER_SHAPE,
+    PICTURED,
+    ROW_TITLES,
+    Aggregates,
+    Gallery,
+    Ranking,
+    Report,
+    SheetRow,
+    draw_history,
+    draw_shapes,
+    draw_usage,
+    read_history,
+    usage_table,
+    write_report,
+)
+from tasks.evaluation import CodeUse, Reconstruction, Reconstructor
+from tasks.run import EVALUATION, METRICS, PLOTS, SDF, Evaluate, Settings, run_stage
 from tasks.shards import Shards, open_shards, write_table
-from tasks.stage import run_stage, whole_directory, write_whole
 
 ROWS = tuple(ROW_TITLES)
 RANKED_BY = "cd_l1"  # of stage 2
@@ -222,7 +233,7 @@ def codebook_pictures() -> dict[str, bytes]:
 
 
 def conditions(shards: Shards, params: Evaluate) -> dict[str, int]:
-    """What figures depend on besides the shapes, as tasks.compare wants it."""
+    """What figures depend on besides the shapes, as model.report.compare wants it."""
     return {"resolution": shards.resolution, "num_points": params.num_points, "seed": params.seed}
 
 

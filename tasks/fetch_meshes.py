@@ -9,9 +9,8 @@ from tempfile import TemporaryDirectory
 from zipfile import BadZipFile, ZipFile
 
 from model.errors import InputError
-from tasks.paths import MESHES
-from tasks.settings import Settings
-from tasks.stage import run_stage, whole_directory
+from model.files import whole_directory
+from tasks.run import MESHES, Settings, run_stage
 
 
 def fetch_meshes(settings: Settings) -> None:

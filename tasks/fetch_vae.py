@@ -2,10 +2,9 @@
 
 import shutil
 
+from model.files import whole_directory
 from model.hub import local_path
-from tasks.paths import FETCHED
-from tasks.settings import Settings
-from tasks.stage import run_stage, whole_directory
+from tasks.run import FETCHED, Settings, run_stage
 
 
 def fetch_vae(settings: Settings) -> None:

@@ -7,16 +7,13 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
+from model.device import pick_device
 from model.errors import InputError
-from model.kmeans import Lloyd, lloyd_pass
-from model.quantizer import codebook_statistics
-from tasks.codebook import load_codebook
-from tasks.codebook_plots import draw_codebook
-from tasks.device import pick_device
-from tasks.latents import latents_file, read_vectors
-from tasks.paths import LATENTS, METRICS, PASS_TOKEN, PLOTS
-from tasks.settings import Gate, Settings
-from tasks.stage import RefusedError, run_stage, write_whole
+from model.files import write_whole
+from model.quantizer import Lloyd, codebook_statistics, lloyd_pass
+from model.report import draw_codebook
+from tasks.data import latents_file, load_codebook, read_vectors
+from tasks.run import LATENTS, METRICS, PASS_TOKEN, PLOTS, Gate, RefusedError, Settings, run_stage
 
 
 @dataclass(frozen=True)

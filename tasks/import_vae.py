@@ -5,9 +5,8 @@ from dataclasses import asdict
 
 from model.checkpoint import Import, import_checkpoint, save_vae
 from model.errors import InputError
-from tasks.paths import METRICS, VAE
-from tasks.settings import Settings
-from tasks.stage import run_stage, whole_directory, write_whole
+from model.files import whole_directory, write_whole
+from tasks.run import METRICS, VAE, Settings, run_stage
 
 
 def import_vae(settings: Settings) -> None:

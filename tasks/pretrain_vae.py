@@ -7,18 +7,14 @@ import torch
 from torch import nn
 
 from model.checkpoint import save_vae
+from model.device import pick_device
 from model.distributed import in_process_group, rank
-from model.losses import reconstruction_loss, sign_error_share
-from model.vae import SparseSDFVAE, VAEConfig, kl_divergence, sample
-from tasks.dataset import ShapeBatch, training_batches
-from tasks.device import pick_device
-from tasks.paths import METRICS, PRETRAINED, SDF
-from tasks.resume import ResumePoint, fingerprint
-from tasks.settings import Settings
+from model.files import whole_directory, write_whole
+from model.vae import SparseSDFVAE, VAEConfig, kl_divergence, reconstruction_loss, sample, sign_error_share
+from tasks.data import ShapeBatch, training_batches
+from tasks.run import METRICS, PRETRAINED, SDF, Settings, run_stage
 from tasks.shards import open_shards
-from tasks.stage import run_stage, whole_directory, write_whole
-from tasks.training import History, Losses, train
-from tasks.validation import validate
+from tasks.training import History, Losses, ResumePoint, fingerprint, train, validate
 
 INITIAL_LOGVAR = -4.0  # posterior deviations start at 0.14, so that the decoder sees the means from the start
 

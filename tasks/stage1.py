@@ -11,24 +11,27 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from model.checkpoint import load_vae
-from model.codebook_training import TrainedCodebook
+from model.device import pick_device
 from model.distributed import in_process_group, own_part, rank
 from model.errors import InputError
-from model.kmeans import distinct_vectors, kmeans, lloyd_pass
-from model.losses import SDFTarget
-from model.quantizer import VectorQuantizer, codebook_statistics, gaussian_error_bound, usage_of_counts
+from model.files import whole_directory, write_whole
+from model.quantizer import (
+    TrainedCodebook,
+    VectorQuantizer,
+    codebook_statistics,
+    distinct_vectors,
+    gaussian_error_bound,
+    kmeans,
+    lloyd_pass,
+    usage_of_counts,
+)
 from model.sparse import SparseTensor
+from model.vae import SDFTarget
 from model.vqvae import VQVAE
-from tasks.codebook import save_codebook
-from tasks.device import pick_device
-from tasks.latents import latents_file, read_vectors
-from tasks.paths import CODEBOOK, LATENTS, METRICS, SDF, VAE
-from tasks.resume import ResumePoint, fingerprint
-from tasks.settings import Settings, Stage1
+from tasks.data import latents_file, read_vectors, save_codebook
+from tasks.run import CODEBOOK, LATENTS, METRICS, SDF, VAE, Settings, Stage1, run_stage
 from tasks.shards import open_shards
-from tasks.stage import run_stage, whole_directory, write_whole
-from tasks.training import History, Losses, train
-from tasks.validation import validate
+from tasks.training import History, Losses, ResumePoint, fingerprint, train, validate
 
 
 @dataclass(frozen=True)

@@ -10,22 +10,17 @@ import torch
 from torch import nn
 
 from model.checkpoint import load_vae
+from model.device import pick_device
 from model.distributed import all_reduce_sum, in_process_group, num_ranks, rank
 from model.errors import InputError
+from model.files import whole_directory, write_whole
 from model.quantizer import CodebookStatistics, VectorQuantizer, codebook_statistics, usage_of_batch
 from model.tokenizer import ShapeTokenizer
 from model.vqvae import VQVAE, vqvae_loss
-from tasks.codebook import CODEBOOK_FILE, load_codebook
-from tasks.dataset import ShapeBatch, training_batches
-from tasks.device import pick_device
-from tasks.paths import METRICS, PASS_TOKEN, SDF, TOKENIZER, VAE
-from tasks.resume import ResumePoint, fingerprint
-from tasks.settings import Settings, Stage2
+from tasks.data import CODEBOOK_FILE, ShapeBatch, choose_views, encode_views, load_codebook, training_batches
+from tasks.run import METRICS, PASS_TOKEN, SDF, TOKENIZER, VAE, Settings, Stage2, run_stage
 from tasks.shards import Shards, open_shards
-from tasks.stage import run_stage, whole_directory, write_whole
-from tasks.training import History, Losses, cosine, train
-from tasks.validation import validate
-from tasks.views import choose_views, encode_views
+from tasks.training import History, Losses, ResumePoint, cosine, fingerprint, train, validate
 
 LEFT_PERPLEXITY = 0.8  # of the perplexity on held-out shapes: with less, codes have gone out of use
 

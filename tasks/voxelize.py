@@ -17,16 +17,14 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-import model.sdf
 from model.errors import InputError
+from model.files import whole_directory, write_whole
+from model.jobs import GB, Failure, Limits, run_all
+from model.meshes import SUFFIXES, find_meshes, load_mesh, memory_to_load, printable
+from model.progress import track
 from model.sdf import normalised_surface, voxelize
-from tasks import meshes, shards
-from tasks.fanout import GB, Failure, Limits, run_all
-from tasks.meshes import SUFFIXES, find_meshes, load_mesh, memory_to_load, printable
-from tasks.paths import METRICS, SDF, SDF_SECONDS, VOXELIZE_SCRATCH
-from tasks.progress import track
-from tasks.settings import Settings, Voxelize
-from tasks.stage import run_stage, whole_directory, write_whole
+from tasks import shards
+from tasks.run import METRICS, SDF, SDF_SECONDS, VOXELIZE_SCRATCH, Settings, Voxelize, run_stage
 
 AMBIGUOUS = 0.03  # share of bad flips above which a mesh has no clear inside
 _MARKERS = "under_way"  # a folder in scratch
@@ -215,8 +213,9 @@ def _attempt(job: Job, target: Path) -> None:
 
 def _code_version() -> str:
     """A hash of the code between a file and its shape: changing it makes what lies in the scratch folder stale."""
-    package = Path(model.sdf.__file__).parent
-    sources = [*sorted(package.glob("*.py")), Path(meshes.__file__), Path(shards.__file__), Path(__file__)]
+    here = Path(__file__).parent
+    rooms = (here.parent / "model" / "sdf", here.parent / "model" / "meshes", here / "shards")
+    sources = [*(source for room in rooms for source in sorted(room.glob("*.py"))), Path(__file__)]
     return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from tasks import paths
+from tasks.run import paths
 
 ROOT = Path(__file__).parents[1]
 DVC_FILES = [Path("dvc.yaml"), Path("tasks/upstream/dvc.yaml")]
@@ -29,7 +29,7 @@ def names(entries: list[Any]) -> list[str]:
 
 
 def write_project(root: Path) -> None:
-    """The project's DVC files and parameters, an empty file for each module, and the stand-in for each stage."""
+    """The project's DVC files and parameters, empty modules and rooms, and the stand-in for each stage."""
     for file in [*DVC_FILES, Path("params.yaml"), Path(".dvcignore")]:
         (root / file).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / file, root / file)
@@ -42,9 +42,11 @@ def write_project(root: Path) -> None:
     }
     for dependency in {entry for stage in stages.values() for entry in stage["deps"]}:
         if dependency.startswith(("model/", "tasks/")):
-            (root / dependency).parent.mkdir(exist_ok=True)
-            (root / dependency).touch()
-    (root / "tasks/settings.py").touch()  # what every stage begins with; there is nothing to check here
+            module = root / (dependency if dependency.endswith(".py") else f"{dependency}/__init__.py")
+            module.parent.mkdir(parents=True, exist_ok=True)
+            module.touch()
+    (root / "tasks/run").mkdir()
+    (root / "tasks/run/check.py").touch()  # what every stage begins with; there is nothing to check here
     for name, stage in stages.items():
         written = [path for kind in ("outs", "metrics", "plots") for path in names(stage.get(kind, []))]
         (root / f"tasks/{name}.py").write_text(STUB.format(written=written))

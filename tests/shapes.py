@@ -4,9 +4,9 @@ import numpy as np
 import torch
 import trimesh
 
-from model.losses import SDFTarget
 from model.sdf import SparseSDF, voxelize
 from model.sparse import Grid, SparseTensor
+from model.vae import SDFTarget
 
 
 def random_coords(*, num_shapes: int, extent: int, seed: int, share: float = 0.3) -> torch.Tensor:

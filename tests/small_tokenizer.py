@@ -7,8 +7,7 @@ import torch
 import trimesh
 
 from model.checkpoint import load_vae
-from model.kmeans import kmeans
-from model.quantizer import VectorQuantizer
+from model.quantizer import VectorQuantizer, kmeans
 from model.sparse import batch_tensors, from_arrays
 from model.tokenizer import ShapeTokenizer
 from model.vqvae import VQVAE

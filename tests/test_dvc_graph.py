@@ -15,8 +15,7 @@ import yaml
 from dvc.repo import Repo
 from pydantic import BaseModel
 
-from tasks import paths
-from tasks.settings import Settings
+from tasks.run import Settings, paths
 
 ROOT = Path(__file__).parents[1]
 DVC_FILES = [Path("dvc.yaml"), Path("tasks/upstream/dvc.yaml")]
@@ -25,7 +24,8 @@ STAGES: dict[str, dict[str, Any]] = {
 }
 
 # Modules whose content cannot change a result: what settings holds is tracked as params, the rest carries or shows it.
-PLUMBING = {"model.errors", "tasks.paths", "tasks.progress", "tasks.settings", "tasks.stage"}
+PLUMBING = {"model", "model.errors", "model.files", "model.progress", "tasks.run"}
+PLUMBING |= {f"tasks.run.{name}" for name in ("paths", "settings", "stage")}
 
 # What each stage reads and writes, in the words of the code.
 READS = {
@@ -103,10 +103,20 @@ def imports(module: str) -> frozenset[str]:
     for node in ast.walk(tree(module)):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            source = absolute(module, node)
+            found |= {source} | {f"{source}.{alias.name}" for alias in node.names}
     packages = {".".join(name.split(".")[:depth]) for name in found for depth in range(1, name.count(".") + 1)}
     return frozenset(name for name in found | packages if module_file(name))
+
+
+def absolute(module: str, node: ast.ImportFrom) -> str:
+    """The module that `from X import` names in the text of another, X being relative or not."""
+    file = module_file(module)
+    assert file is not None
+    parents = module.split(".") if file.name == "__init__.py" else module.split(".")[:-1]
+    above = parents[: len(parents) - node.level + 1] if node.level else []
+    return ".".join([*above, *([node.module] if node.module else [])])
 
 
 def closure(module: str) -> set[str]:
@@ -319,7 +329,7 @@ def test_optional_upstreams_join_only_when_pointed_at(
 
 
 def test_the_pipeline_runs_where_there_is_no_prefect():
-    stages = [f"tasks.{name}" for name in ("settings", *READS)]
+    stages = [f"tasks.{name}" for name in ("run", *READS)]
     program = "import importlib, sys\nsys.modules['prefect'] = None  # importing it now raises ImportError\n"
     program += f"for name in {['dvc.cli', *stages]!r}: importlib.import_module(name)"
     subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT)

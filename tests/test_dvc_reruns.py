@@ -61,7 +61,7 @@ def test_a_parameter_reruns_what_it_touches(project: Path, key: str, value: obje
 @pytest.mark.parametrize(
     ("file", "rerun"),
     [
-        ("model/metrics.py", {"evaluate"}),
+        ("model/metrics/__init__.py", {"gate", "evaluate"}),
         ("tasks/stage2.py", {"stage2", "evaluate"}),
         (str(SMALL_VAE), {"import_vae", "encode", "stage1", "gate", "stage2", "evaluate"}),
     ],

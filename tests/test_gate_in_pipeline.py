@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from dvc.repo import Repo
 
-from tasks import paths
+from tasks.run import paths
 from tests.test_dvc_graph import STAGES
 from tests.test_dvc_reruns import set_parameter, write_project
 
@@ -25,7 +25,8 @@ ENCODE = f"""
 import pathlib, sys, time
 sys.path.insert(0, {str(ROOT)!r})
 import pyarrow.parquet as pq, torch
-from tasks.latents import SCHEMA, ShapeLatents, latents_file, to_row
+from tasks.data import (SCHEMA, latents_file, to_row)
+from tasks.data.latents import (ShapeLatents)
 generator = torch.Generator().manual_seed(0)
 places = 10 * torch.randn({SIZE}, 8, generator=generator)
 folder = pathlib.Path({str(paths.LATENTS)!r})
@@ -44,9 +45,9 @@ STAGE1 = f"""
 import pathlib, sys, yaml
 sys.path.insert(0, {str(ROOT)!r})
 import torch
-from model.kmeans import kmeans
-from tasks.codebook import save_codebook
-from tasks.latents import latents_file, read_vectors
+from model.quantizer import (kmeans)
+from tasks.data import (save_codebook)
+from tasks.data import (latents_file, read_vectors)
 folder = pathlib.Path({str(paths.CODEBOOK)!r})
 vectors = read_vectors(latents_file(pathlib.Path({str(paths.LATENTS)!r}), "train"), max_per_view=None, seed=0)
 generator = torch.Generator().manual_seed(0)
@@ -67,9 +68,9 @@ def project(tmp_path: Path) -> Path:
     shutil.rmtree(tmp_path / "model")
     shutil.copytree(ROOT / "model", tmp_path / "model", ignore=PYCACHE)
     stages = {f"{stage}.py" for stage in set(STAGES) - {"gate"}}
-    for module in (ROOT / "tasks").glob("*.py"):
+    for module in (ROOT / "tasks").rglob("*.py"):
         if module.name not in stages:
-            shutil.copy(module, tmp_path / "tasks")
+            shutil.copy(module, tmp_path / module.relative_to(ROOT))
     (tmp_path / "tasks/encode.py").write_text(ENCODE)
     (tmp_path / "tasks/stage1.py").write_text(STAGE1)
     set_parameter(tmp_path, "stage1.kmeans_iterations", 1)

@@ -14,13 +14,13 @@ import trimesh
 from safetensors.torch import save_file
 
 from model.checkpoint import save_vae
-from model.metrics import compare
+from model.meshes import load_mesh
+from model.metrics.metrics import compare
 from model.sdf import normalised_surface
 from model.tokens import Tokens, Vocabulary
-from tasks import paths, shards
 from tasks.evaluate import evaluate
-from tasks.meshes import load_mesh
-from tasks.settings import load_settings
+from tasks.run import load_settings, paths
+from tasks.shards import shards
 from tests.small_tokenizer import ROOT, small_tokenizer
 
 SECTION = re.search(r"^## Use it\n(.*?)^## ", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
@@ -45,7 +45,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     mesh.export(root / MESH)
     command = root / ".venv" / "bin" / "shape-tokenizer"
     command.parent.mkdir(parents=True)
-    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m tasks.command_line "$@"\n')
+    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m model.cli.main "$@"\n')
     command.chmod(0o755)
     return root
 

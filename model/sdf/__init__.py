@@ -1,6 +1,22 @@
-"""Mesh to sparse SDF and back. One convention: see SparseSDF."""
+"""Triangles to a signed distance on the voxels near the surface, and back to triangles.
 
-from model.sdf.grid import SparseSDF, normalised_surface, voxelize
-from model.sdf.surface import Surface, extract_mesh
+Arrays in, arrays out; one convention of space and sign, that of SparseSDF. Uses Warp for what is slow in numpy. What is
+changed here changes the shapes that everything else is trained on.
+"""
 
-__all__ = ["SparseSDF", "Surface", "extract_mesh", "normalised_surface", "voxelize"]
+from .distance import BRICK_SIZE, BRICK_VOXELS
+from .grid import Mode, SparseSDF, normalised_surface, voxel_coords, voxelize
+from .surface import Surface, extract_from_bricks, extract_mesh
+
+__all__ = [
+    "BRICK_SIZE",
+    "BRICK_VOXELS",
+    "Mode",
+    "SparseSDF",
+    "Surface",
+    "extract_from_bricks",
+    "extract_mesh",
+    "normalised_surface",
+    "voxel_coords",
+    "voxelize",
+]

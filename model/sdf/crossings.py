@@ -5,7 +5,7 @@ Going up a line, passing a face from its back to its front is a step out (-1), f
 
 import warp as wp
 
-from model.sdf.distance import BRICK_SIZE, BRICK_VOXELS, Bricks
+from .distance import BRICK_SIZE, BRICK_VOXELS, Bricks
 
 # No gradients here: half the code to compile. No fused multiply-add: two faces must agree about their edge to the bit.
 wp.set_module_options({"enable_backward": False, "fuse_fp": False})

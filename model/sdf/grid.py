@@ -7,12 +7,12 @@ from typing import Literal, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from model.errors import InputError
-from model.sdf.distance import BRICK_SIZE, Bricks, band_bricks, short_triangles
-from model.sdf.edges import find_edges
-from model.sdf.rows import bad_flip_ratio, band_rows
-from model.sdf.sign import brick_insides, cap_holes, insides_of_shell, orient_consistently
-from model.sdf.surface import Surface, extract_from_bricks
+from ..errors import InputError
+from .distance import BRICK_SIZE, Bricks, band_bricks, short_triangles
+from .edges import find_edges
+from .rows import bad_flip_ratio, band_rows
+from .sign import brick_insides, cap_holes, insides_of_shell, orient_consistently
+from .surface import Surface, extract_from_bricks
 
 Mode = Literal["solid", "shell"]
 SHELL_VOXELS = 1.0  # half the thickness of a shell

@@ -11,10 +11,10 @@ import numpy as np
 import warp as wp
 from jaxtyping import Float
 
-from model.sdf.crossings import count_steps, step_along
-from model.sdf.distance import BRICK_SIZE, Bricks
-from model.sdf.tree import Tree, edge_tree, next_node, triangle_tree
-from model.sdf.winding import winding_number
+from .crossings import count_steps, step_along
+from .distance import BRICK_SIZE, Bricks
+from .tree import Tree, edge_tree, next_node, triangle_tree
+from .winding import winding_number
 
 wp.set_module_options({"enable_backward": False})  # no gradients here: half the code to compile
 

@@ -6,7 +6,7 @@ import numpy as np
 import warp as wp
 from jaxtyping import Float, Int
 
-from model.sdf.distance import BRICK_SIZE, Bricks, running_sum
+from .distance import BRICK_SIZE, Bricks, running_sum
 
 wp.set_module_options({"enable_backward": False})  # no gradients here: half the code to compile
 

@@ -11,9 +11,9 @@ from jaxtyping import Float, Int
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
-from model.sdf.crossings import count_crossings
-from model.sdf.distance import Bricks, split_long
-from model.sdf.insides import decide_insides
+from .crossings import count_crossings
+from .distance import Bricks, split_long
+from .insides import decide_insides
 
 wp.set_module_options({"enable_backward": False})  # no gradients here: half the code to compile
 

@@ -6,8 +6,8 @@ import numpy as np
 import warp as wp
 from jaxtyping import Float, Int
 
-from model.sdf.cases import CASES, EDGES
-from model.sdf.distance import BRICK_SIZE, BRICK_VOXELS, number_bricks
+from .cases import CASES, EDGES
+from .distance import BRICK_SIZE, BRICK_VOXELS, number_bricks
 
 wp.set_module_options({"enable_backward": False})  # no gradients here: half the code to compile
 

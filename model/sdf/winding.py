@@ -8,7 +8,7 @@ import numpy as np
 import warp as wp
 from jaxtyping import Float
 
-from model.sdf.tree import Tree, next_node, triangle_tree
+from .tree import Tree, next_node, triangle_tree
 
 wp.set_module_options({"enable_backward": False})  # no gradients here: half the code to compile
 

@@ -18,7 +18,7 @@ from flows.alerts import WEBHOOK
 from flows.experiment import SNAPSHOT
 from flows.stage_process import GateRefusedError, StageError, reproduce
 from flows.train_vqvae import bring_up_to_date, train_vqvae
-from tasks.stage import only_one
+from tasks.run import only_one
 from tests.flows.conftest import changes, replace_stage, run
 
 REFUSAL = "gate: the codebook is not good enough: usage 0.1 (gate.min_usage: >= 0.9): raise stage1.kmeans_iterations"

@@ -8,14 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from model.child_conv import ChildConv3d
-from model.conv import SubMConv3d
-from model.layers import HEAD_CHANNELS, WindowAttention
-from model.norm import GroupNormSiLU
-from model.quantizer import MAX_KERNEL_DIM, nearest_codes
-from model.receptive_field import plan_decode
-from model.sparse import Grid, SparseTensor, Subdivision
-from model.vae import NUM_LEVELS, SparseSDFVAE, VAEConfig, make_ahead
+from model.quantizer.quantizer import MAX_KERNEL_DIM, nearest_codes
+from model.sparse import ChildConv3d, Grid, GroupNormSiLU, SparseTensor, Subdivision, SubMConv3d
+from model.vae import HEAD_CHANNELS, SparseSDFVAE, VAEConfig
+from model.vae.layers import WindowAttention
+from model.vae.network import NUM_LEVELS, make_ahead
+from model.vae.receptive_field import plan_decode
 from tests.shapes import random_coords, random_tensor, relative_error
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")

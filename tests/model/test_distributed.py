@@ -7,13 +7,13 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from model import kmeans as kmeans_module
-from model.codebook_training import TrainedCodebook
 from model.distributed import all_reduce_mean, all_reduce_sum, average_gradients, global_mean, num_ranks, own_part, rank
-from model.kmeans import kmeans
+from model.quantizer import TrainedCodebook, kmeans
+from model.quantizer import lloyd as kmeans_module
 from model.sparse import SparseTensor
-from model.vae import Posterior, kl_divergence
-from tests.model.test_codebook_training import generator
+from model.vae import kl_divergence
+from model.vae.network import Posterior
+from tests.model.quantizer.test_codebook_training import generator
 
 SIZE, BATCH, STEPS = 40, 64, 30
 

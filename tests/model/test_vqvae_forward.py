@@ -15,11 +15,11 @@ import torch
 from torch import nn
 
 from model.errors import InputError
-from model.losses import SDFTarget
-from model.norm import MAX_GROUPS
-from model.quantizer import VectorQuantizer, nearest_codes
+from model.quantizer import VectorQuantizer
+from model.quantizer.quantizer import nearest_codes
 from model.sparse import batch_tensors, find_rows
-from model.vae import SparseSDFVAE, VAEConfig, refuse_zero_latents
+from model.sparse.norm import MAX_GROUPS
+from model.vae import SDFTarget, SparseSDFVAE, VAEConfig, refuse_zero_latents
 from model.vqvae import VQVAE, VQVAELoss, VQVAEOutput, vqvae_loss
 from tests.shapes import as_target, by_coords, relative_error, ring_and_box, voxelized
 

@@ -11,12 +11,11 @@ import torch
 import trimesh
 
 from model.checkpoint import save_vae
+from model.files import write_whole
 from model.vae import SparseSDFVAE, VAEConfig
-from tasks import paths
 from tasks.encode import encode
-from tasks.settings import Settings, load_settings
-from tasks.shards import INDEX, shape_row, write_index, write_shards
-from tasks.stage import write_whole
+from tasks.run import Settings, load_settings, paths
+from tasks.shards.shards import INDEX, shape_row, write_index, write_shards
 from tasks.stage1 import stage1
 from tests.shapes import ring_and_box, voxelized
 

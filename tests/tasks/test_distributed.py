@@ -15,9 +15,8 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from tasks import paths
-from tasks.dataset import TrainingView, View, share_of
-from tasks.settings import Settings
+from tasks.data.dataset import TrainingView, View, share_of
+from tasks.run import Settings, paths
 
 ROOT = Path(__file__).parents[2]
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]

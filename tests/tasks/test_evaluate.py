@@ -12,19 +12,18 @@ from safetensors.torch import save_file
 
 from model.checkpoint import save_vae
 from model.errors import InputError
-from model.metrics import CUBE_DIAGONAL
+from model.metrics.metrics import CUBE_DIAGONAL
 from model.quantizer import VectorQuantizer
+from model.report import draw_history, read_history, usage_table
 from model.sdf import Surface, voxelize
 from model.sparse import SparseTensor
 from model.tokenizer import ShapeTokenizer
 from model.vae import SparseSDFVAE, VAEConfig
 from model.vqvae import VQVAE
-from tasks import paths
 from tasks.evaluate import ROWS, aggregate, evaluate, rank, spread, summarise_rows
-from tasks.plots import draw_history, read_history, usage_table
-from tasks.reconstructions import CodeUse
-from tasks.settings import Evaluate, Settings
-from tasks.shards import INDEX, SURFACES, shape_row, write_index, write_shards, write_surfaces
+from tasks.evaluation import CodeUse
+from tasks.run import Evaluate, Settings, paths
+from tasks.shards.shards import INDEX, SURFACES, shape_row, write_index, write_shards, write_surfaces
 
 RESOLUTION = 32
 CODEBOOK_SIZE = 16

@@ -10,11 +10,10 @@ import torch
 from safetensors.torch import save_file
 
 from model.errors import InputError
-from tasks.codebook import CODEBOOK_FILE
+from tasks.data import CODEBOOK_FILE, SCHEMA, latents_file, to_row
+from tasks.data.latents import ShapeLatents
 from tasks.gate import gate
-from tasks.latents import SCHEMA, ShapeLatents, latents_file, to_row
-from tasks.paths import CODEBOOK, LATENTS, METRICS, PASS_TOKEN, PLOTS
-from tasks.settings import Gate, Settings, load_settings
+from tasks.run import CODEBOOK, LATENTS, METRICS, PASS_TOKEN, PLOTS, Gate, Settings, load_settings
 
 ROOT = Path(__file__).parents[2]
 NUM_CODES, PER_CODE = 8, 25

@@ -13,14 +13,12 @@ import torch
 import yaml
 
 from model.checkpoint import export_vae, load_vae
+from model.cli.export_vae import main as export
 from model.errors import InputError
 from model.vae import SparseSDFVAE, VAEConfig
-from tasks.export_vae import main as export
 from tasks.fetch_vae import fetch_vae
 from tasks.import_vae import import_vae
-from tasks.paths import FETCHED, METRICS, VAE
-from tasks.settings import Settings, load_settings
-from tasks.stage import run_stage
+from tasks.run import FETCHED, METRICS, VAE, Settings, load_settings, run_stage
 from tests.model.test_hub import cache, put_vae  # noqa: F401  # the fixture
 
 ROOT = Path(__file__).parents[2]

@@ -14,8 +14,7 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
-from tasks import paths
-from tasks.settings import Settings
+from tasks.run import Settings, paths
 
 ROOT = Path(__file__).parents[2]
 STEPS = 60

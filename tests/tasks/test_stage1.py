@@ -13,20 +13,15 @@ from safetensors.torch import load_file
 
 from model.checkpoint import load_vae, save_vae
 from model.errors import InputError
-from model.kmeans import lloyd_pass
-from model.quantizer import VectorQuantizer, codebook_statistics, usage_of_counts
-from model.sparse import find_rows
-from model.symmetry import transform_coords
+from model.quantizer import VectorQuantizer, codebook_statistics, lloyd_pass, usage_of_counts
+from model.sparse import find_rows, transform_coords
 from model.vae import SparseSDFVAE, VAEConfig
 from tasks import stage1 as module
-from tasks.codebook import CODEBOOK_FILE
+from tasks.data import CODEBOOK_FILE, choose_views, encode_views, latents_file, read_vectors
 from tasks.encode import encode
-from tasks.latents import latents_file, read_vectors
-from tasks.paths import LATENTS, METRICS, RESUME, SDF, VAE
-from tasks.settings import Settings
+from tasks.run import LATENTS, METRICS, RESUME, SDF, VAE, Settings
 from tasks.shards import open_shards
 from tasks.stage1 import draw_vectors, normalised_error, spectrum, stage1
-from tasks.views import choose_views, encode_views
 from tests.shapes import as_tensor
 
 

@@ -15,9 +15,8 @@ from model.errors import InputError
 from model.tokenizer import ShapeTokenizer
 from model.vqvae import VQVAE
 from tasks import stage2 as module
-from tasks.codebook import CODEBOOK_FILE
-from tasks.paths import METRICS, PASS_TOKEN, RESUME, TOKENIZER, VAE
-from tasks.settings import Settings
+from tasks.data import CODEBOOK_FILE
+from tasks.run import METRICS, PASS_TOKEN, RESUME, TOKENIZER, VAE, Settings
 from tasks.stage2 import load_vqvae, param_groups, stage2
 from tests.shapes import ring_and_box
 

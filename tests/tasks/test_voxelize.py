@@ -16,11 +16,10 @@ import trimesh
 import yaml
 
 from model.errors import InputError
+from model.meshes import find_meshes, load_mesh
 from model.sdf import voxelize
 from tasks import voxelize as stage
-from tasks.meshes import find_meshes, load_mesh
-from tasks.paths import SDF, SDF_SECONDS, VOXELIZE_SCRATCH
-from tasks.settings import Settings, load_settings
+from tasks.run import SDF, SDF_SECONDS, VOXELIZE_SCRATCH, Settings, load_settings
 from tasks.shards import open_shards
 
 ROOT = Path(__file__).parents[2]

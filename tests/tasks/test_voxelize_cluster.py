@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 
 from tasks import voxelize as stage
-from tasks.paths import SDF, VOXELIZE_SCRATCH
+from tasks.run import SDF, VOXELIZE_SCRATCH
 from tests.tasks.test_voxelize import contents, in_scratch, settings_for, write_balls
 
 ROOT = Path(__file__).parents[2]

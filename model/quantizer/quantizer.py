@@ -1,0 +1,242 @@
+"""Nearest-code quantisation with a straight-through gradient (van den Oord et al. 2017), and codebook statistics."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Float16, Int, Num
+from torch import Tensor, nn
+
+from ..distributed import all_reduce_sum, global_mean
+
+MAX_SCORES = 2**20  # of one block on the CPU: 4 MB of float32 stay in a core's cache
+MAX_SCORES_ON_GPU = 2**24  # enough to fill it: 64 MB of float32, 128 MB of float64
+SCORES_OF_A_GROUP = 64  # codes whose least score is found first: a minimum is ten times as fast as its place
+MAX_KERNEL_DIM = 256
+LARGEST_HALF = 2.0**14  # what numbers are scaled to before they are split: float16 ends at 2^16
+UNDERFLOW = 1e-30  # of squares: far below it float32 loses digits
+
+
+class Quantized(NamedTuple):
+    z_q: Float[Tensor, "num_vectors dim"]  # value: the nearest code; gradient: that of z_e, exactly
+    indices: Int[Tensor, " num_vectors"]
+    vq_loss: Tensor  # mean |sg(z_e) - e|^2: moves the codes only
+    commitment_loss: Tensor  # mean |z_e - sg(e)|^2: moves the encoder only
+
+
+class VectorQuantizer(nn.Module):
+    """A codebook of `size` vectors of length `dim`, zeros until they are filled in.
+
+    How a network quantises, in training and in use, is here alone; k-means (model.kmeans) is by nearest codes too.
+    """
+
+    def __init__(self, size: int, dim: int):
+        super().__init__()
+        self.codebook = nn.Parameter(torch.zeros(size, dim))
+
+    @classmethod
+    def of(cls, codes: Float[Tensor, "codebook_size dim"]) -> "VectorQuantizer":
+        """With a copy of these codes, where they are."""
+        quantizer = cls(*codes.shape).to(codes.device)
+        quantizer.codebook.data.copy_(codes)
+        return quantizer
+
+    def indices_of(self, z_e: Float[Tensor, "num_vectors dim"]) -> Int[Tensor, " num_vectors"]:
+        return nearest_codes(z_e, self.codebook)
+
+    def codes_of(self, indices: Int[Tensor, " num_vectors"]) -> Float[Tensor, "num_vectors dim"]:
+        return F.embedding(indices, self.codebook)  # its gradient adds up in a fixed order; that of [] does not
+
+    def forward(self, z_e: Float[Tensor, "num_vectors dim"]) -> Quantized:
+        """All in float32, also inside autocast. Squared errors are averaged over vectors and channels."""
+        with torch.autocast(z_e.device.type, enabled=False):
+            z_e = z_e.float()
+            indices = self.indices_of(z_e)
+            codes = self.codes_of(indices)
+            vq_loss = global_mean((z_e.detach() - codes).square())
+            commitment_loss = global_mean((z_e - codes.detach()).square())
+            z_q = _StraightThrough.apply(z_e, codes.detach())
+        return Quantized(z_q, indices, vq_loss, commitment_loss)
+
+
+class _StraightThrough(torch.autograd.Function):
+    """Forward the codes, backward the identity; z + (code - z) would round the codes."""
+
+    @staticmethod
+    def forward(ctx: object, z_e: Tensor, codes: Tensor) -> Tensor:
+        return codes.clone()
+
+    @staticmethod
+    def backward(ctx: object, grad: Tensor) -> tuple[Tensor, None]:
+        return grad, None
+
+
+class Nearest(NamedTuple):
+    indices: Int[Tensor, " num_vectors"]
+    doubtful: Bool[Tensor, " num_vectors"]  # the second nearest is so close that rounding may have decided
+
+
+@torch.no_grad()
+def nearest_codes(
+    z: Float[Tensor, "num_vectors dim"], codebook: Float[Tensor, "codebook_size dim"]
+) -> Int[Tensor, " num_vectors"]:
+    """Index of the nearest code by Euclidean distance, of equal codes the lower, in blocks of bounded memory.
+
+    argmin of the scores |c|^2 / 2 - x.c, where both are moved to the codebook's mean and lose least to rounding. A
+    vector whose two lowest scores are closer than rounding can have moved them (max_rounding) gets its code in float64.
+    """
+    if z.shape[1] != codebook.shape[1]:
+        raise ValueError(f"latents have {z.shape[1]} channels but codes have {codebook.shape[1]}")
+    with torch.autocast(z.device.type, enabled=False):
+        codebook = codebook.float()
+        origin = codebook.mean(0)
+        if z.is_cuda and z.shape[1] <= MAX_KERNEL_DIM:
+            from .kernel import nearest_by_kernel
+
+            indices, doubtful = nearest_by_kernel(z, codebook, origin)
+        else:
+            indices, doubtful = nearest_by_blocks(z, codebook, origin)
+        again = doubtful.nonzero().flatten()  # the only place where the CPU waits for a GPU
+        if len(again):
+            indices[again] = _nearest_in_float64(z, again, codebook.double(), origin.double())
+    return indices
+
+
+def _nearest_in_float64(z: Tensor, rows: Tensor, codebook: Tensor, origin: Tensor) -> Tensor:
+    """Of rows of z. Products with equal codes may differ in the last digit: the first code within that is compared."""
+    codes = codebook - origin
+    half_squares = codes.square().sum(1) / 2
+    found = []
+    for part in rows.split(_rows_of_a_block(codebook)):
+        x = z[part].double() - origin
+        scores = torch.addmm(half_squares, x, codes.T, alpha=-1)
+        least, nearest = scores.min(1)
+        rounding = 2.0**-29 * max_rounding(x.shape[1]) * _reach(x, least).square()
+        first = (scores <= (least + rounding)[:, None]).byte().argmax(1)
+        as_near = (x - codes[first]).square().sum(1) <= (x - codes[nearest]).square().sum(1)
+        found.append(torch.where(as_near, first, nearest))
+    return torch.cat(found)
+
+
+def nearest_by_blocks(
+    z: Float[Tensor, "num_vectors dim"], codebook: Float[Tensor, "codebook_size dim"], origin: Float[Tensor, " dim"]
+) -> Nearest:
+    """In plain torch. The origin is where the codes' mean is."""
+    codes = F.pad(codebook - origin, (0, 0, 0, -len(codebook) % SCORES_OF_A_GROUP))
+    half_squares = codes.square().sum(1) / 2
+    half_squares[len(codebook) :] = torch.inf
+    indices = torch.empty(len(z), dtype=torch.int64, device=z.device)
+    doubtful = torch.empty(len(z), dtype=torch.bool, device=z.device)
+    block = _rows_of_a_block(codes)
+    scores = torch.empty(min(block, len(z)), len(codes), device=z.device)
+    for start in range(0, len(z), block):
+        rows = slice(start, start + block)
+        x = z[rows].float() - origin
+        torch.mm(-x, codes.T, out=scores[: len(x)]).add_(half_squares)
+        indices[rows], best, second = _two_least(scores[: len(x)])
+        gap = second - best
+        doubtful[rows] = ~(gap > max_rounding(x.shape[1]) * _reach(x, best).square() + UNDERFLOW)
+    return Nearest(indices, doubtful)
+
+
+def _two_least(scores: Float[Tensor, "rows num_scores"]) -> tuple[Tensor, Tensor, Tensor]:
+    """Of each row: where the least score is, that score and the next."""
+    groups = scores.view(-1, SCORES_OF_A_GROUP)
+    of_groups = groups.amin(1).view(len(scores), -1)
+    group = of_groups.argmin(1)
+    rows = torch.arange(len(scores), device=scores.device)
+    members = groups.index_select(0, rows * of_groups.shape[1] + group)
+    place = members.argmin(1, keepdim=True)
+    best = members.gather(1, place)[:, 0]
+    others = of_groups.scatter_(1, group[:, None], torch.inf).amin(1)
+    second = torch.minimum(members.scatter_(1, place, torch.inf).amin(1), others)
+    return group * SCORES_OF_A_GROUP + place[:, 0], best, second
+
+
+def _reach(x: Tensor, score: Tensor) -> Tensor:
+    """|x| + |x - c|, c being the code with this score."""
+    square = x.square().sum(1)
+    return square.sqrt() + (square + 2 * score).clamp(min=0).sqrt()
+
+
+def _rows_of_a_block(codebook: Tensor) -> int:
+    return max(1, (MAX_SCORES_ON_GPU if codebook.is_cuda else MAX_SCORES) // len(codebook))
+
+
+def max_rounding(dim: int) -> float:
+    """By how much rounding can change the difference of two scores, over (|x| + |x - c|)^2, c being the code found.
+
+    No code that is nearer than c has a greater norm than |x| + |x - c|, so that both factors of x.c are within it. In
+    units of 2^-24 of its square a score loses up to 3 a channel in sums (a tensor core adds four products at a time, or
+    more, and cuts off), 12 by splitting into float16 numbers, and 10 by moving, scaling and |c|^2 / 2. That twice, 1.5
+    a channel and 5 more for telling folded codes apart, and a sixteenth of all for the rounding of c's own distance.
+    """
+    return (8 * dim + 64) * 2.0**-24
+
+
+def halves(values: Float[Tensor, "..."]) -> tuple[Float16[Tensor, "..."], Float16[Tensor, "..."]]:
+    """Two float16 numbers whose sum is a value to 2^-22 of it, or to 2^-25 where that is more; up to LARGEST_HALF."""
+    high = values.to(torch.float16)
+    return high, (values - high).to(torch.float16)
+
+
+@dataclass(frozen=True)
+class CodebookStatistics:
+    """How a set of tokens uses the codebook."""
+
+    num_tokens: int
+    usage: float  # share of the codes that occur at all
+    perplexity: float  # exp of the entropy of code frequencies: codebook size when all are equally frequent
+    entropy_bits: float  # what a token is worth to an ideal compressor
+    top_share: float  # share of the tokens taken by the most frequent code
+
+
+def codebook_statistics(counts: Int[Tensor, " codebook_size"]) -> CodebookStatistics:
+    """From how often each code occurs. Raises ValueError where there are no tokens."""
+    num_tokens = int(counts.sum())
+    if num_tokens == 0:
+        raise ValueError("no tokens were counted; codebook usage is undefined")
+    frequency = counts.double() / num_tokens
+    entropy = -torch.special.xlogy(frequency, frequency).sum()
+    return CodebookStatistics(
+        num_tokens=num_tokens,
+        usage=float((counts > 0).double().mean()),
+        perplexity=float(entropy.exp()),
+        entropy_bits=float(entropy / torch.log(torch.tensor(2.0))),
+        top_share=float(frequency.max()),
+    )
+
+
+def usage_of_batch(indices: Int[Tensor, " num_vectors"], codebook_size: int) -> tuple[Tensor, Tensor]:
+    """Usage and perplexity within one batch, as scalars on the device, so that training need not wait for them."""
+    counts = torch.zeros(codebook_size, device=indices.device)
+    counts.scatter_add_(0, indices, torch.ones_like(indices, dtype=counts.dtype))
+    return usage_of_counts(all_reduce_sum(counts))
+
+
+def usage_of_counts(counts: Num[Tensor, " codebook_size"]) -> tuple[Tensor, Tensor]:
+    """Usage and perplexity, from how often each code occurs."""
+    frequency = counts.float() / counts.sum()
+    entropy = -torch.special.xlogy(frequency, frequency).sum()
+    return (frequency > 0).float().mean(), entropy.exp()
+
+
+def gaussian_error_bound(vectors: Float[Tensor, "num_vectors dim"], *, bits: float) -> float:
+    """Share of the variance that any code of so many bits a vector loses on a Gaussian of the same covariance.
+
+    Reverse water-filling (Cover and Thomas 2006, theorem 10.3.3). Latents are no Gaussian and can fall below it; an
+    error far above it says that the codebook is the limit, one near it that the bits are.
+    """
+    variances = torch.linalg.eigvalsh(torch.atleast_2d(torch.cov(vectors.double().T))).clamp(min=0)
+    return float(variances.clamp(max=water_level(variances, bits=bits)).sum() / variances.sum())
+
+
+def water_level(variances: Float[Tensor, " dim"], *, bits: float) -> float:
+    """What a Gaussian of these variances loses in each direction that is wider, at this rate (theorem 10.3.3 again)."""
+    low, high = variances.new_zeros(()), variances.max()
+    for _ in range(100):  # by bisection
+        level = (low + high) / 2
+        rate = (variances.clamp(min=level) / level).log2().sum() / 2
+        low, high = (level, high) if rate > bits else (low, level)
+    return float(high)

@@ -1,0 +1,37 @@
+"""What people look at: pictures of shapes, curves, the page of an evaluation, the comparison of two.
+
+Draws and words figures that others have measured; no result depends on it.
+"""
+
+from .codebook_plots import draw_codebook
+from .compare import PER_SHAPE, check_comparable, compare_rows, read_evaluation, show_changes
+from .figures import COSTS, ROW_TITLES, figures_of
+from .gallery import PICTURED, Gallery
+from .page import CODEBOOK_TITLES, Aggregates, Ranking, Report, write_report
+from .plots import draw_history, draw_shapes, draw_usage, read_history, usage_table
+from .render import SheetRow
+
+__all__ = [
+    "CODEBOOK_TITLES",
+    "COSTS",
+    "PER_SHAPE",
+    "PICTURED",
+    "ROW_TITLES",
+    "Aggregates",
+    "Gallery",
+    "Ranking",
+    "Report",
+    "SheetRow",
+    "check_comparable",
+    "compare_rows",
+    "draw_codebook",
+    "draw_history",
+    "draw_shapes",
+    "draw_usage",
+    "figures_of",
+    "read_evaluation",
+    "read_history",
+    "show_changes",
+    "usage_table",
+    "write_report",
+]

@@ -1,0 +1,46 @@
+"""The meshes of every test shape while evaluate runs, and their pictures."""
+
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+from ..metrics import Mesh, TriangleMesh
+from .figures import ROW_TITLES
+from .render import render_mesh
+
+PICTURED = {"truth": "truth"} | {row: ROW_TITLES[row] for row in ("vae", "stage1", "stage2")}  # with their titles
+PICTURE_SIZE = 176  # pixels
+
+
+class Gallery:
+    """One file per shape in a scratch directory: in memory they might not fit."""
+
+    def __init__(self, scratch: Path) -> None:
+        self._scratch = scratch
+        self._files: dict[str, Path] = {}
+        self.pictures = cache(self._pictures)
+
+    def add(self, shape: str, meshes: Mapping[str, Mesh]) -> None:
+        """Meshes by row; those of PICTURED are kept."""
+        path = self._scratch / f"{len(self._files)}.npz"
+        arrays: dict[str, Any] = {}
+        for row in PICTURED:
+            arrays[f"{row}_vertices"] = np.asarray(meshes[row].vertices, np.float32)
+            arrays[f"{row}_faces"] = np.asarray(meshes[row].faces, np.int32)
+        np.savez(path, **arrays)
+        self._files[shape] = path
+
+    def meshes(self, shape: str) -> list[TriangleMesh]:
+        """In the order of PICTURED."""
+        with np.load(self._files[shape]) as arrays:
+            return [TriangleMesh(arrays[f"{row}_vertices"], arrays[f"{row}_faces"]) for row in PICTURED]
+
+    def _pictures(self, shape: str) -> list[UInt8[np.ndarray, "size size 3"]]:
+        """In the order of PICTURED, all in the view that frames the truth."""
+        meshes = self.meshes(shape)
+        frame = meshes[0].vertices
+        return [render_mesh(mesh.vertices, mesh.faces, size=PICTURE_SIZE, frame_of=frame) for mesh in meshes]

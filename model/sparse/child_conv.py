@@ -1,0 +1,168 @@
+"""Submanifold 3^3 convolution on the children of voxels, every child having the features of its parent.
+
+The 27 voxels that a child reads lie in 8 parents: itself, or its neighbours on the child's side. So this is a product
+of 8 parents with kernels that are sums of the 27, other ones for each octant: a third of the arithmetic, no features of
+children, and no search for neighbours among them. Values and gradients are those of subdividing, then convolving.
+"""
+
+from functools import cache
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from .conv import (
+    COLUMN_ELEMENTS,
+    NUM_OFFSETS,
+    ROWS_PER_PRODUCT,
+    SubMConv3d,
+    compute_dtype,
+    neighbour_table,
+    sum_dtype,
+    sum_of_products,
+    sum_rows,
+)
+from .tensor import NUM_CHILDREN, SparseTensor, Subdivision
+
+NUM_TAPS = 8  # parents that a child reads
+# By octant bit, tap and kernel element of one axis, whether the tap sums up that element. A lower child (bit 0) finds
+# its lower neighbour in another parent, itself and its upper neighbour in its own; an upper child the other way round.
+_SUMMED = torch.tensor([[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]])
+
+
+def _by_octant_and_tap() -> tuple[Int[Tensor, "8 8"], Float[Tensor, "64 27"]]:
+    """Where in the 3^3 neighbourhood each parent lies that is read, and what makes the 64 summed kernels of the 27."""
+    bits = torch.cartesian_prod(*[torch.arange(2)] * 3)
+    offsets = (bits[:, None] + bits) @ torch.tensor([9, 3, 1])
+    summed = torch.einsum("axi,byj,czk->abcxyzijk", _SUMMED, _SUMMED, _SUMMED)
+    return offsets, summed.reshape(NUM_CHILDREN * NUM_TAPS, NUM_OFFSETS).float()
+
+
+PARENT_OFFSETS, SUMMED_KERNELS = _by_octant_and_tap()
+
+
+@cache
+def _summed_kernels(device: torch.device, dtype: torch.dtype) -> Float[Tensor, "64 27"]:
+    """Moved once: the CPU waits for the GPU while something is moved there."""
+    return SUMMED_KERNELS.to(device, dtype)
+
+
+class ChildConv3d(SubMConv3d):
+    """A SubMConv3d, its parameters too, that takes the parents' features for the children's."""
+
+    def forward(self, x: SparseTensor, step: Subdivision) -> SparseTensor:  # type: ignore[override]
+        """`x` holds the parents, which are leading rows of a grid; the result is on step.fine."""
+        with torch.autocast(x.feats.device.type, enabled=False):
+            summed = _summed_kernels(self.weight.device, self.weight.dtype) @ self.weight.flatten(1, 3)
+        neighbours = neighbour_table(x.grid.whole)
+        feats = _ChildConvolution.apply(x.feats, summed, self.bias, neighbours, step.children, len(step.fine))
+        return SparseTensor.on(step.fine, feats)
+
+
+class _ChildConvolution(torch.autograd.Function):
+    """`summed` is [out, 64, in]. Parents are the leading rows of the neighbour table; its others count as absent."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, feats: Tensor, summed: Tensor, bias: Tensor, neighbours: Tensor, children: Tensor, num_outputs: int
+    ) -> Tensor:
+        ctx.dtype = feats.dtype
+        feats, summed = feats.to(compute_dtype(feats)), summed.to(compute_dtype(feats))
+        ctx.save_for_backward(feats, summed, neighbours, children)
+        if feats.is_cuda:
+            from .kernels.child_conv import convolve
+
+            return convolve(feats, summed, bias, neighbours, children, num_outputs)
+        return _convolve(feats, summed, bias, neighbours, children, num_outputs)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        feats, summed, neighbours, children = ctx.saved_tensors
+        if feats.is_cuda:
+            from .kernels.child_conv import input_gradient, kernel_gradient
+        else:
+            input_gradient, kernel_gradient = _input_gradient, _kernel_gradient
+        grad_feats = grad_summed = grad_bias = None
+        if ctx.needs_input_grad[0]:
+            grad_feats = input_gradient(grad_output, summed, neighbours, children).to(ctx.dtype)
+        if ctx.needs_input_grad[1]:
+            grad_summed = kernel_gradient(feats, grad_output, neighbours, children)
+            grad_bias = sum_rows(grad_output)
+        return grad_feats, grad_summed, grad_bias, None, None, None
+
+
+def _convolve(
+    feats: Float[Tensor, "num_parents in_channels"],
+    summed: Float[Tensor, "out_channels 64 in_channels"],
+    bias: Float[Tensor, " out_channels"],
+    neighbours: Int[Tensor, "27 num_rows"],
+    children: Int[Tensor, "8 num_parents"],
+    num_outputs: int,
+) -> Float[Tensor, "num_outputs out_channels"]:
+    output = feats.new_empty(num_outputs, len(summed))
+    padded = torch.nn.functional.pad(feats, (0, 0, 0, 1))
+    for octant, kernel in enumerate(summed.unflatten(1, (NUM_CHILDREN, NUM_TAPS)).unbind(1)):
+        for parents in _present(children[octant], NUM_TAPS * feats.shape[1]):
+            columns = _read_parents(padded, neighbours, octant, parents)
+            output[children[octant, parents].long()] = torch.addmm(bias.to(feats.dtype), columns, kernel.flatten(1).T)
+    return output
+
+
+def _input_gradient(
+    grad_output: Float[Tensor, "num_outputs out_channels"],
+    summed: Float[Tensor, "out_channels 64 in_channels"],
+    neighbours: Int[Tensor, "27 num_rows"],
+    children: Int[Tensor, "8 num_parents"],
+) -> Float[Tensor, "num_parents in_channels"]:
+    """What a child read from a parent at some offset, that parent finds with the mirrored one."""
+    num_parents = children.shape[1]
+    total = grad_output.new_zeros(num_parents, summed.shape[2])
+    for octant, kernel in enumerate(summed.unflatten(1, (NUM_CHILDREN, NUM_TAPS)).unbind(1)):
+        present = (children[octant] >= 0).nonzero()[:, 0]
+        given = grad_output.index_select(0, children[octant, present]) @ kernel.flatten(1)
+        given = torch.nn.functional.pad(given, (0, 0, 0, 1)).unflatten(1, (NUM_TAPS, -1))  # the last row is for none
+        row = torch.full((num_parents + 1,), len(present))
+        row[present] = torch.arange(len(present))
+        for tap, offset in enumerate(PARENT_OFFSETS[octant].tolist()):
+            reader = neighbours[NUM_OFFSETS - 1 - offset, :num_parents].long()
+            reader = torch.where((reader >= 0) & (reader < num_parents), reader, num_parents)
+            total += given[:, tap].index_select(0, row[reader])
+    return total
+
+
+def _kernel_gradient(
+    feats: Float[Tensor, "num_parents in_channels"],
+    grad_output: Float[Tensor, "num_outputs out_channels"],
+    neighbours: Int[Tensor, "27 num_rows"],
+    children: Int[Tensor, "8 num_parents"],
+) -> Float[Tensor, "out_channels 64 in_channels"]:
+    """Added up in float32 or more."""
+    shape = (NUM_CHILDREN, grad_output.shape[1], NUM_TAPS * feats.shape[1])
+    total = torch.zeros(shape, dtype=sum_dtype(feats.dtype))
+    padded = torch.nn.functional.pad(feats, (0, 0, 0, 1))
+    for octant in range(NUM_CHILDREN):
+        for parents in _present(children[octant], NUM_TAPS * feats.shape[1]):
+            grads = grad_output.index_select(0, children[octant, parents])
+            total[octant] += sum_of_products(grads, _read_parents(padded, neighbours, octant, parents))
+    return total.transpose(0, 1).reshape(shape[1], NUM_CHILDREN * NUM_TAPS, -1)
+
+
+def _present(children: Int[Tensor, " num_parents"], width: int) -> tuple[Int[Tensor, " num_rows"], ...]:
+    """Parents that have this child, in blocks of bounded memory."""
+    return (children >= 0).nonzero()[:, 0].split(max(ROWS_PER_PRODUCT, COLUMN_ELEMENTS // width))
+
+
+def _read_parents(
+    padded: Float[Tensor, "num_parents_plus_1 channels"],
+    neighbours: Int[Tensor, "27 num_rows"],
+    octant: int,
+    parents: Int[Tensor, " num_read"],
+) -> Float[Tensor, "num_read 8*channels"]:
+    """The features of the parents that a child in this octant reads, side by side; absent ones are zeros."""
+    absent = len(padded) - 1
+    rows = neighbours[PARENT_OFFSETS[octant][:, None], parents].T
+    rows = torch.where((rows >= 0) & (rows < absent), rows, absent).flatten()
+    return padded.index_select(0, rows).view(len(parents), -1)

@@ -1,0 +1,8 @@
+"""The finished product: mesh to tokens and back, from and to a folder or the hub, with its card."""
+
+from .tokenizer import ShapeTokenizer, decoded_surface
+
+__all__ = [
+    "ShapeTokenizer",
+    "decoded_surface",
+]

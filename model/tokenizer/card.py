@@ -1,0 +1,86 @@
+"""The card of a saved tokenizer: what it is, how to use it, what it measured."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..tokens import Vocabulary
+
+_CARD = """---
+library_name: shape-tokenizer
+tags:
+- 3d
+- mesh
+- sdf
+- vq-vae
+- tokenizer
+---
+
+# Shape tokenizer, resolution {resolution}, {codebook_size} codes
+
+Turns a triangle mesh into integers and back: one code for each occupied brick of 8³ voxels of a {resolution}³ grid.
+The network is the sparse-SDF VAE of Direct3D-S2 ({channels} channels, {blocks} transformer blocks) with a codebook of
+{codebook_size} × {code_dim} between encoder and decoder, trained as ShapeLLM-Omni describes.
+
+| | |
+|---|---|
+| grid | {resolution} voxels along a side of the [-1, 1] cube, SDF truncated at {truncation_voxels:g} voxels |
+| codebook | {codebook_size} codes of {code_dim} numbers |
+| vocabulary of the flat sequences | {vocabulary_size} integers, {num_levels} octree levels |
+| fingerprint | `{fingerprint}` |
+
+```python
+import trimesh
+from model.tokenizer import ShapeTokenizer
+
+tokenizer = ShapeTokenizer.from_pretrained("path/to/this/folder")
+tokens = tokenizer.encode(trimesh.load_mesh("chair.ply"))
+sequence = tokenizer.to_sequence(tokens)  # integers below {vocabulary_size}, for a language model
+tokenizer.decode(tokens).export("chair_decoded.ply")
+```
+
+## Figures
+
+{figures}
+"""
+_NO_FIGURES = "None were given when this folder was written: `save_pretrained(folder, metrics=...)` takes them."
+
+
+def model_card(
+    config: Mapping[str, Any],
+    *,
+    vocabulary: Vocabulary,
+    fingerprint: str,
+    metrics: Mapping[str, Mapping[str, Any]],
+) -> str:
+    """Markdown with the front matter that the hub reads.
+
+    `config` is config.json; `metrics` are numbers by row and name; of a mapping in a number's
+    place, as codebook.stage1 in metrics/evaluate.json, the numbers make a row under both names.
+    """
+    return _CARD.format(
+        resolution=config["resolution"],
+        truncation_voxels=config["truncation_voxels"],
+        codebook_size=config["codebook"]["size"],
+        code_dim=config["codebook"]["dim"],
+        channels=config["vae"]["model_channels"],
+        blocks=config["vae"]["num_blocks"],
+        vocabulary_size=vocabulary.size,
+        num_levels=vocabulary.num_levels,
+        fingerprint=fingerprint,
+        figures=_table(metrics) if metrics else _NO_FIGURES,
+    )
+
+
+def _table(metrics: Mapping[str, Mapping[str, Any]]) -> str:
+    """One line per figure, one column per row of the metrics, blanks where a row has none."""
+    rows: dict[str, Mapping[str, Any]] = {}
+    for name, figures in metrics.items():
+        nested = {key: value for key, value in figures.items() if isinstance(value, Mapping)}
+        plain = {key: value for key, value in figures.items() if key not in nested}
+        rows |= ({name: plain} if plain else {}) | {f"{name} {key}": value for key, value in nested.items()}
+    keys = dict.fromkeys(key for figures in rows.values() for key in figures)
+    head = f"| | {' | '.join(rows)} |\n|---|{'---|' * len(rows)}\n"
+    lines = (
+        f"| {key} | {' | '.join(f'{row[key]:.4g}' if key in row else '' for row in rows.values())} |" for key in keys
+    )
+    return head + "\n".join(lines)

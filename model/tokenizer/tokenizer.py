@@ -1,0 +1,246 @@
+"""The finished product: mesh to integer tokens and back."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import trimesh
+from jaxtyping import Float, Int
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from ..checkpoint import save_weights
+from ..errors import InputError
+from ..hub import local_path
+from ..quantizer import VectorQuantizer
+from ..sdf import BRICK_VOXELS, Mode, SparseSDF, Surface, extract_from_bricks, voxelize
+from ..sparse import Grid, SparseTensor, batch_tensors, find_rows, from_arrays
+from ..tokens import Tokens, Vocabulary
+from ..vae import DOWNSAMPLING, SparseSDFVAE, VAEConfig
+from ..vqvae import VQVAE
+from .card import model_card
+
+__all__ = ["ShapeTokenizer", "Tokens"]
+
+WEIGHTS_FILE = "model.safetensors"
+CONFIG_FILE = "config.json"
+CARD_FILE = "README.md"
+GRID_KEYS = ("resolution", "truncation_voxels", "mode", "max_bad_flip_ratio")
+
+
+class ShapeTokenizer:
+    """Meshes in any frame to integers, and integers back to meshes.
+
+    The same shape gives the same tokens for any number of threads, batch and device, except at rounding ties: a latent
+    whose two nearest codes are equally far to about 1e-5 of the distance may get either. On one device the same
+    tokens give the same mesh, to the bit; between a CPU and a GPU the decoded field, and so the mesh, differs by
+    rounding.
+
+    All of it is float32. Decoding in half precision is the caller's to ask for, by torch.autocast around decode; it
+    moves the surface, and encode, whose tokens it would change, takes no notice of it.
+    """
+
+    def __init__(
+        self,
+        vqvae: VQVAE,
+        *,
+        resolution: int,
+        truncation_voxels: float,
+        mode: Mode | Literal["auto"],
+        max_bad_flip_ratio: float,
+    ):
+        """How meshes are voxelised is as model.sdf.voxelize says, and should be what the network was trained with."""
+        self.vqvae = vqvae.eval()
+        self.resolution = resolution
+        self.truncation_voxels = truncation_voxels
+        self.mode: Mode | Literal["auto"] = mode
+        self.max_bad_flip_ratio = max_bad_flip_ratio
+
+    @property
+    def device(self) -> torch.device:
+        return self.vqvae.quantizer.codebook.device
+
+    @property
+    def grid_options(self) -> dict[str, Any]:
+        """What model.sdf.voxelize takes to make this tokenizer's grids."""
+        return {key: getattr(self, key) for key in GRID_KEYS}
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """Of the flat sequences; vocabulary.size is what a language model needs to know."""
+        return Vocabulary(len(self.vqvae.quantizer.codebook), self.resolution // DOWNSAMPLING)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Short hash of all weights and of the grid: tokens of one tokenizer mean nothing to another."""
+        digest = hashlib.sha256(f"{self.resolution} {self.truncation_voxels}".encode())
+        for key, value in sorted(self.vqvae.state_dict().items()):
+            digest.update(key.encode())
+            digest.update(value.cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    @staticmethod
+    def from_pretrained(path: str | Path, *, device: torch.device | str = "cpu") -> "ShapeTokenizer":
+        """A tokenizer that save_pretrained wrote: a folder, or hf://owner/name[@revision] on the Hugging Face hub.
+
+        Raises InputError naming the file that is missing or damaged.
+        """
+        directory = local_path(path)
+        try:
+            config = json.loads((directory / CONFIG_FILE).read_text())
+            state = load_file(directory / WEIGHTS_FILE)
+            vqvae = VQVAE(SparseSDFVAE(VAEConfig(**config["vae"])), VectorQuantizer(**config["codebook"]))
+            vqvae.load_state_dict(state)
+            grid = {key: config[key] for key in GRID_KEYS}
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise InputError(
+                f"{directory}: not a saved tokenizer ({reason}); run dvc repro stage2, or name another: a folder or "
+                "hf://owner/name"
+            ) from error
+        tokenizer = ShapeTokenizer(vqvae, **grid)
+        tokenizer.vqvae.to(device)
+        return tokenizer
+
+    def save_pretrained(self, directory: str | Path, metrics: Mapping[str, Mapping[str, Any]] | None = None) -> None:
+        """config.json, model.safetensors (float32) and a model card, README.md: a folder that the hub takes as it is.
+
+        `metrics` are the figures of the card, by row and name, as in metrics/evaluate.json.
+        """
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        size, dim = self.vqvae.quantizer.codebook.shape
+        config = {
+            "vae": asdict(self.vqvae.vae.config),
+            "codebook": {"size": size, "dim": dim},
+            **self.grid_options,
+        }
+        (directory / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
+        save_weights(self.vqvae, directory / WEIGHTS_FILE, dtype=torch.float32)
+        card = model_card(config, vocabulary=self.vocabulary, fingerprint=self.fingerprint, metrics=metrics or {})
+        (directory / CARD_FILE).write_text(card)
+
+    def encode(self, shape: trimesh.Trimesh | SparseSDF) -> Tokens:
+        """Tokens of a mesh in any frame and scale, or of a grid that was voxelised before.
+
+        Raises InputError for what has no surface, no extent or no inside at this resolution.
+        """
+        return self.encode_batch([shape])[0]
+
+    @torch.no_grad()
+    def encode_batch(self, shapes: Sequence[trimesh.Trimesh | SparseSDF]) -> list[Tokens]:
+        """Tokens of each shape, the network running once for all.
+
+        Memory grows with the voxels of all of them, and on the CPU with the number of shapes too.
+        """
+        if not shapes:
+            return []
+        grids = [self.voxelize(shape) for shape in shapes]
+        tensors = [from_arrays(grid.coords, grid.sdf, extent=self.resolution) for grid in grids]
+        with torch.autocast(self.device.type, enabled=False):
+            z_e = self.vqvae.encode(batch_tensors(tensors).to(self.device))
+        indices = self.vqvae.quantizer.indices_of(z_e.feats)
+        order = z_e.grid.keys.argsort()  # by shape, then in C order
+        coords, codes = z_e.coords[order].cpu().numpy(), indices[order].cpu().numpy()
+        ends = np.searchsorted(coords[:, 0], np.arange(len(grids) + 1))
+        return [
+            Tokens(
+                coords=coords[start:end, 1:],
+                indices=codes[start:end],
+                center=np.asarray(grid.center, np.float64),
+                scale=float(grid.scale),
+                fingerprint=self.fingerprint,
+            )
+            for grid, start, end in zip(grids, ends[:-1], ends[1:], strict=True)
+        ]
+
+    def voxelize(self, shape: trimesh.Trimesh | SparseSDF) -> SparseSDF:
+        """The grid that encode works on; one that is given comes back if it is of this tokenizer's kind."""
+        if not isinstance(shape, SparseSDF):
+            if not isinstance(shape, trimesh.Trimesh):
+                raise InputError(
+                    f"got {type(shape).__name__}; expected trimesh.Trimesh or SparseSDF; load files with "
+                    "trimesh.load_mesh, and make one mesh of a scene with its to_mesh()"
+                )
+            shape = voxelize(shape.vertices, shape.faces, **self.grid_options, device=str(self.device))
+        if (shape.resolution, shape.truncation_voxels) != (self.resolution, self.truncation_voxels):
+            raise InputError(
+                f"the grid has resolution {shape.resolution} and truncation {shape.truncation_voxels} voxels, but this "
+                f"tokenizer was trained at {self.resolution} and {self.truncation_voxels}; voxelise it again"
+            )
+        if not (shape.sdf < 0).any():
+            raise InputError(
+                f"no voxel is inside it at resolution {self.resolution}; expected a body at least a voxel thick; "
+                "close it or thicken it"
+            )
+        return shape
+
+    @torch.no_grad()
+    def decode(self, tokens: Tokens) -> trimesh.Trimesh:
+        """The mesh in its original frame; without faces where the decoded field changes sign nowhere.
+
+        The order of the tokens means nothing. Raises InputError for tokens that are not this tokenizer's.
+        """
+        self.check(tokens)
+        tokens = tokens.in_c_order()
+        coords = torch.from_numpy(np.pad(tokens.coords, ((0, 0), (1, 0))).astype(np.int32))
+        grid = Grid(coords.to(self.device), num_shapes=1, extent=self.resolution // DOWNSAMPLING)
+        indices = torch.from_numpy(tokens.indices.astype(np.int64)).to(self.device)
+        surface = decoded_surface(self.vqvae.decode_indices(indices, grid), grid, resolution=self.resolution)
+        return trimesh.Trimesh(*surface.in_frame(tokens.center, tokens.scale), process=False)
+
+    def check(self, tokens: Tokens) -> None:
+        """Raise InputError for tokens of another tokenizer, and for codes and voxels that this one does not have."""
+        if tokens.fingerprint != self.fingerprint:
+            raise InputError(
+                f"the tokens come from tokenizer {tokens.fingerprint} but this is {self.fingerprint}; "
+                "decode them with the one that made them"
+            )
+        self.vocabulary.check(tokens)
+
+    def reconstruct(self, mesh: trimesh.Trimesh | SparseSDF) -> trimesh.Trimesh:
+        return self.decode(self.encode(mesh))
+
+    def to_sequence(self, tokens: Tokens) -> list[int]:
+        """The shape as a flat sequence for a language model, as Vocabulary says; it carries no frame."""
+        self.check(tokens)
+        return self.vocabulary.flatten(tokens)
+
+    def from_sequence(
+        self,
+        sequence: Sequence[int] | Int[np.ndarray, " length"],
+        *,
+        center: Float[np.ndarray, "3"] | Sequence[float] = (0.0, 0.0, 0.0),
+        scale: float = 1.0,
+    ) -> Tokens:
+        """The inverse of to_sequence, in C order. Without center and scale the shape stays in the [-1, 1] cube.
+
+        A sequence does not say which tokenizer it is of: it is taken for this one's. Raises InputError with the place
+        where it is not a shape of this vocabulary.
+        """
+        codes = self.vocabulary.parse(sequence)
+        return Tokens(codes.coords, codes.indices, np.asarray(center), scale, self.fingerprint)
+
+
+def decoded_surface(decoded: SparseTensor, latents: Grid, *, resolution: int) -> Surface:
+    """The surface, in the [-1, 1] cube, of a field that was decoded from the latent voxels of one shape.
+
+    That of model.sdf.extract_mesh, on the field's own device and without moving the place of every voxel to the host
+    and back. Voxels come in any order, each in a latent voxel.
+    """
+    bricks = decoded.coords.clone()
+    bricks[:, 1:] //= DOWNSAMPLING
+    brick, found = find_rows(bricks, latents)
+    assert found.all(), "a decoded voxel lies in no latent voxel"
+    x, y, z = (decoded.coords[:, 1:] % DOWNSAMPLING).long().unbind(1)
+    values = decoded.feats.new_full((len(latents) * BRICK_VOXELS,), torch.nan, dtype=torch.float32)
+    values[((brick * DOWNSAMPLING + x) * DOWNSAMPLING + y) * DOWNSAMPLING + z] = decoded.feats[:, 0].float()
+    return extract_from_bricks(
+        latents.coords[:, 1:].cpu().numpy(), values.cpu().numpy(), resolution=resolution, device=str(values.device)
+    )

@@ -1,0 +1,166 @@
+"""Tokens of many shapes in files: JSON lines for language models, a Parquet table, or npz files in a folder."""
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ..errors import InputError
+from .tokens import Tokens, read_parquet, write_parquet
+
+if TYPE_CHECKING:  # it brings torch along
+    from ..tokenizer import ShapeTokenizer
+
+JSON_LINES, PARQUET, NPZ = ".jsonl", ".parquet", ".npz"
+
+
+class Found(NamedTuple):
+    """What stands in one place of a file of tokens: a shape, or the reason why there is none."""
+
+    place: str  # for messages
+    name: str = ""
+    tokens: Tokens | None = None
+    reason: str = ""
+
+
+def write_tokens(path: Path, shapes: Iterable[tuple[str, Tokens]], tokenizer: "ShapeTokenizer") -> None:
+    """Named shapes as JSON lines, as a table or, where the path has no suffix, as npz files in a folder.
+
+    They are taken one by one; each line and each npz file is on disk before the next is asked for.
+    """
+    check_suffix(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == PARQUET:
+        write_parquet(path, shapes)
+    elif path.suffix == JSON_LINES:
+        with path.open("w", encoding="utf-8") as file:
+            for name, tokens in shapes:
+                file.write(json_line(name, tokens, tokenizer))
+                file.flush()
+    else:
+        path.mkdir(exist_ok=True)
+        for name, tokens in shapes:
+            file_name = inside(path, f"{name}{NPZ}")
+            file_name.parent.mkdir(parents=True, exist_ok=True)
+            tokens.save(file_name)
+
+
+def check_suffix(path: Path) -> None:
+    """Raise InputError where write_tokens could not tell what to write."""
+    if path.suffix not in ("", JSON_LINES, PARQUET):
+        raise InputError(f"{path}: tokens go to .jsonl, to .parquet or, without a suffix, to a folder; choose one")
+
+
+def read_tokens(path: Path, tokenizer: "ShapeTokenizer") -> Iterator[Found]:
+    """Every shape of a file of tokens, or of all below a folder, and every place where there should have been one."""
+    if path.is_dir():
+        yield from _read_folder(path, tokenizer)
+        return
+    try:
+        yield from _read_file(path, tokenizer)
+    except InputError as error:
+        yield Found(str(path), reason=str(error))
+    except OSError as error:
+        yield Found(str(path), reason=f"it can't be read ({error.strerror}); check its path")
+
+
+def count_shapes(path: Path) -> int:
+    """How many read_tokens will find, for a progress bar."""
+    try:
+        if path.is_dir():
+            return sum(map(count_shapes, _files_below(path)))
+        if path.suffix == PARQUET:
+            return pq.read_metadata(path).num_rows
+        if path.suffix == JSON_LINES:
+            with path.open("rb") as file:
+                return sum(1 for line in file if line.strip())
+    except (OSError, pa.ArrowException):
+        return 1  # read_tokens says what is wrong
+    return 1
+
+
+def _files_below(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.rglob("*") if file.suffix in (JSON_LINES, PARQUET, NPZ))
+
+
+def _read_folder(folder: Path, tokenizer: "ShapeTokenizer") -> Iterator[Found]:
+    files = _files_below(folder)
+    if not files:
+        yield Found(str(folder), reason="there is no .jsonl, .parquet or .npz file below it; expected tokens")
+    for file in files:
+        below = file.relative_to(folder).parent.as_posix()
+        for found in read_tokens(file, tokenizer):
+            yield found._replace(name=found.name if below == "." else f"{below}/{found.name}")
+
+
+def _read_file(path: Path, tokenizer: "ShapeTokenizer") -> Iterator[Found]:
+    if path.suffix == JSON_LINES:
+        with path.open(encoding="utf-8", errors="replace") as file:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    yield _read_line(f"{path}, line {number}", _numbered(path, number), line, tokenizer)
+    elif path.suffix == PARQUET:
+        for number, (name, tokens) in enumerate(read_parquet(path), 1):
+            yield Found(f"{path}, row {number}", name or _numbered(path, number), tokens)
+    elif path.suffix == NPZ:
+        yield Found(str(path), path.stem, Tokens.load(path))
+    else:
+        raise InputError("it is no .jsonl, .parquet or .npz file and no folder; expected tokens")
+
+
+def _read_line(place: str, default_name: str, line: str, tokenizer: "ShapeTokenizer") -> Found:
+    try:
+        name, tokens = tokens_of_json(line, tokenizer)
+    except InputError as error:
+        return Found(place, reason=str(error))
+    return Found(place, name or default_name, tokens)
+
+
+def _numbered(path: Path, number: int) -> str:
+    """The name of a shape that has none of its own."""
+    return f"{path.stem}-{number:05d}"
+
+
+def json_line(name: str, tokens: Tokens, tokenizer: "ShapeTokenizer") -> str:
+    """One shape: its flat sequence, and beside it what that leaves out."""
+    fields = {
+        "name": name,
+        "tokens": tokenizer.to_sequence(tokens),
+        "center": tokens.center.tolist(),
+        "scale": tokens.scale,
+        "fingerprint": tokens.fingerprint,
+    }
+    return json.dumps(fields, separators=(",", ":")) + "\n"
+
+
+def tokens_of_json(line: str, tokenizer: "ShapeTokenizer") -> tuple[str, Tokens]:
+    """Name, or nothing, and tokens of a JSON line. Only "tokens" must be there, so that a model's output will do.
+
+    Without center and scale the shape stays in the [-1, 1] cube. Raises InputError for anything else than that.
+    """
+    try:
+        fields: Any = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"it is no JSON ({' '.join(str(error).split())}); expected a line as encode writes") from error
+    if not isinstance(fields, dict) or "tokens" not in fields:
+        raise InputError('it is no JSON object with the key "tokens"; expected a line as encode writes')
+    name, center, scale = fields.get("name", ""), fields.get("center"), fields.get("scale")
+    if not isinstance(name, str):
+        raise InputError(f'"name" is {type(name).__name__}; expected a string; correct it or leave it out')
+    if (center is None) != (scale is None):
+        raise InputError('only one of "center" and "scale" is there; expected both or neither')
+    frame = {} if center is None else {"center": center, "scale": scale}
+    tokens = tokenizer.from_sequence(fields["tokens"], **frame)
+    return name, replace(tokens, fingerprint=fields.get("fingerprint", tokens.fingerprint))
+
+
+def inside(folder: Path, name: str) -> Path:
+    """The file of that name in the folder. Raises InputError for a name that leads out of it."""
+    relative = PurePosixPath(name)
+    if relative.is_absolute() or ".." in relative.parts or "\0" in name or not relative.name:
+        raise InputError(f"the name {name!r} does not stay below a folder; expected one such as chairs/a; rename it")
+    return folder / relative

@@ -1,0 +1,21 @@
+"""What passes between stages as tensors: batches of shapes, latents, codes."""
+
+from tasks.data.codebook import CODEBOOK_FILE, load_codebook, save_codebook
+from tasks.data.dataset import ShapeBatch, load_targets, training_batches
+from tasks.data.latents import SCHEMA, latents_file, read_vectors, to_row
+from tasks.data.views import choose_views, encode_views
+
+__all__ = [
+    "CODEBOOK_FILE",
+    "SCHEMA",
+    "ShapeBatch",
+    "choose_views",
+    "encode_views",
+    "latents_file",
+    "load_codebook",
+    "load_targets",
+    "read_vectors",
+    "save_codebook",
+    "to_row",
+    "training_batches",
+]

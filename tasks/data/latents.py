@@ -1,0 +1,68 @@
+"""The file in which encode leaves latents for stage 1 and the gate: one row per shape and symmetry."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from model.errors import InputError
+
+SCHEMA = pa.schema(
+    [
+        ("name", pa.string()),
+        ("symmetry", pa.int8()),  # number of model.sparse
+        ("coords", pa.list_(pa.uint16())),  # latent voxels, x y z one after another
+        ("mean", pa.list_(pa.float32())),  # posterior mean, latent_channels values per voxel
+        ("latent_channels", pa.int32()),
+    ]
+)
+
+
+class ShapeLatents(NamedTuple):
+    name: str
+    symmetry: int
+    coords: Tensor  # [M, 3]
+    mean: Tensor  # [M, latent_channels]
+
+
+def latents_file(directory: Path, split: str) -> Path:
+    return directory / f"{split}.parquet"
+
+
+def to_row(latents: ShapeLatents) -> pa.RecordBatch:
+    columns = [
+        [latents.name],
+        [latents.symmetry],
+        [latents.coords.numpy().astype(np.uint16).ravel()],
+        [latents.mean.numpy().ravel()],
+        [latents.mean.shape[1]],
+    ]
+    return pa.record_batch([pa.array(c, f.type) for c, f in zip(columns, SCHEMA, strict=True)], schema=SCHEMA)
+
+
+def read_vectors(file: Path, *, max_per_view: int | None, seed: int) -> Float[Tensor, "num_vectors latent_channels"]:
+    """All latent vectors of a split, at most max_per_view drawn from each shape and symmetry.
+
+    They are read view by view, so that what is not drawn takes no memory.
+
+    Raises InputError where the file is missing, damaged or empty.
+    """
+    rng = np.random.default_rng(seed)
+    parts = []
+    try:
+        with pq.ParquetFile(file) as rows:
+            for view in rows.iter_batches(batch_size=1, columns=["mean", "latent_channels"]):
+                vectors = view["mean"][0].values.to_numpy().reshape(-1, view["latent_channels"][0].as_py())
+                if max_per_view is not None and len(vectors) > max_per_view:
+                    vectors = vectors[np.sort(rng.choice(len(vectors), max_per_view, replace=False))]
+                parts.append(vectors.copy())
+    except (OSError, pa.ArrowInvalid) as error:
+        raise InputError(f"{file}: unreadable latents ({error}); run dvc repro -f encode") from error
+    if not parts:
+        raise InputError(f"{file} holds no shape; raise voxelize.val_share, or add meshes")
+    return torch.from_numpy(np.concatenate(parts))

@@ -1,0 +1,158 @@
+"""One shape through everything that was trained: grid, VAE, stage 1, stage 2."""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from math import log2
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from model.checkpoint import load_vae
+from model.quantizer import CodebookStatistics, VectorQuantizer, codebook_statistics
+from model.sdf import SparseSDF, Surface
+from model.sparse import Grid, SparseTensor, from_arrays
+from model.tokenizer import ShapeTokenizer, decoded_surface
+from model.vae import SparseSDFVAE
+from tasks.data import load_codebook
+from tasks.evaluation.memory import PeakMemory
+from tasks.run import TOKENIZER, VAE
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """A shape as one row of the evaluation shows it; what the row does not have is None."""
+
+    row: str
+    mesh: Surface  # in the [-1, 1] cube
+    coords: Int[np.ndarray, "num_decoded 3"] | None = None
+    sdf: Float[np.ndarray, " num_decoded"] | None = None
+    num_tokens: int | None = None
+    bits: float | None = None  # num_tokens * log2(codebook size); where the tokens lie is not counted
+    encode_ms: float | None = None  # band voxels to latents, or tokens
+    decode_ms: float | None = None  # latents, or tokens, to a mesh
+    memory_mb: float | None = None  # the peak of both
+
+
+class Cost(NamedTuple):
+    ms: float
+    memory_mb: float | None
+
+    def then(self, second: "Cost") -> "Cost":
+        """Of one after the other."""
+        peaks = [peak for peak in (self.memory_mb, second.memory_mb) if peak is not None]
+        return Cost(self.ms + second.ms, max(peaks, default=None))
+
+
+class QuantizedLatents(NamedTuple):
+    latents: SparseTensor  # each replaced by its code
+    num_tokens: int
+    bits: float
+
+
+class CodeUse:
+    """A quantizer, and over all shapes so far which codes their latents take and how far that moves them."""
+
+    def __init__(self, quantizer: VectorQuantizer) -> None:
+        self.quantizer = quantizer
+        self.size, dim = quantizer.codebook.shape
+        self.counts = torch.zeros(self.size, dtype=torch.int64)
+        self._squared_error = 0.0
+        self._squares = 0.0
+        self._sum = torch.zeros(dim, dtype=torch.float64)
+
+    @torch.no_grad()
+    def quantize(self, z_e: SparseTensor) -> QuantizedLatents:
+        indices = self.quantizer.indices_of(z_e.feats)
+        z_q = self.quantizer.codes_of(indices)
+        self.counts += torch.bincount(indices, minlength=self.size).cpu()
+        self._squared_error += float((z_e.feats.double() - z_q.double()).square().sum())
+        self._squares += float(z_e.feats.double().square().sum())
+        self._sum += z_e.feats.double().sum(0).cpu()
+        return QuantizedLatents(z_e.with_feats(z_q), len(indices), len(indices) * log2(self.size))
+
+    @property
+    def normalised_error(self) -> float:
+        """Mean squared distance to the nearest code over the variance of the latents: 0 loses nothing, 1 everything."""
+        variance = self._squares - float(self._sum.square().sum()) / int(self.counts.sum())
+        return self._squared_error / variance if variance > 0 else 0.0
+
+    def statistics(self) -> CodebookStatistics:
+        return codebook_statistics(self.counts)
+
+
+class Reconstructor:
+    """The imported VAE, stage 1's codebook and stage 2's tokenizer, side by side."""
+
+    def __init__(
+        self, vae: SparseSDFVAE, codebook: Float[Tensor, "codebook_size dim"], tokenizer: ShapeTokenizer
+    ) -> None:
+        self.device = tokenizer.device
+        self.vae = vae
+        self.tokenizer = tokenizer
+        self.use = {"stage1": CodeUse(VectorQuantizer.of(codebook)), "stage2": CodeUse(tokenizer.vqvae.quantizer)}
+
+    @staticmethod
+    def load(device: torch.device) -> "Reconstructor":
+        """From the stages' outputs. Raises InputError naming the file that is missing or damaged."""
+        codebook = load_codebook().to(device)
+        tokenizer = ShapeTokenizer.from_pretrained(TOKENIZER, device=device)
+        return Reconstructor(load_vae(VAE, device=device), codebook, tokenizer)
+
+    def rows(self, shape: SparseSDF) -> Iterator[Reconstruction]:
+        """floor, vae, stage1 and stage2, in this order."""
+        mesh, cost = self._measure(shape.surface)
+        yield Reconstruction("floor", mesh, decode_ms=cost.ms, memory_mb=cost.memory_mb)
+
+        band = from_arrays(shape.coords, shape.sdf, extent=shape.resolution).to(self.device)
+        z_e, encoding = self._measure(lambda: self.vae.encode(first_seen(band)).mean)
+        yield self._decode("vae", self.vae, z_e, shape.resolution, encoding)
+
+        quantized, quantizing = self._measure(lambda: self.use["stage1"].quantize(z_e))
+        yield self._decode("stage1", self.vae, quantized, shape.resolution, encoding.then(quantizing))
+
+        trained = self.tokenizer.vqvae
+        quantized, encoding = self._measure(lambda: self.use["stage2"].quantize(trained.encode(first_seen(band))))
+        yield self._decode("stage2", trained.vae, quantized, shape.resolution, encoding)
+
+    def _decode(
+        self, row: str, vae: SparseSDFVAE, latents: SparseTensor | QuantizedLatents, resolution: int, encoding: Cost
+    ) -> Reconstruction:
+        tokens = latents if isinstance(latents, QuantizedLatents) else None
+        z = first_seen(latents.latents if isinstance(latents, QuantizedLatents) else latents)
+
+        def decode() -> tuple[SparseTensor, Surface]:
+            decoded = vae.decode_in_parts(z)
+            return decoded, decoded_surface(decoded, z.grid, resolution=resolution)
+
+        (decoded, mesh), decoding = self._measure(decode)
+        return Reconstruction(
+            row,
+            mesh,
+            decoded.coords[:, 1:].cpu().numpy(),
+            decoded.feats[:, 0].cpu().numpy(),
+            num_tokens=tokens.num_tokens if tokens else None,
+            bits=tokens.bits if tokens else None,
+            encode_ms=encoding.ms,
+            decode_ms=decoding.ms,
+            memory_mb=encoding.then(decoding).memory_mb,
+        )
+
+    def _measure(self, work: Callable[[], T]) -> tuple[T, Cost]:
+        """The result, and what it took until the device had it."""
+        peak, start = PeakMemory(self.device), time.perf_counter()
+        with torch.no_grad():
+            result = work()
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return result, Cost(1000 * (time.perf_counter() - start), peak.megabytes())
+
+
+def first_seen(x: SparseTensor) -> SparseTensor:
+    """The same on a grid of which nothing is known: else the first row alone would pay for finding the neighbours."""
+    return SparseTensor.on(Grid(x.coords, num_shapes=x.grid.num_shapes, extent=x.grid.extent), x.feats)

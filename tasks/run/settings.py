@@ -1,0 +1,233 @@
+"""The one reader of params.yaml: frozen, typed, with the full path of whatever is wrong.
+
+There are no defaults here; params.yaml is the only place that holds a value.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal, NamedTuple, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
+
+from tasks.run.paths import PRETRAINED
+
+PARAMS_FILE = Path("params.yaml")
+
+Count = Annotated[int, Field(ge=1)]
+CountOrZero = Annotated[int, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Recon = Literal["l1", "l2", "l1+l2"]
+
+
+class ParameterError(ValueError):
+    """params.yaml holds something that no stage could use; the message names key, value and remedy."""
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class FetchMeshes(Section):
+    wheel: str
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    pattern: str
+
+
+class Voxelize(Section):
+    meshes: Path
+    resolution: Annotated[int, Field(ge=24, le=2048, multiple_of=8)]
+    truncation_voxels: Annotated[float, Field(ge=1, le=8)]
+    mode: Literal["auto", "solid", "shell"]
+    max_bad_flip_ratio: Share
+    val_share: Annotated[float, Field(gt=0, lt=1)]
+    test_share: Annotated[float, Field(gt=0, lt=1)]
+    shapes_per_shard: Count
+    max_rejected_share: Share
+    max_seconds: Positive
+    max_memory_gb: Positive
+    dask_scheduler: str | None
+
+    @model_validator(mode="after")
+    def leave_meshes_to_train_on(self) -> Self:
+        if self.val_share + self.test_share >= 1:
+            raise ValueError(
+                f"val_share {self.val_share} and test_share {self.test_share} leave nothing to train on; "
+                "make their sum less than 1"
+            )
+        return self
+
+
+class Training(Section):
+    """What the training loop of tasks/training.py reads, whichever stage calls it."""
+
+    steps: Count
+    lr: Positive
+    warmup_steps: CountOrZero
+    weight_decay: NotNegative
+    max_grad_norm: Positive
+    log_every: Count
+    save_every: Count
+    seed: CountOrZero
+
+    @model_validator(mode="after")
+    def save_whole_rows_of_the_history(self) -> Self:
+        if self.save_every % self.log_every:
+            raise ValueError(
+                f"save_every {self.save_every} is not a multiple of log_every {self.log_every}; "
+                "make it one, so that a resumed run logs what an undisturbed one does"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def warm_up_before_the_end(self) -> Self:
+        if self.warmup_steps >= self.steps:
+            raise ValueError(f"warmup_steps {self.warmup_steps} is not less than steps {self.steps}; lower it")
+        return self
+
+
+class ShapeTraining(Training):
+    """Training on batches of shapes."""
+
+    batch_voxels: Count
+    shape_voxels: Annotated[int, Field(ge=512)]  # a brick's
+    recon: Recon
+    lambda_outside: NotNegative
+    outside_share: Annotated[float, Field(gt=0, le=1)]
+    augment: bool
+    recompute: bool
+    validate_every: Count
+
+    @model_validator(mode="after")
+    def leave_room_for_a_shape(self) -> Self:
+        if self.batch_voxels < self.shape_voxels:
+            raise ValueError(
+                f"batch_voxels {self.batch_voxels} is less than shape_voxels {self.shape_voxels}, what a single shape "
+                "may have; raise the one or lower the other"
+            )
+        return self
+
+
+class PretrainVae(ShapeTraining):
+    model_channels: Annotated[int, Field(ge=64, multiple_of=64)]
+    num_blocks: Count
+    latent_channels: Count
+    lambda_kl: NotNegative
+
+
+class FetchVae(Section):
+    source: Annotated[str, Field(pattern=r"^(hf://|https://huggingface\.co/)")]
+
+
+class ImportVae(Section):
+    checkpoint: str
+
+
+class Encode(Section):
+    train_symmetries: Annotated[int, Field(ge=1, le=48)]
+    heldout_symmetries: Annotated[int, Field(ge=1, le=48)]
+
+
+class Codebook(Section):
+    size: Annotated[int, Field(ge=2)]
+    dim: Count | Literal["auto"]
+    lambda_vq: Positive
+
+
+class Stage1(Training):
+    batch_size: Count
+    max_vectors_per_view: Count
+    init: Literal["kmeans", "data", "uniform"]
+    kmeans_iterations: Count
+    update: Literal["gradient", "ema"]
+    ema_decay: Annotated[float, Field(gt=0, lt=1)]
+    revive_below: Annotated[float, Field(ge=0, lt=1)]
+    recon_shapes: Count
+    recon_every: Count
+
+
+class Gate(Section):
+    min_usage: Share
+    min_perplexity_ratio: Share
+    max_top_share: Share
+    max_error_ratio: Positive
+    min_tokens_per_code: Positive
+
+
+class Stage2(ShapeTraining):
+    train: Literal["all", "decoder"]
+    encoder_lr_ratio: Annotated[float, Field(gt=0, le=1)]
+    codebook_lr_ratio: Annotated[float, Field(gt=0, le=1)]
+    codes_frozen_share: Share
+    lambda_commitment: NotNegative
+
+
+class Evaluate(Section):
+    num_points: Count
+    fscore_thresholds: Annotated[tuple[Positive, ...], Field(min_length=1)]
+    picture_shapes: Count
+    report_shapes: Annotated[int, Field(ge=1, le=400)]  # the bounds keep the report below 20 MB
+    report_views: Annotated[int, Field(ge=1, le=12)]
+    seed: CountOrZero
+
+
+class Settings(Section):
+    fetch_meshes: FetchMeshes
+    voxelize: Voxelize
+    pretrain_vae: PretrainVae
+    fetch_vae: FetchVae
+    import_vae: ImportVae
+    encode: Encode
+    codebook: Codebook
+    stage1: Stage1
+    gate: Gate
+    stage2: Stage2
+    evaluate: Evaluate
+
+    @model_validator(mode="after")
+    def codes_fit_the_latents(self) -> Self:
+        trained_here = Path(self.import_vae.checkpoint).is_relative_to(PRETRAINED)
+        if trained_here and self.codebook.dim not in ("auto", self.pretrain_vae.latent_channels):
+            raise ValueError(
+                f"codebook.dim is {self.codebook.dim} but pretrain_vae.latent_channels is "
+                f"{self.pretrain_vae.latent_channels}; make them equal"
+            )
+        return self
+
+
+class _Problem(NamedTuple):
+    key: str
+    text: str
+
+
+def load_settings(path: Path = PARAMS_FILE) -> Settings:
+    """All of params.yaml, checked as a whole.
+
+    Raises ParameterError naming every wrong key by its full path.
+    """
+    if not path.is_file():
+        raise ParameterError(f"{path} does not exist; run from the repository root, or restore it with git checkout")
+    try:
+        values = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ParameterError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    try:
+        return Settings.model_validate(values)
+    except ValidationError as error:
+        problems = [_describe(detail) for detail in error.errors()]
+        raise ParameterError("; ".join(f"{path}: {p.key}: {p.text}" for p in problems)) from error
+
+
+def _describe(detail: ErrorDetails) -> _Problem:
+    key = ".".join(str(part) for part in detail["loc"]) or "(top level)"
+    match detail["type"]:
+        case "extra_forbidden":
+            return _Problem(key, "unknown key; remove it or correct its spelling")
+        case "missing":
+            return _Problem(key, "missing; add it (git diff params.yaml shows what was there)")
+        case "value_error":
+            return _Problem(key, str(detail["ctx"]["error"]))
+        case _:
+            return _Problem(key, f"got {detail['input']!r}; {detail['msg'][:1].lower()}{detail['msg'][1:]}")

@@ -1,0 +1,64 @@
+"""How every stage starts and ends: settings in, one clear sentence and an exit code out."""
+
+import fcntl
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+
+from model.errors import INTERRUPTED, InputError
+from tasks.run.paths import RESUME
+from tasks.run.settings import ParameterError, Settings, load_settings
+
+ALREADY_RUNNING = 75  # EX_TEMPFAIL of sysexits.h: try again later
+REFUSED = 3
+
+
+class RefusedError(InputError):
+    """A stage did its work, and what it judged is not good enough to go on with."""
+
+
+class AlreadyRunningError(RuntimeError):
+    """Another process runs the same, in this checkout."""
+
+
+def run_stage(name: str, stage: Callable[[Settings], None]) -> None:
+    """Run one stage and exit: 0 done, 1 with the reason in one sentence, 3 refused with one, 130 interrupted."""
+    first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started: it holds the lock for all
+    try:
+        with only_one(name) if first else nullcontext():
+            stage(load_settings())
+    except AlreadyRunningError as error:
+        print(error, file=sys.stderr)
+        sys.exit(ALREADY_RUNNING)
+    except RefusedError as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        sys.exit(REFUSED)
+    except (InputError, ParameterError) as error:
+        sys.exit(f"{name}: {error}")
+    except OSError as error:
+        file = f": {error.filename}" if error.filename else ""
+        sys.exit(f"{name}: {error.strerror or error}{file}; nothing is half-written; mend it and run the stage again")
+    except KeyboardInterrupt:
+        print(
+            f"{name}: interrupted; nothing is half-written, and the next run goes on from what was saved",
+            file=sys.stderr,
+        )
+        sys.exit(INTERRUPTED)
+
+
+@contextmanager
+def only_one(stage: str) -> Iterator[None]:
+    """Hold the stage's lock. Raises AlreadyRunningError where another process has it, as after DVC alone was killed."""
+    RESUME.mkdir(parents=True, exist_ok=True)
+    with (RESUME / f"{stage}.lock").open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            holder = lock.read().strip() or "unknown"
+            raise AlreadyRunningError(f"{stage}: process {holder} runs it already; wait for it or stop it") from None
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield

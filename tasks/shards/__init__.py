@@ -1,0 +1,43 @@
+"""What voxelize leaves: sparse SDFs in Parquet, with an index. Imports no torch, for voxelize's many processes."""
+
+from tasks.shards.shards import (
+    INDEX,
+    REJECTS,
+    SPLITS,
+    SURFACES,
+    PackedSDF,
+    Place,
+    Shards,
+    open_shards,
+    packed_of,
+    read_facts,
+    read_lone_shape,
+    shape_of,
+    shape_row,
+    write_index,
+    write_lone_shape,
+    write_shards,
+    write_surfaces,
+    write_table,
+)
+
+__all__ = [
+    "INDEX",
+    "REJECTS",
+    "SPLITS",
+    "SURFACES",
+    "PackedSDF",
+    "Place",
+    "Shards",
+    "open_shards",
+    "packed_of",
+    "read_facts",
+    "read_lone_shape",
+    "shape_of",
+    "shape_row",
+    "write_index",
+    "write_lone_shape",
+    "write_shards",
+    "write_surfaces",
+    "write_table",
+]

@@ -1,0 +1,304 @@
+"""Sparse SDFs in Parquet: shards of shapes, an index, and the truth surfaces of the test split.
+
+One shape is one row and one row group, so that any shape is read alone. Two 512-bit masks per brick say which voxels
+are in the band and which are inside; the SDF lists the band's values in that order.
+"""
+
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from jaxtyping import Float, Int, UInt8
+
+from model.errors import InputError
+from model.files import partial_name
+from model.sdf import SparseSDF, Surface, voxel_coords
+
+INDEX = "index.parquet"
+REJECTS = "rejects.parquet"
+SURFACES = "surfaces.parquet"
+SPLITS = ("train", "val", "test")
+_FACTS = b"facts"
+REMEDY = "delete its folder and run dvc repro -f voxelize"
+
+_CONVENTIONS = {
+    "sign": "positive outside, negative inside",
+    "sdf_unit": "truncation_voxels * 2 / resolution, so that the band is -1 < sdf < 1",
+    "frame": "[-1, 1]^3, voxel i centred at (i + 0.5) * 2 / resolution - 1; world = cube * scale + center",
+    "layout": "bricks of 8^3 in C order of x, y, z; masks are 512 bits a brick, C order, most significant bit first; "
+    "sdf follows the set bits of band, brick by brick",
+}
+_SHAPE_FIELDS = [
+    ("name", pa.string()),
+    ("brick_coords", pa.list_(pa.uint16())),
+    ("band", pa.binary()),
+    ("inside", pa.binary()),
+    ("sdf", pa.list_(pa.float32())),
+    ("center", pa.list_(pa.float64(), 3)),
+    ("scale", pa.float64()),
+    ("bad_flip_ratio", pa.float64()),
+    ("mode", pa.string()),
+]
+_SURFACE_FIELDS = [
+    ("name", pa.string()),
+    ("vertices", pa.list_(pa.float32())),
+    ("faces", pa.list_(pa.int32())),
+]
+
+
+class PackedSDF(NamedTuple):
+    """A shape's bricks as its row holds them, a bit for each voxel in place of its coordinates."""
+
+    brick_coords: Int[np.ndarray, "num_bricks 3"]  # int32
+    band: UInt8[np.ndarray, "num_bricks 64"]  # numpy.packbits of the 8^3 voxels of each brick, C order
+    inside: UInt8[np.ndarray, "num_bricks 64"]
+    sdf: Float[np.ndarray, " num_voxels"]  # float32, of the band's set bits, in their order
+
+
+class Place(NamedTuple):
+    """Where a shape's row is."""
+
+    shard: str
+    row_group: int
+
+
+def shape_row(name: str, shape: SparseSDF) -> pa.RecordBatch:
+    """One shape as a batch of one row, its schema carrying resolution, truncation and every convention."""
+    metadata = {**_CONVENTIONS, "resolution": str(shape.resolution), "truncation_voxels": str(shape.truncation_voxels)}
+    values = [
+        name,
+        shape.brick_coords.astype(np.uint16).reshape(-1),
+        np.packbits(shape.brick_band).tobytes(),
+        np.packbits(shape.brick_inside).tobytes(),
+        shape.sdf,
+        shape.center,
+        shape.scale,
+        shape.bad_flip_ratio,
+        shape.mode,
+    ]
+    return _one_row(values, pa.schema(_SHAPE_FIELDS, metadata=metadata))
+
+
+def packed_of(row: pa.RecordBatch | pa.Table) -> PackedSDF:
+    """What of it trains a network."""
+
+    def value(column: str) -> pa.Scalar:
+        return row.column(column)[0]
+
+    return PackedSDF(
+        value("brick_coords").values.to_numpy().reshape(-1, 3).astype(np.int32),
+        np.frombuffer(value("band").as_buffer(), np.uint8).reshape(-1, 64),
+        np.frombuffer(value("inside").as_buffer(), np.uint8).reshape(-1, 64),
+        value("sdf").values.to_numpy(),
+    )
+
+
+def shape_of(row: pa.RecordBatch | pa.Table) -> SparseSDF:
+    """The inverse of shape_row."""
+    packed = packed_of(row)
+    band, inside = (np.unpackbits(bits).reshape(-1, 8, 8, 8).astype(bool) for bits in (packed.band, packed.inside))
+    metadata = {key.decode(): text.decode() for key, text in row.schema.metadata.items()}
+    return SparseSDF(
+        coords=voxel_coords(packed.brick_coords, band),
+        sdf=packed.sdf.copy(),
+        resolution=int(metadata["resolution"]),
+        truncation_voxels=float(metadata["truncation_voxels"]),
+        center=np.array(row.column("center")[0].as_py()),
+        scale=row.column("scale")[0].as_py(),
+        brick_coords=packed.brick_coords,
+        brick_inside=inside,
+        bad_flip_ratio=row.column("bad_flip_ratio")[0].as_py(),
+        mode=row.column("mode")[0].as_py(),
+    )
+
+
+def write_shards(directory: Path, rows: Iterable[pa.RecordBatch], *, shapes_per_shard: int) -> list[Place]:
+    """Shapes into shards of bounded length, in the order given; each shard appears whole or not at all."""
+    places: list[Place] = []
+    rest = iter(rows)
+    for first in rest:
+        shard = f"shard_{len(places) // shapes_per_shard:05d}.parquet"
+        num_groups = write_row_groups(directory / shard, chain([first], islice(rest, shapes_per_shard - 1)))
+        places.extend(Place(shard, group) for group in range(num_groups))
+    return places
+
+
+def write_lone_shape(path: Path, shape: SparseSDF, facts: dict[str, Any]) -> None:
+    """A file of one shape that has no name yet, and what is known about it besides."""
+    row = shape_row("", shape)
+    write_row_groups(path, [row.replace_schema_metadata({**row.schema.metadata, _FACTS: json.dumps(facts)})])
+
+
+def read_lone_shape(path: Path, name: str) -> pa.RecordBatch:
+    """The row of a file of one shape, with a name."""
+    row = _read_row_group(path, 0).combine_chunks().to_batches()[0]
+    metadata = {key: value for key, value in row.schema.metadata.items() if key != _FACTS}
+    return row.replace_schema_metadata(metadata).set_column(0, "name", pa.array([name]))
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """What write_lone_shape was told."""
+    try:
+        return dict(json.loads(pq.read_schema(path).metadata[_FACTS]))
+    except (OSError, pa.ArrowException) as error:
+        raise _damage(path, error) from error
+
+
+def write_surfaces(path: Path, surfaces: Iterable[tuple[str, Surface]]) -> None:
+    """Truth meshes in the [-1, 1] cube, one row group each."""
+    schema = pa.schema(_SURFACE_FIELDS, metadata={"frame": _CONVENTIONS["frame"]})
+    rows = (_one_row([name, s.vertices.reshape(-1), s.faces.reshape(-1)], schema) for name, s in surfaces)
+    write_row_groups(path, rows, schema)
+
+
+def write_row_groups(path: Path, rows: Iterable[pa.RecordBatch], schema: pa.Schema | None = None) -> int:
+    """One row group per batch, into a file that appears when it is complete. Returns how many there are."""
+    partial = partial_name(path)
+    writer, num_groups = None, 0
+    try:
+        for row in rows:
+            writer = writer or _open_writer(partial, row.schema)
+            writer.write_batch(row)
+            num_groups += 1
+        writer = writer or (_open_writer(partial, schema) if schema else None)
+        if writer is None:
+            raise ValueError(f"nothing to write into {path}, and no schema to write nothing with")
+        writer.close()
+        writer = None
+        os.replace(partial, path)
+        return num_groups
+    finally:
+        if writer is not None:
+            writer.close()
+        partial.unlink(missing_ok=True)
+
+
+def _open_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
+    floats = [f"{column.name}.list.element" for column in schema if column.type == pa.list_(pa.float32())]
+    return pq.ParquetWriter(
+        path,
+        schema,
+        compression="zstd",
+        use_dictionary=False,
+        use_byte_stream_split=floats,
+        write_page_checksum=True,
+    )
+
+
+def _one_row(values: list, schema: pa.Schema) -> pa.RecordBatch:
+    return pa.RecordBatch.from_arrays(
+        [pa.array([value], field.type) for value, field in zip(values, schema, strict=True)], schema=schema
+    )
+
+
+@dataclass(frozen=True)
+class Shards:
+    """What voxelize wrote. Files are opened shape by shape, so it travels cheaply to the workers of a data loader."""
+
+    directory: Path
+    index: pd.DataFrame = field(repr=False)  # by name: split, shard, row_group, sha256, ...
+    resolution: int
+    truncation_voxels: float
+
+    def names(self, split: str) -> list[str]:
+        """Sorted names of the shapes of "train", "val" or "test"."""
+        if split not in SPLITS:
+            raise ValueError(f"split is {split!r}; expected one of {SPLITS}")
+        return sorted(self.index.index[self.index.split == split])
+
+    def read(self, name: str) -> SparseSDF:
+        """One shape. Raises InputError naming the file when it is missing or damaged."""
+        return shape_of(self._row(name))
+
+    def read_packed(self, name: str) -> PackedSDF:
+        """One shape's bricks; raises as read does."""
+        return packed_of(self._row(name))
+
+    def _row(self, name: str) -> pa.Table:
+        place = self._places[name]
+        return _read_named_row(self.directory / place.shard, place.row_group, name)
+
+    @cached_property
+    def _places(self) -> dict[str, Place]:
+        columns = zip(self.index.index, self.index.shard, self.index.row_group.astype(int), strict=True)
+        return {name: Place(shard, row_group) for name, shard, row_group in columns}
+
+    def read_surface(self, name: str) -> Surface:
+        """The truth mesh of a test shape, in the [-1, 1] cube."""
+        if name not in self._surface_groups:
+            raise InputError(f"{self.directory / SURFACES} has no surface of {name}; only the test split has them")
+        row = _read_named_row(self.directory / SURFACES, self._surface_groups[name], name)
+        vertices, faces = (row.column(column)[0].values.to_numpy().reshape(-1, 3) for column in ("vertices", "faces"))
+        return Surface(vertices, faces)
+
+    @cached_property
+    def _surface_groups(self) -> dict[str, int]:
+        return {name: group for group, name in enumerate(self.names("test"))}
+
+
+def open_shards(directory: Path) -> Shards:
+    """Raises InputError naming the file when the index is missing or damaged, or a shard that it lists is missing."""
+    path = directory / INDEX
+    table = _read_table(path)
+    metadata = {key.decode(): text.decode() for key, text in (table.schema.metadata or {}).items()}
+    index = table.to_pandas().set_index("name")
+    for shard in sorted(set(index.shard)):
+        if not (directory / shard).is_file():
+            raise InputError(f"{directory / shard} is missing although {INDEX} lists it; {REMEDY}")
+    try:
+        return Shards(directory, index, int(metadata["resolution"]), float(metadata["truncation_voxels"]))
+    except (KeyError, ValueError) as error:
+        raise _damage(path, error) from error
+
+
+def write_index(path: Path, index: pd.DataFrame, *, resolution: int, truncation_voxels: float) -> None:
+    """The table of all shapes, one row each, columns as given."""
+    table = pa.Table.from_pandas(index, preserve_index=False)
+    metadata = {"resolution": str(resolution), "truncation_voxels": str(float(truncation_voxels))}
+    write_table(path, table.replace_schema_metadata({**(table.schema.metadata or {}), **metadata}))
+
+
+def write_table(path: Path, table: pa.Table) -> None:
+    partial = partial_name(path)
+    try:
+        pq.write_table(table, partial, compression="zstd", write_page_checksum=True)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _read_table(path: Path) -> pa.Table:
+    try:
+        return pq.read_table(path, page_checksum_verification=True)
+    except (OSError, pa.ArrowException) as error:
+        raise _damage(path, error) from error
+
+
+def _read_row_group(path: Path, group: int) -> pa.Table:
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            return file.read_row_group(group, use_threads=False)
+    except (OSError, IndexError, pa.ArrowException) as error:
+        raise _damage(path, error) from error
+
+
+def _read_named_row(path: Path, group: int, name: str) -> pa.Table:
+    row = _read_row_group(path, group)
+    if row.column("name")[0].as_py() != name:
+        raise InputError(f"{path} holds {row.column('name')[0]} where {INDEX} expects {name}; {REMEDY}")
+    return row
+
+
+def _damage(path: Path, error: Exception) -> InputError:
+    if not path.is_file():
+        return InputError(f"{path} does not exist; {REMEDY}")
+    return InputError(f"{path} can't be read ({' '.join(str(error).split())}); {REMEDY}")

@@ -1,0 +1,254 @@
+"""The training loop: one function for pretraining, stage 1 and stage 2."""
+
+import csv
+import math
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from model.distributed import all_reduce_mean, average_gradients, num_ranks, on_any_rank, rank
+from model.errors import InputError
+from model.progress import Progress
+from tasks.run import Training
+from tasks.training.resume import ResumePoint
+
+
+class Batch(Protocol):
+    @property
+    def names(self) -> tuple[str, ...]: ...
+
+    @property
+    def size(self) -> str:
+        """What it asks of the memory, in words."""
+        ...
+
+    @property
+    def limits(self) -> str:
+        """The keys of params.yaml that keep it from asking for more."""
+        ...
+
+
+B = TypeVar("B", bound=Batch)
+Losses = dict[str, Tensor]  # scalars; "loss" is what is minimised, all of them go into the history
+Schedule = Callable[[float], float]  # progress in [0, 1) to a factor of the learning rate
+
+
+class DivergenceError(InputError):
+    """A loss became NaN or infinite."""
+
+
+@dataclass
+class History:
+    """What was logged, one row for each `log_every` steps, in a TSV that can be plotted while training runs."""
+
+    path: Path
+    rows: list[dict[str, float]] = field(default_factory=list)
+
+    def append(self, row: dict[str, float]) -> None:
+        self.rows.append(row)
+        self.write()
+
+    def write(self) -> None:
+        """All rows, by the first rank; a column that some rows lack stays empty there."""
+        if rank() > 0:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        columns = list(dict.fromkeys(key for row in self.rows for key in row))
+        with self.path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, columns, delimiter="\t", lineterminator="\n")
+            writer.writeheader()
+            writer.writerows({key: f"{value:.6g}" for key, value in row.items()} for row in self.rows)
+
+
+def cosine(progress: float) -> float:
+    """Loshchilov and Hutter 2017, down to a hundredth."""
+    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def train(
+    model: nn.Module,
+    param_groups: list[dict[str, Any]],
+    losses_of: Callable[[B], Losses],
+    batches_from: Callable[[int], Iterator[B]],
+    *,
+    settings: Training,
+    resume: ResumePoint,
+    history: History,
+    validate: Callable[[], dict[str, float]] | None = None,
+    validate_every: int = 0,
+    after_step: Callable[[int, torch.optim.Optimizer], Losses] | None = None,
+    description: str,
+) -> None:
+    """Minimise losses_of(batch)["loss"] with AdamW for settings.steps steps.
+
+    param_groups are torch's, each with an optional "schedule" after warm-up (cosine where absent). On CUDA the forward
+    pass runs in float16 with loss scaling. Several ranks (model/distributed.py) average their gradients, and the first
+    writes. State is saved every settings.save_every steps, at the end, and on SIGINT or SIGTERM, which then raise
+    KeyboardInterrupt. after_step changes what no gradient does, after each step, and returns what to log beside the
+    losses. Raises DivergenceError naming the step and its samples.
+    """
+    device = next(model.parameters()).device
+    on_cuda = device.type == "cuda"
+    schedules = [group.pop("schedule", cosine) for group in param_groups]
+    optimizer = torch.optim.AdamW(param_groups, lr=settings.lr, weight_decay=settings.weight_decay, fused=on_cuda)
+    trained = [parameter for group in param_groups for parameter in group["params"]]
+    scheduler = LambdaLR(optimizer, [_with_warmup(schedule, settings) for schedule in schedules])
+    scaler = torch.amp.GradScaler(device.type, enabled=on_cuda)
+    stateful = {"model": model, "optimizer": optimizer, "scheduler": scheduler, "scaler": scaler}
+    step = _restore(resume, stateful, history, device)
+    window = _Window(description, loss_scaling=on_cuda)
+
+    progress = Progress(settings.steps, description=description, unit="step", done=step)
+    with _stop_signals() as stop, progress:
+        for batch in window.waiting_for(batches_from(step) if step < settings.steps else iter(())):
+            if num_ranks() > 1:  # noise of its own on each rank, the same when the run is resumed
+                torch.manual_seed((settings.seed * settings.steps + step) * num_ranks() + rank())
+            try:
+                with torch.autocast(device.type, torch.float16, enabled=on_cuda):
+                    losses = losses_of(batch)
+                scaler.scale(losses["loss"]).backward()
+                average_gradients(trained)  # still scaled: an overflow on one rank is one on all
+                scaler.unscale_(optimizer)
+                grad_norm = nn.utils.clip_grad_norm_(trained, settings.max_grad_norm)
+                lr = optimizer.param_groups[0]["lr"]
+                scaler.step(optimizer)  # the first makes the optimizer's state
+            except torch.OutOfMemoryError as error:
+                raise InputError(
+                    f"step {step + 1} does not fit into the GPU's memory: {batch.size}, of {', '.join(batch.names)}; "
+                    f"lower {batch.limits} of {description} in params.yaml"
+                ) from error
+            scaler.update()
+            scheduler.step()
+            optimizer.zero_grad()
+            step += 1
+            done = after_step(step, optimizer) if after_step else {}
+            window.add(step, batch.names, losses | {"grad_norm": grad_norm} | done)
+            ending, stopping, note = step == settings.steps, on_any_rank(bool(stop)), ""
+            check = validate if validate and (step % validate_every == 0 or ending) and not stopping else None
+            if step % settings.log_every == 0 or check or ending or stopping:
+                row = {"step": step} | window.means() | {"lr": lr}
+                history.append(row)
+                if check:  # may take longer than whoever stops us waits
+                    resume.save(_state_of(stateful, history, step, on_cuda))
+                    row |= check()
+                    history.write()
+                note = f"loss {row['loss']:.4f}"
+                window.start()
+            if rank() == 0:
+                progress.advance(note)
+            due = step % settings.save_every == 0 or ending or stopping  # a step with a row, which refuses NaN
+            if due:
+                resume.save(_state_of(stateful, history, step, on_cuda))
+            if stopping:
+                raise KeyboardInterrupt
+            if ending:
+                return
+
+
+class _Window:
+    """Losses since the last row of the history. They stay on the device, so that steps need not wait for each other."""
+
+    def __init__(self, stage: str, *, loss_scaling: bool) -> None:
+        self._stage = stage
+        self._watched = {"loss": "loss"} if loss_scaling else {"loss": "loss", "grad_norm": "gradient norm"}
+        self.start()
+
+    def start(self) -> None:
+        self._steps: list[tuple[int, tuple[str, ...], Losses]] = []
+        self._waited = 0.0
+        self._started = time.perf_counter()
+
+    def waiting_for(self, batches: Iterator[B]) -> Iterator[B]:
+        """The same batches, the time that each keeps the step waiting added up."""
+        while True:
+            asked = time.perf_counter()
+            batch = next(batches, None)
+            self._waited += time.perf_counter() - asked
+            if batch is None:
+                return
+            yield batch
+
+    def add(self, step: int, names: tuple[str, ...], losses: Losses) -> None:
+        self._steps.append((step, names, {key: value.detach() for key, value in losses.items()}))
+
+    def refuse_divergence(self) -> None:
+        """Raise DivergenceError for the first step that was not finite; with loss scaling a gradient may overflow."""
+        columns = [torch.stack([losses[key].float() for key in self._watched]) for _, _, losses in self._steps]
+        values = torch.stack(columns).tolist() if columns else []
+        for (step, names, _), row in zip(self._steps, values, strict=True):
+            for words, value in zip(self._watched.values(), row, strict=True):
+                if not math.isfinite(value):
+                    raise DivergenceError(
+                        f"the {words} became {value} at step {step}, on {', '.join(names)}; "
+                        f"lower {self._stage}.lr, or look at these samples; the last saved state is from before"
+                    )
+
+    def means(self) -> dict[str, float]:
+        """Means over the window, of what is finite, and of a step's seconds and those that it waited for its batch.
+
+        Raises DivergenceError.
+        """
+        self.refuse_divergence()
+        keys = list(self._steps[-1][2])
+        table = torch.stack([torch.stack([losses[key].float() for key in keys]) for _, _, losses in self._steps]).cpu()
+        elapsed = {"seconds_per_step": time.perf_counter() - self._started, "seconds_waiting": self._waited}
+        finite = all_reduce_mean(torch.stack([column[column.isfinite()].mean() for column in table.T])).tolist()
+        seconds = {key: value / len(self._steps) for key, value in elapsed.items()}
+        return dict(zip(keys, finite, strict=True)) | seconds
+
+
+def _with_warmup(schedule: Schedule, settings: Training) -> Callable[[int], float]:
+    def factor(step: int) -> float:
+        if step < settings.warmup_steps:
+            return (step + 1) / settings.warmup_steps * schedule(0.0)
+        return schedule((step - settings.warmup_steps) / (settings.steps - settings.warmup_steps))
+
+    return factor
+
+
+def _restore(resume: ResumePoint, stateful: dict[str, Any], history: History, device: torch.device) -> int:
+    state = resume.load(device)
+    if state is None:
+        return 0
+    for key, part in stateful.items():
+        part.load_state_dict(state[key])
+    history.rows = state["history"]
+    history.write()
+    torch.set_rng_state(state["rng"].cpu())
+    if "cuda_rng" in state:
+        torch.cuda.set_rng_state(state["cuda_rng"].cpu())
+    if rank() == 0:
+        print(f"going on from step {state['step']}, saved in {resume.directory}", file=sys.stderr)
+    return state["step"]
+
+
+def _state_of(stateful: dict[str, Any], history: History, step: int, on_cuda: bool) -> dict[str, Any]:
+    state = {key: part.state_dict() for key, part in stateful.items()}
+    state |= {"history": history.rows, "step": step, "rng": torch.get_rng_state()}
+    return state | ({"cuda_rng": torch.cuda.get_rng_state()} if on_cuda else {})
+
+
+@contextmanager
+def _stop_signals() -> Iterator[list[int]]:
+    """A list that gets an entry when SIGINT or SIGTERM asks to stop; the loop looks at it after each step."""
+    received: list[int] = []
+
+    def remember(number: int, _: FrameType | None) -> None:
+        received.append(number)
+
+    before = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

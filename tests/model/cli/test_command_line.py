@@ -1,0 +1,273 @@
+"""shape-tokenizer as a shell calls it: real files in, exit codes, listings and files out."""
+
+import importlib
+import json
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import trimesh
+
+from model.cli.main import main
+from model.sdf import SparseSDF
+from model.tokenizer import ShapeTokenizer
+from model.tokens import Tokens
+from model.tokens.files import json_line, tokens_of_json
+from model.tokens.tokens import read_parquet
+from tests.shapes import ring_and_box
+from tests.small_tokenizer import ROOT, small_tokenizer
+
+
+@pytest.fixture(scope="module")
+def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("saved") / "tokenizer"
+    small_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def here(tmp_path: Path, tokenizer_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder to stand in, with the tokenizer where the pipeline puts it."""
+    (tmp_path / "artifacts").mkdir()
+    (tmp_path / "artifacts" / "tokenizer").symlink_to(tokenizer_folder)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(*arguments: str) -> int:
+    """The exit code."""
+    with pytest.raises(SystemExit) as end:
+        main(list(arguments))
+    return end.value.code if isinstance(end.value.code, int) else 1
+
+
+def shapes() -> dict[str, trimesh.Trimesh]:
+    """By file name; none in the cube's own frame."""
+    ring = ring_and_box().apply_scale(3.0)
+    return {
+        "ring.ply": ring.apply_translation([10, 0, -4]),
+        "deep/can.obj": trimesh.creation.cylinder(radius=1.0, height=3.0),
+        "deep/deeper/ball.stl": trimesh.creation.icosphere(subdivisions=3, radius=0.01),
+        "box.glb": trimesh.creation.box((4.0, 3.0, 2.0)),
+    }
+
+
+def write_shapes(folder: Path) -> None:
+    for name, mesh in shapes().items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        mesh.export(folder / name)
+
+
+def write_bad_files(folder: Path) -> dict[str, str]:
+    """What stderr must say of each."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "empty.obj").write_text("")
+    (folder / "prose.stl").write_text("solid advice is hard to find")
+    whole = trimesh.creation.icosphere().export(file_type="ply")
+    (folder / "cut.ply").write_bytes(whole[: len(whole) // 2])
+    trimesh.PointCloud(np.random.default_rng(0).random((50, 3))).export(folder / "points.ply")
+    (folder / "nowhere.glb").symlink_to(folder / "gone.glb")
+    (folder / "beyond.off").write_text("OFF\n3 1 0\n0 0 0\n1 0 0\n0 1 0\n3 0 1 9\n")
+    (folder / "nan.off").write_text("OFF\n3 1 0\n0 0 nan\n1 0 0\n0 1 0\n3 0 1 2\n")
+    (folder / "vast.off").write_text("OFF\n3 1 0\n-1.7e308 0 0\n1.7e308 0 0\n0 1 0\n3 0 1 2\n")
+    (folder / "point.off").write_text("OFF\n3 1 0\n1 1 1\n1 1 1\n1 1 1\n3 0 1 2\n")
+    (folder / "sheet.off").write_text("OFF\n3 1 0\n0 0 0\n1 0 0\n0 1 0\n3 0 1 2\n")
+    (folder / "lying.stl").write_bytes(bytes(80) + (2 * 10**9).to_bytes(4, "little") + bytes(50))
+    return {
+        "empty.obj": "the file is empty",
+        "prose.stl": "the file can't be read as .stl|the file holds no faces",
+        "cut.ply": "the file",
+        "points.ply": "the file holds no faces",
+        "nowhere.glb": "no ordinary file|can't be opened",
+        "beyond.off": "faces use vertices 0 to 9 but there are 3|the file can't be read",
+        "nan.off": "have NaN or infinite vertices",
+        "vast.off": "its coordinates are too large",
+        "point.off": "have no area",
+        "sheet.off": "no voxel is inside it",
+        "lying.stl": "the file says 2000000000 triangles",
+    }
+
+
+def test_meshes_come_back_in_their_own_frames_through_json_lines(here: Path, capsys: pytest.CaptureFixture[str]):
+    write_shapes(Path("meshes"))
+    assert run("encode", "meshes") == 0
+    lines = [json.loads(line) for line in Path("tokens.jsonl").read_text().splitlines()]
+    assert [line["name"] for line in lines] == ["box", "deep/can", "deep/deeper/ball", "ring"]
+    assert all(0 <= token < small_tokenizer().vocabulary.size for line in lines for token in line["tokens"])
+    assert "encoded 4 of 4 into tokens.jsonl" in capsys.readouterr().err
+
+    assert run("decode", "tokens.jsonl") == 0
+    assert "decoded 4 of 4 into decoded" in capsys.readouterr().err
+    for name, mesh in shapes().items():
+        decoded = trimesh.load_mesh((Path("decoded") / name).with_suffix(".ply"))
+        voxel = mesh.extents.max() / (0.95 * small_tokenizer().resolution)
+        np.testing.assert_allclose(decoded.bounds, mesh.bounds, atol=1.5 * voxel, err_msg=name)
+        assert decoded.volume == pytest.approx(mesh.volume, rel=0.15)
+
+
+def test_what_is_written_is_what_the_tokenizer_says(here: Path):
+    """Also through a table and npz files, and to the bit."""
+    write_shapes(Path("meshes"))
+    for out in ("tokens.parquet", "tokens"):
+        assert run("encode", "meshes", "--out", out) == 0
+        assert run("decode", out, "--out", f"from_{out}", "--format", "obj") == 0
+    expected = small_tokenizer().encode(trimesh.load_mesh("meshes/deep/can.obj"))
+    assert dict(read_parquet(Path("tokens.parquet")))["deep/can"] == expected
+    assert Tokens.load("tokens/deep/can.npz") == expected
+    assert tokens_of_json(json_line("can", expected, small_tokenizer()), small_tokenizer()) == ("can", expected)
+    decoded = Path("from_tokens/deep/can.obj").read_bytes()
+    assert decoded == Path("from_tokens.parquet/deep/can.obj").read_bytes()
+
+
+def test_good_files_are_encoded_and_bad_ones_listed(here: Path, capsys: pytest.CaptureFixture[str]):
+    write_shapes(Path("meshes"))
+    reasons = write_bad_files(Path("meshes/bad"))
+    Path("note.txt").write_text("not a mesh")
+    Path("empty").mkdir()
+    assert run("encode", "meshes", "missing.ply", "note.txt", "empty", "--out", "new/tokens.jsonl") == 1
+    names = [json.loads(line)["name"] for line in Path("new/tokens.jsonl").read_text().splitlines()]
+    assert names == ["box", "deep/can", "deep/deeper/ball", "ring"]
+
+    errors = capsys.readouterr().err
+    reasons = {f"meshes/bad/{name}": reason for name, reason in reasons.items()}
+    reasons |= {
+        "missing.ply": "there is no such file",
+        "note.txt": "expected a file ending in .obj",
+        "empty": "no file",
+    }
+    listed = dict(line.removeprefix("rejected ").split(": ", 1) for line in errors.splitlines() if "rejected" in line)
+    assert listed.keys() == reasons.keys()
+    for file, reason in reasons.items():
+        assert any(part in listed[file] for part in reason.split("|")), (file, listed[file])
+    assert f"encoded 4 of 18 into new/tokens.jsonl, {sum_of_codes()} codes in all; 14 could not be used" in errors
+
+
+def test_a_mesh_that_memory_is_too_small_for_is_listed_and_the_others_encoded(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    write_shapes(Path("meshes"))
+    encode = ShapeTokenizer.encode
+    seen: list[SparseSDF] = []
+
+    def second_is_too_large(self: ShapeTokenizer, sdf: SparseSDF) -> Tokens:
+        seen.append(sdf)
+        if len(seen) == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+        return encode(self, sdf)
+
+    monkeypatch.setattr(ShapeTokenizer, "encode", second_is_too_large)
+    assert run("encode", "meshes") == 1
+    errors = capsys.readouterr().err
+    assert f": its {len(seen[1].coords):,} voxels do not fit into the GPU's memory; try --device cpu" in errors
+    assert "encoded 3 of 4 into tokens.jsonl" in errors
+    assert len(Path("tokens.jsonl").read_text().splitlines()) == 3
+
+
+def sum_of_codes() -> int:
+    return sum(len(tokens) for tokens in map(small_tokenizer().encode, shapes().values()))
+
+
+def test_names_that_collide_become_whole_paths(here: Path):
+    trimesh.creation.icosphere().export("ball.ply")
+    for folder in ("a", "b"):
+        Path(folder).mkdir()
+        trimesh.creation.icosphere().export(f"{folder}/ball.stl")
+    assert run("encode", "a/ball.stl", "b", "ball.ply", "--out", "tokens.jsonl") == 0
+    names = [json.loads(line)["name"] for line in Path("tokens.jsonl").read_text().splitlines()]
+    assert names == [f"{str(here)[1:]}/{name}" for name in ("a/ball.stl", "b/ball.stl", "ball.ply")]
+    assert run("decode", "tokens.jsonl") == 0
+    assert (Path("decoded") / names[2]).with_name("ball.ply.ply").is_file()
+
+
+def test_a_models_own_lines_decode_and_its_garbage_is_listed(here: Path, capsys: pytest.CaptureFixture[str]):
+    tokenizer = small_tokenizer()
+    tokens = tokenizer.encode(trimesh.creation.box((2, 1, 1)))
+    sequence = tokenizer.to_sequence(tokens)
+    framed = {"center": [5, 5, 5], "scale": 2.0}
+    lines = {
+        json.dumps({"tokens": sequence}): None,
+        json.dumps({"name": "big", "tokens": sequence} | framed): None,
+        "": None,
+        json.dumps({"name": "cut", "tokens": sequence[:-3]}): r"it was cut short",
+        json.dumps({"name": "none", "tokens": []}): r"the sequence is empty",
+        json.dumps({"name": "big", "tokens": sequence}): r"the name 'big' was there before",
+        json.dumps({"name": "../up", "tokens": sequence}): r"does not stay below a folder",
+        json.dumps({"name": "/root", "tokens": sequence}): r"does not stay below a folder",
+        json.dumps({"name": 3, "tokens": sequence}): r'"name" is int',
+        json.dumps({"name": "half", "tokens": sequence, "scale": 1}): r'only one of "center" and "scale"',
+        json.dumps({"name": "flat", "tokens": sequence, "center": [0, 0, 0], "scale": 0}): r"scale is 0; expected",
+        json.dumps(
+            {"name": "odd", "tokens": sequence, "center": "x", "scale": 1}
+        ): r"center is x and scale 1; expected",
+        json.dumps({"name": "other", "tokens": sequence, "fingerprint": "0" * 16}): r"come from tokenizer 0000",
+        json.dumps({"name": "words", "tokens": "start end"}): r"not a list of integers",
+        json.dumps({"name": "nothing"}): r'no JSON object with the key "tokens"',
+        json.dumps([1, 2]): r'no JSON object with the key "tokens"',
+        '{"tokens": [1, 2': r"it is no JSON",
+        "[" * 100_000: r"it is no JSON",
+    }
+    Path("samples.jsonl").write_text("\n".join(lines))
+    assert run("decode", "samples.jsonl", "--format", "glb") == 1
+
+    errors = capsys.readouterr().err
+    for number, message in enumerate(lines.values(), 1):
+        line = [line for line in errors.splitlines() if line.startswith(f"rejected samples.jsonl, line {number}:")]
+        assert len(line) == (message is not None), number
+        assert message is None or message in line[0]
+    assert "decoded 2 of 17 into decoded; 15 could not be used" in errors
+    assert sorted(path.name for path in Path("decoded").iterdir()) == ["big.glb", "samples-00001.glb"]
+    in_cube, big = (trimesh.load_mesh(f"decoded/{name}.glb") for name in ("samples-00001", "big"))
+    np.testing.assert_allclose(big.vertices, in_cube.vertices * 2 + 5, atol=1e-5)
+
+
+def test_files_that_hold_no_tokens_are_listed(here: Path, capsys: pytest.CaptureFixture[str]):
+    Path("a.npz").write_bytes(b"PK")
+    Path("b.parquet").write_bytes(b"PAR1")
+    Path("c.txt").write_text("1 2 3")
+    Path("empty").mkdir()
+    assert run("decode", "a.npz", "b.parquet", "c.txt", "d.jsonl", "e.npz", "empty") == 1
+    errors = capsys.readouterr().err
+    for file, reason in {
+        "a.npz": "no readable file of tokens",
+        "b.parquet": "no readable file of tokens",
+        "c.txt": "it is no .jsonl, .parquet or .npz file",
+        "d.jsonl": "can't be read (No such file or directory)",
+        "e.npz": "does not exist",
+        "empty": "there is no .jsonl, .parquet or .npz file below it",
+    }.items():
+        assert any(line.startswith(f"rejected {file}: ") and reason in line for line in errors.splitlines()), file
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["encode", "x.ply", "--tokenizer", "nowhere"], "nowhere: not a saved tokenizer"),
+        (["encode", "x.ply", "--out", "tokens.csv"], "tokens.csv: tokens go to .jsonl, to .parquet or"),
+        (["encode", "x.ply", "--device", "abacus"], "--device is abacus; expected cpu or cuda"),
+        pytest.param(
+            ["encode", "x.ply", "--device", "cuda"],
+            "there is no GPU that torch can use",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU"),
+        ),
+    ],
+)
+def test_what_cannot_begin_says_why_in_one_line(here: Path, arguments: list[str], message: str):
+    with pytest.raises(SystemExit, match=message) as end:
+        main(arguments)
+    assert "\n" not in str(end.value.code)
+
+
+def test_wrong_arguments_end_with_2_and_help_with_examples(capsys: pytest.CaptureFixture[str]):
+    assert run() == run("melt") == run("encode") == run("decode", "x", "--format", "doc") == 2
+    capsys.readouterr()
+    for arguments in (["--help"], ["encode", "--help"], ["decode", "--help"]):
+        assert run(*arguments) == 0
+        assert "shape-tokenizer encode meshes/ --out tokens.jsonl" in capsys.readouterr().out
+
+
+def test_the_installed_command_is_this_one():
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    module, function = scripts["shape-tokenizer"].split(":")
+    assert getattr(importlib.import_module(module), function) is main

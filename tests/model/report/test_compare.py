@@ -1,0 +1,85 @@
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from model.errors import InputError
+from model.report import PER_SHAPE
+from model.report.compare import check_comparable, compare_rows, num_better, read_evaluation, verdict
+from tasks.evaluate import write_per_shape
+
+CONDITIONS = {"resolution": 64, "num_points": 1000, "seed": 0}
+
+
+def table(**figures: list[float | None]) -> pd.DataFrame:
+    length = len(next(iter(figures.values())))
+    return pd.DataFrame({"shape": [f"s{i}" for i in range(length)], "row": "stage2", **figures})
+
+
+def write(directory: Path, frame: pd.DataFrame, **conditions: int) -> Path:
+    directory.mkdir()
+    write_per_shape(directory / PER_SHAPE, frame, CONDITIONS | conditions)
+    return directory
+
+
+def test_better_is_smaller_for_distances_and_larger_for_shares():
+    distances, shares = np.linspace(0.01, 0.05, 9), np.linspace(0.3, 0.9, 9)
+    old = table(**{"cd_l1": list(distances), "fscore_0.01": list(shares), "num_tokens": [9.0] * 9})
+    new = table(**{"cd_l1": list(0.9 * distances), "fscore_0.01": list(shares - 0.1), "num_tokens": [9.0] * 9})
+    changes = {figure.column: (figure, change) for figure, change in compare_rows(old, new, seed=0)}
+    assert {column: verdict(*pair) for column, pair in changes.items()} == {
+        "cd_l1": "better",
+        "fscore_0.01": "worse",
+        "num_tokens": "",
+    }
+    assert (num_better(*changes["cd_l1"]), num_better(*changes["fscore_0.01"])) == (9, 0)
+    assert changes["cd_l1"][1].mean == pytest.approx(-0.1 * distances.mean())
+
+
+def test_a_change_within_chance_has_no_verdict():
+    noise = np.random.default_rng(0).normal(0, 0.01, 40)
+    (pair,) = compare_rows(table(cd_l1=[0.1] * 40), table(cd_l1=list(0.1 + noise - noise.mean())), seed=0)
+    assert verdict(*pair) == ""
+
+
+def test_shapes_are_matched_by_name_and_those_without_the_figure_left_out():
+    old = table(cd_l1=[0.1, 0.2, 0.3], volume_iou=[0.5, None, 0.9])
+    new = table(cd_l1=[0.1, 0.2, 0.3], volume_iou=[0.6, 0.7, None]).iloc[::-1]
+    changes = {figure.column: change for figure, change in compare_rows(old, new, seed=0)}
+    assert (changes["cd_l1"].mean, changes["cd_l1"].num_lower, changes["cd_l1"].num_higher) == (0, 0, 0)
+    assert changes["volume_iou"].num_shapes == 1
+    assert changes["volume_iou"].mean == pytest.approx(0.1)
+
+
+def test_runs_that_were_measured_otherwise_are_refused(tmp_path: Path):
+    frame = table(cd_l1=[0.1, 0.2])
+    old = read_evaluation(write(tmp_path / "old", frame))
+    with pytest.raises(InputError, match="resolution is 64 in the old run and 128 in the new one"):
+        check_comparable(old, read_evaluation(write(tmp_path / "finer", frame, resolution=128)))
+    with pytest.raises(InputError, match="1 shapes are in one run only, s1 for one"):
+        check_comparable(old, read_evaluation(write(tmp_path / "fewer", frame.iloc[:1])))
+    with pytest.raises(InputError, match=r"nowhere/?.* can't be read"):
+        read_evaluation(tmp_path / "nowhere")
+    frame.to_parquet(tmp_path / "other.parquet")
+    with pytest.raises(InputError, match="does not say 'resolution'"):
+        read_evaluation(tmp_path / "other.parquet")
+
+
+def test_the_command_prints_the_change_and_its_interval(tmp_path: Path):
+    old = write(tmp_path / "old", table(cd_l1=[0.01, 0.02, 0.03]))
+    new = write(tmp_path / "new", table(cd_l1=[0.008, 0.018, 0.028]))
+    printed = run(old, new)
+    assert printed.returncode == 0, printed.stderr
+    (line,) = [line for line in printed.stdout.splitlines() if line.startswith("CD-L1")]
+    assert re.sub(" +", " ", line) == "CD-L1 0.02000 0.01800 -0.00200 -0.00200 to -0.00200 3 of 3 better"
+    gone = run(tmp_path, new)
+    assert (gone.returncode, gone.stderr.startswith("compare: ")) == (1, True)
+
+
+def run(old: Path, new: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "model.cli.compare", str(old), str(new)]
+    return subprocess.run(command, check=False, capture_output=True, text=True, cwd=Path(__file__).parents[3])

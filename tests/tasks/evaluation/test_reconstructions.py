@@ -1,0 +1,44 @@
+"""evaluate measures the product: its last row is the mesh that ShapeTokenizer gives."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import trimesh
+
+from model.sparse import conv
+from tasks.evaluation import Reconstructor
+from tests.shapes import ring_and_box
+from tests.small_tokenizer import small_tokenizer
+
+
+def test_the_row_of_stage_2_is_what_the_tokenizer_decodes():
+    tokenizer = small_tokenizer()
+    codebook = tokenizer.vqvae.quantizer.codebook.detach()
+    for mesh in (ring_and_box().apply_scale(2.0).apply_translation([1, 2, 3]), trimesh.creation.cone(0.6, 1.2)):
+        *_, row = Reconstructor(tokenizer.vqvae.vae, codebook, tokenizer).rows(tokenizer.voxelize(mesh))
+        tokens = tokenizer.encode(mesh)
+        decoded = tokenizer.decode(dataclasses.replace(tokens, center=np.zeros(3), scale=1.0))
+        assert (row.row, row.num_tokens) == ("stage2", len(tokens))
+        assert len(decoded.faces) > 1000
+        np.testing.assert_array_equal(decoded.faces, row.mesh.faces)
+        np.testing.assert_array_equal(decoded.vertices, row.mesh.vertices)
+
+
+def test_every_row_pays_for_finding_its_own_neighbours(monkeypatch: pytest.MonkeyPatch):
+    """Rows work on the same voxels; one that found them known would look cheaper than it is."""
+    searched: list[int] = []
+    search = conv._search_on_cpu
+    monkeypatch.setattr(conv, "_search_on_cpu", lambda grid: searched.append(len(grid)) or search(grid))
+    tokenizer = small_tokenizer()
+    codebook = tokenizer.vqvae.quantizer.codebook.detach()
+    rows = Reconstructor(tokenizer.vqvae.vae, codebook, tokenizer).rows(tokenizer.voxelize(trimesh.creation.box()))
+    of_row = []
+    for _ in rows:
+        of_row.append(sorted(searched))
+        searched.clear()
+    floor, vae, stage1, stage2 = of_row
+    assert floor == []
+    assert vae == stage2  # encoder and decoder
+    assert len(stage1) < len(vae)  # the decoder alone; the latents are the VAE's
+    assert set(stage1) <= set(vae)

@@ -1,0 +1,24 @@
+"""The profile of stage 2: every part is there, nothing is counted twice, no result is touched."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tasks.run import METRICS, RESUME, TOKENIZER, Settings
+from tasks.training.profile_stage2 import PARTS, WHOLE, profile_stage2
+
+
+@pytest.mark.usefixtures("small_project")
+def test_the_parts_of_a_step(small_settings: Settings):
+    times = profile_stage2(small_settings, steps=3, directory=Path("profile"))
+    assert set(times) == {*PARTS, "rest", "step"}
+    cpu = {part: milliseconds for part, (milliseconds, _) in times.items()}
+    assert sum(cpu[part] for part in [*WHOLE, "rest"]) == pytest.approx(cpu["step"])
+    assert all(milliseconds > 0 for milliseconds in cpu.values())
+    assert sum(cpu[f"vae.decoder.upsample.{level}"] for level in range(3)) < cpu["vae.decoder"]
+    names = {event.get("name") for event in json.loads(Path("profile/trace.json").read_text())["traceEvents"]}
+    assert names >= set(PARTS)
+    assert not TOKENIZER.exists()
+    assert not (METRICS / "stage2_history.tsv").exists()
+    assert not list(RESUME.glob("**/state.pt"))

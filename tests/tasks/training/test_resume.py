@@ -1,0 +1,154 @@
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from tasks.run import ALREADY_RUNNING, RESUME, AlreadyRunningError, Settings, load_settings, only_one, run_stage
+from tasks.training import ResumePoint, fingerprint, resume
+
+ROOT = Path(__file__).parents[3]
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def settings() -> Settings:
+    return load_settings(ROOT / "params.yaml")
+
+
+# --- the saved state -------------------------------------------------------------------------------------------------
+
+
+def test_what_is_saved_comes_back():
+    point = ResumePoint("stage2", "f00d")
+    assert point.load(CPU) is None
+    for step in (1, 2):
+        point.save({"step": step, "weights": torch.arange(3.0), "rows": [{"loss": 0.5}]})
+    state = ResumePoint("stage2", "f00d").load(CPU)
+    assert (state["step"], state["rows"]) == (2, [{"loss": 0.5}])
+    assert torch.equal(state["weights"], torch.arange(3.0))
+
+
+def test_another_fingerprint_or_stage_starts_from_nothing():
+    ResumePoint("stage2", "f00d").save({"step": 1})
+    assert ResumePoint("stage2", "cafe").load(CPU) is None
+    assert ResumePoint("stage1", "f00d").load(CPU) is None
+
+
+@pytest.mark.parametrize("share", [0, 0.5, 0.99])
+def test_a_damaged_state_is_said_and_not_used(share, capsys):
+    point = ResumePoint("stage2", "f00d")
+    point.save({"step": 1, "weights": torch.arange(1000.0)})
+    file = point.directory / "state.pt"
+    content = file.read_bytes()
+    file.write_bytes(content[: int(len(content) * share)])
+    assert point.load(CPU) is None
+    said = capsys.readouterr().err
+    assert "state.pt is damaged" in said
+    assert "made again from the start" in said
+
+
+def test_what_is_remembered_is_made_once_and_again_if_damaged(capsys):
+    point = ResumePoint("stage1", "f00d")
+    assert point.remember("start", lambda: torch.ones(2)).equal(torch.ones(2))
+    assert point.remember("start", lambda: torch.zeros(2)).equal(torch.ones(2))
+    (point.directory / "start.pt").write_bytes(b"")
+    assert point.remember("start", lambda: torch.zeros(2)).equal(torch.zeros(2))
+    assert "start.pt is damaged" in capsys.readouterr().err
+
+
+def test_a_save_that_fails_leaves_the_one_before():
+    point = ResumePoint("stage2", "f00d")
+    point.save({"step": 1})
+
+    class Unsaveable:
+        def __reduce__(self):
+            raise RuntimeError("the disk is full")
+
+    with pytest.raises(RuntimeError, match="disk is full"):
+        point.save({"step": 2, "weights": Unsaveable()})
+    assert point.load(CPU) == {"step": 1}
+
+
+def test_clearing_forgets_every_run_of_the_stage_and_no_other():
+    for stage, name in (("stage2", "old"), ("stage2", "new"), ("stage1", "other")):
+        ResumePoint(stage, name).save({"step": 1})
+    ResumePoint("stage2", "new").clear()
+    assert ResumePoint("stage2", "old").load(CPU) is None
+    assert ResumePoint("stage2", "new").load(CPU) is None
+    assert ResumePoint("stage1", "other").load(CPU) == {"step": 1}
+
+
+# --- the fingerprint -------------------------------------------------------------------------------------------------
+
+
+def test_the_same_parameters_and_inputs_have_the_same_fingerprint(settings: Settings):
+    Path("a").write_text("a")
+    Path("b").write_text("b")
+    sections = [settings.stage2, settings.codebook]
+    assert fingerprint(sections, [Path("a"), Path("b")]) == fingerprint(sections, [Path("b"), Path("a")])
+
+
+@pytest.mark.parametrize(
+    "change", [{"lr": 0.5}, {"steps": 501}, {"seed": 1}, {"lambda_outside": 0.0}, {"train": "decoder"}]
+)
+def test_any_parameter_changes_the_fingerprint(settings: Settings, change):
+    sections = [settings.stage2, settings.codebook]
+    other = [settings.stage2.model_copy(update=change), settings.codebook]
+    assert fingerprint(other, []) != fingerprint(sections, [])
+
+
+def test_any_input_changes_the_fingerprint(settings: Settings):
+    Path("codebook").write_text("codes")
+    before = fingerprint([settings.stage2], [Path("codebook")])
+    Path("codebook").write_text("other codes")
+    assert fingerprint([settings.stage2], [Path("codebook")]) != before
+    assert fingerprint([settings.stage2], []) != before
+
+
+@pytest.mark.parametrize("edited", ["model/losses.py", "model/sdf/grid.py", "tasks/stage2.py"])
+def test_any_code_changes_the_fingerprint(settings: Settings, monkeypatch: pytest.MonkeyPatch, edited: str):
+    for name in ("model/losses.py", "model/sdf/grid.py", "tasks/stage2.py", "tasks/training/resume.py"):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).write_text("x = 1\n")
+    monkeypatch.setattr(resume, "__file__", str(Path("tasks/training/resume.py").resolve()))
+    before = fingerprint([settings.stage2], [])
+    assert fingerprint([settings.stage2], []) == before
+    Path(edited).write_text("x = 2\n")
+    assert fingerprint([settings.stage2], []) != before
+
+
+# --- one at a time ---------------------------------------------------------------------------------------------------
+
+
+def test_a_second_process_of_a_stage_exits_with_75_and_names_the_first(capsys):
+    with only_one("stage2"), pytest.raises(SystemExit) as ended:
+        run_stage("stage2", lambda _: pytest.fail("both hold the lock"))
+    assert ended.value.code == ALREADY_RUNNING == 75
+    assert f"stage2: process {os.getpid()} runs it already" in capsys.readouterr().err
+
+
+def test_other_stages_may_run_beside_it():
+    with only_one("stage1"), only_one("stage2"):
+        pass
+
+
+def test_the_lock_is_free_again_afterwards_also_after_a_failure():
+    with pytest.raises(RuntimeError), only_one("stage2"):
+        raise RuntimeError
+    with only_one("stage2"):
+        assert (RESUME / "stage2.lock").read_text() == str(os.getpid())
+
+
+def test_clearing_keeps_the_lock():
+    with only_one("stage2"):
+        point = ResumePoint("stage2", "f00d")
+        point.save({"step": 1})
+        point.clear()
+        with pytest.raises(AlreadyRunningError), only_one("stage2"):
+            pytest.fail("both hold the lock")

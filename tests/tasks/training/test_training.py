@@ -1,0 +1,333 @@
+"""The training loop, on a model small enough to know what it does."""
+
+import math
+import os
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+from model.errors import InputError
+from tasks.run import Training
+from tasks.training import History, ResumePoint, cosine, train
+from tasks.training.loop import DivergenceError
+
+SETTINGS = Training(
+    steps=20,
+    lr=0.01,
+    warmup_steps=4,
+    weight_decay=0.01,
+    max_grad_norm=1.0,
+    log_every=5,
+    save_every=5,
+    seed=0,
+)
+HISTORY = Path("metrics/history.tsv")
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@dataclass(frozen=True)
+class Points:
+    x: torch.Tensor
+    names: tuple[str, ...]
+    size: str = "4 points"
+    limits: str = "the number of points"
+
+
+class Killed(Exception):
+    """Ends the loop as kill -9 would: nothing gets to run after it."""
+
+
+def points_from(step: int) -> Iterator[Points]:
+    while True:
+        x = torch.randn(4, 3, generator=torch.Generator().manual_seed(step))
+        yield Points(x, (f"a{step}", f"b{step}"))
+        step += 1
+
+
+def regression(model: nn.Module, at: dict[int, Callable[[], object]] | None = None):
+    """Fit a plane from noisy points; the noise is the global generator's. `at` does something at a step."""
+    steps: list[str] = []
+
+    def losses_of(batch: Points) -> dict[str, torch.Tensor]:
+        steps.append(batch.names[0])
+        step = int(batch.names[0][1:])
+        result = (at or {}).get(step, lambda: None)()
+        target = batch.x.sum(1, keepdim=True) + 0.1 * torch.randn(4, 1)
+        loss = (model(batch.x) - target).square().mean()
+        factor = result if isinstance(result, float) else 1.0
+        return {"loss": loss * factor, "twice": 2 * loss.detach()}
+
+    losses_of.steps = steps
+    return losses_of
+
+
+def new_model() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 1))
+
+
+def fit(
+    model: nn.Module,
+    losses_of: Callable,
+    *,
+    settings: Training = SETTINGS,
+    groups: list[dict] | None = None,
+    validate: Callable[[], dict[str, float]] | None = None,
+    validate_every: int = 0,
+) -> None:
+    train(
+        model,
+        groups or [{"params": list(model.parameters())}],
+        losses_of,
+        points_from,
+        settings=settings,
+        resume=ResumePoint("regression", "fingerprint"),
+        history=History(HISTORY),
+        validate=validate,
+        validate_every=validate_every,
+        description="regression",
+    )
+
+
+def changed(**values) -> Training:
+    return Training(**{**SETTINGS.model_dump(), **values})
+
+
+def history() -> pd.DataFrame:
+    return pd.read_csv(HISTORY, sep="\t")
+
+
+def assert_same_bits(first: nn.Module, second: nn.Module) -> None:
+    for a, b in zip(first.parameters(), second.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def saved_step() -> int:
+    return ResumePoint("regression", "fingerprint").load(CPU)["step"]
+
+
+def test_running_out_of_memory_says_on_what_and_what_to_lower():
+    def too_large() -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+    model = new_model()
+    with pytest.raises(InputError, match=r"step 8 does not fit .*: 4 points, of a7, b7; lower the number of points"):
+        fit(model, regression(model, at={7: too_large}))
+
+
+# --- what it does ----------------------------------------------------------------------------------------------------
+
+
+def test_the_loss_goes_down():
+    model = new_model()
+    fit(model, regression(model), settings=changed(steps=300))
+    losses = history().loss
+    assert losses.iloc[-1] < 0.1 * losses.iloc[0]
+
+
+def test_one_row_of_means_for_each_log_interval():
+    model = new_model()
+    seen: list[float] = []
+    losses_of = regression(model)
+
+    def record(batch: Points) -> dict[str, torch.Tensor]:
+        losses = losses_of(batch)
+        seen.append(losses["loss"].item())
+        return losses
+
+    fit(model, record, settings=changed(steps=12))
+    table = history()
+    assert table.step.tolist() == [5, 10, 12]
+    means = [sum(seen[:5]) / 5, sum(seen[5:10]) / 5, sum(seen[10:]) / 2]
+    assert table.loss.tolist() == pytest.approx(means, rel=1e-5)
+    assert table.twice.tolist() == pytest.approx([2 * mean for mean in means], rel=1e-5)
+    assert {"lr", "grad_norm", "seconds_per_step"} < set(table.columns)
+    assert (table.seconds_per_step > table.seconds_waiting).all()
+    assert (table.seconds_waiting > 0).all()
+
+
+def test_learning_rate_warms_up_then_follows_the_cosine():
+    model = new_model()
+    fit(model, regression(model), settings=changed(log_every=1))
+    expected = [0.01 * (k + 1) / 4 for k in range(4)] + [0.01 * cosine(k / 16) for k in range(16)]
+    assert history().lr.tolist() == pytest.approx(expected, rel=1e-4)
+
+
+def test_cosine_goes_from_one_to_a_hundredth():
+    assert cosine(0.0) == 1
+    assert cosine(0.5) == pytest.approx(0.505)
+    assert cosine(1.0) == pytest.approx(0.01)
+
+
+def test_the_logged_gradient_norm_is_that_before_clipping():
+    model = nn.Linear(3, 1, bias=False)
+    x = torch.ones(1, 3)
+
+    def losses_of(batch: Points) -> dict[str, torch.Tensor]:
+        return {"loss": 100 * model(x).sum()}  # gradient (100, 100, 100) at every step
+
+    fit(model, losses_of)
+    assert history().grad_norm.tolist() == pytest.approx([100 * math.sqrt(3)] * 4, rel=1e-5)
+
+
+def test_a_schedule_of_zero_leaves_a_group_as_it_was():
+    model = new_model()
+    before = model[2].weight.clone()
+    frozen = {"params": list(model[2].parameters()), "schedule": lambda progress: 0.0, "weight_decay": 0.0}
+    settings = changed(warmup_steps=0)
+    fit(model, regression(model), settings=settings, groups=[{"params": list(model[0].parameters())}, frozen])
+    assert torch.equal(model[2].weight, before)
+
+
+def test_validation_comes_when_it_is_due_whatever_the_log_interval():
+    model = new_model()
+    fit(model, regression(model), settings=changed(steps=10), validate=lambda: {"val": 1.0}, validate_every=3)
+    table = history()
+    assert table.step[table.val == 1].tolist() == [3, 6, 9, 10]
+    assert table.step.tolist() == [3, 5, 6, 9, 10]
+
+
+# --- interrupted and resumed -----------------------------------------------------------------------------------------
+
+
+def kill() -> None:
+    raise Killed
+
+
+def uninterrupted() -> tuple[nn.Module, pd.DataFrame]:
+    model = new_model()
+    fit(model, regression(model))
+    table = history()
+    ResumePoint("regression", "fingerprint").clear()
+    return model, table
+
+
+@pytest.mark.parametrize("step", [3, 5, 13, 19])
+def test_a_killed_run_ends_with_the_same_bits(step):
+    """Weights, and every figure of the history, as if nothing had happened."""
+    expected, table = uninterrupted()
+    model = new_model()
+    with pytest.raises(Killed):
+        fit(model, regression(model, {step: kill}))
+    model = new_model()
+    torch.manual_seed(99)  # a new process knows nothing of the old one's generator
+    if step < SETTINGS.save_every:
+        torch.manual_seed(0)
+        model = new_model()
+    losses_of = regression(model)
+    fit(model, losses_of)
+    assert losses_of.steps[0] == f"a{step // 5 * 5}"
+    assert_same_bits(model, expected)
+    timeless = [column for column in table.columns if not column.startswith("seconds")]
+    pd.testing.assert_frame_equal(history()[timeless], table[timeless])
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_the_step_and_raises_keyboard_interrupt(number):
+    expected, _ = uninterrupted()
+    handlers = [signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)]
+    model = new_model()
+    losses_of = regression(model, {7: lambda: os.kill(os.getpid(), number)})
+    with pytest.raises(KeyboardInterrupt):
+        fit(model, losses_of)
+    assert losses_of.steps[-1] == "a7"
+    assert saved_step() == 8  # the step that the signal fell into is finished
+    assert [signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)] == handlers
+    model = new_model()
+    losses_of = regression(model)
+    fit(model, losses_of)
+    assert losses_of.steps[0] == "a8"
+    assert_same_bits(model, expected)
+
+
+def test_a_signal_is_not_kept_waiting_by_a_validation():
+    model = new_model()
+    losses_of = regression(model, {7: lambda: os.kill(os.getpid(), signal.SIGTERM)})
+    with pytest.raises(KeyboardInterrupt):
+        fit(model, losses_of, validate=lambda: pytest.fail("it validates"), validate_every=8)
+    assert saved_step() == 8
+
+
+def test_a_step_is_saved_before_it_is_validated():
+    def killed() -> dict[str, float]:
+        raise Killed
+
+    model = new_model()
+    with pytest.raises(Killed):
+        fit(model, regression(model), validate=killed, validate_every=8)
+    assert saved_step() == 8
+
+
+def test_a_finished_run_takes_no_more_steps(capsys):
+    expected = new_model()
+    fit(expected, regression(expected))
+    model = new_model()
+    losses_of = regression(model)
+    fit(model, losses_of)
+    assert losses_of.steps == []
+    assert_same_bits(model, expected)
+    assert "going on from step 20" in capsys.readouterr().err
+
+
+# --- divergence ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_stops_with_step_and_samples(value):
+    model = new_model()
+    with pytest.raises(DivergenceError, match=rf"the loss became {value} at step 8, on a7, b7; lower regression.lr"):
+        fit(model, regression(model, {7: lambda: value}))
+
+
+def test_nothing_is_saved_of_a_run_that_diverged():
+    """Step 7 is bad, 10 would be logged and saved."""
+    model = new_model()
+    with pytest.raises(DivergenceError, match="at step 7, on a6, b6"):
+        fit(model, regression(model, {6: lambda: math.nan}))
+    state = ResumePoint("regression", "fingerprint").load(CPU)
+    assert state["step"] == 5
+    assert all(value.isfinite().all() for value in state["model"].values())
+
+
+class GradientOfNaN(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad * math.nan
+
+
+def test_a_gradient_that_is_not_finite_stops_at_its_own_step():
+    """The loss would show it only one step later, on samples that have nothing to do with it."""
+    model = new_model()
+    plain = regression(model)
+
+    def losses_of(batch: Points) -> dict[str, torch.Tensor]:
+        losses = plain(batch)
+        return losses | {"loss": GradientOfNaN.apply(losses["loss"])} if batch.names[0] == "a2" else losses
+
+    with pytest.raises(DivergenceError, match="the gradient norm became nan at step 3, on a2, b2"):
+        fit(model, losses_of)
+
+
+# --- the history -----------------------------------------------------------------------------------------------------
+
+
+def test_a_column_that_rows_lack_is_empty_there():
+    table = History(HISTORY)
+    table.append({"step": 1, "loss": 0.5})
+    table.append({"step": 2, "loss": 0.25, "val": 3.0})
+    assert HISTORY.read_text() == "step\tloss\tval\n1\t0.5\t\n2\t0.25\t3\n"
