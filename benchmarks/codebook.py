@@ -62,7 +62,7 @@ def of_stage1(vectors: Tensor, settings: Settings, rate: float | None, changes: 
     """By the functions of tasks/stage1.py, without the network that it watches."""
     params = settings.stage1.model_copy(update=changes | ({"lr": rate} if rate else {}))
     settings = settings.model_copy(update={"stage1": params})
-    size = settings.codebook.size
+    size = settings.codebook.num_codes
     if params.init == "randn":
         codes = torch.randn(size, vectors.shape[1], generator=torch.Generator().manual_seed(params.seed))
     else:
@@ -92,7 +92,7 @@ def of_peer_ema(vectors: Tensor, settings: Settings) -> Tensor:
 
     peer = VectorQuantize(
         vectors.shape[1],
-        settings.codebook.size,
+        settings.codebook.num_codes,
         decay=settings.stage1.ema_decay,
         kmeans_init=True,
         kmeans_iters=10,
@@ -103,13 +103,13 @@ def of_peer_ema(vectors: Tensor, settings: Settings) -> Tensor:
     with torch.no_grad():
         for _ in range(settings.stage1.steps):
             peer(next(batches).vectors[None])
-    return peer.codebook.detach().reshape(settings.codebook.size, -1).float()
+    return peer.codebook.detach().reshape(settings.codebook.num_codes, -1).float()
 
 
 def of_peer_simvq(vectors: Tensor, settings: Settings, rate: float) -> Tensor:
     from vector_quantize_pytorch import SimVQ
 
-    peer = SimVQ(vectors.shape[1], settings.codebook.size).to(vectors.device)
+    peer = SimVQ(vectors.shape[1], settings.codebook.num_codes).to(vectors.device)
     optimizer = torch.optim.Adam(peer.parameters(), lr=rate)
     batches = stage1.draw_vectors(vectors, settings.stage1, 0)
     for _ in range(settings.stage1.steps):

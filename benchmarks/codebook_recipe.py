@@ -47,7 +47,7 @@ def seconds_to_encode(settings: Settings, device: torch.device) -> float:
 def ours(vectors: Tensor, heldout: Tensor, settings: Settings) -> dict:
     encoding = seconds_to_encode(settings, vectors.device)
     started = time.perf_counter()
-    codes = start_codes(vectors, settings.codebook.size, settings.stage1).to(vectors.device)
+    codes = start_codes(vectors, settings.codebook.num_codes, settings.stage1).to(vectors.device)
     wait(vectors.device)
     seconds = time.perf_counter() - started
     return {
@@ -62,7 +62,7 @@ def recipe(
 ) -> list[dict]:
     """The held-out error after each number of steps of `checks`, until it is below the target."""
     params = settings.stage1.model_copy(update={"init": "uniform"})
-    quantizer = VectorQuantizer.of(start_codes(vectors, settings.codebook.size, params).to(vectors.device))
+    quantizer = VectorQuantizer.of(start_codes(vectors, settings.codebook.num_codes, params).to(vectors.device))
     optimizer = torch.optim.AdamW(quantizer.parameters(), lr=rate, weight_decay=params.weight_decay, fused=True)
     found = []
     for step, batch in enumerate(draw_vectors(vectors, params, 0), 1):

@@ -23,8 +23,8 @@ def measure_recipe(settings: Settings, device: torch.device) -> dict:
     time for each latent vector says what a step on as many vectors as ours would take.
     """
     vae = load_vae(VAE, device=device).requires_grad_(False)
-    quantizer = VectorQuantizer(settings.codebook.size, vae.config.latent_channels).to(device)
-    nn.init.uniform_(quantizer.codebook, -1 / settings.codebook.size, 1 / settings.codebook.size)
+    quantizer = VectorQuantizer(settings.codebook.num_codes, vae.config.latent_channels).to(device)
+    nn.init.uniform_(quantizer.codebook, -1 / settings.codebook.num_codes, 1 / settings.codebook.num_codes)
     network = VQVAE(vae, quantizer)
     shards = open_shards(SDF)
     names = shards.names("train")

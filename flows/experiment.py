@@ -66,10 +66,7 @@ def put_back() -> None:
             f"{SNAPSHOT}: take from it what you want, then remove that folder"
         )
     for path in map(Path, json.loads((SNAPSHOT / "files.json").read_text())):
-        if (SNAPSHOT / path).exists():
-            shutil.copyfile(SNAPSHOT / path, path)
-        else:
-            path.unlink(missing_ok=True)
+        _replace(path, SNAPSHOT / path)
     dvc("checkout", "--quiet", "--force", "--allow-missing")
     shutil.rmtree(SNAPSHOT)
 
@@ -77,11 +74,22 @@ def put_back() -> None:
 def _take_snapshot(overridden_params: str) -> None:
     files = [str(PARAMS_FILE), *kept_by_git()]
     with whole_directory(SNAPSHOT) as directory:
-        for path in filter(Path.exists, map(Path, files)):
-            (directory / path).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, directory / path)
+        for path in map(Path, files):
+            _replace(directory / path, path)
         (directory / "files.json").write_text(json.dumps(files))
         (directory / OVERRIDDEN).write_text(overridden_params)
+
+
+def _replace(target: Path, source: Path) -> None:
+    """Make `target` what `source` is: a file, a folder, or nothing."""
+    if target.is_dir():
+        shutil.rmtree(target)
+    target.unlink(missing_ok=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if source.is_dir():
+        shutil.copytree(source, target)
+    elif source.exists():
+        shutil.copyfile(source, target)
 
 
 def _with_overrides(params: Mapping[str, Any]) -> str:

@@ -25,7 +25,7 @@ def plan(targets: Sequence[str]) -> list[str]:
 
 
 def kept_by_git() -> list[str]:
-    """Files that a run may change and git keeps: dvc.lock, metrics, plots; relative to the repository root."""
+    """Files and folders that a run may change and git keeps: dvc.lock, metrics, plots; relative to the root."""
     with Repo() as repo:
         locks = {stage.dvcfile.relpath.removesuffix(".yaml") + ".lock" for stage in repo.index.stages}
         outs = {str(out) for out in repo.index.outs if not out.use_cache}

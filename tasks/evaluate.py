@@ -37,16 +37,24 @@ from model.report import (
     write_report,
 )
 from tasks.evaluation import CodeUse, Reconstruction, Reconstructor
-from tasks.run import EVALUATION, METRICS, PLOTS, SDF, Evaluate, Settings, run_stage
+from tasks.run import CODEBOOK_PLOTS, EVALUATION, HEADLINE, METRICS, PLOTS, SDF, TIMINGS, Evaluate, Settings, run_stage
 from tasks.shards import Shards, open_shards, write_table
 
 ROWS = tuple(ROW_TITLES)
 RANKED_BY = "cd_l1"  # of stage 2
-# Columns whose means are metrics, by how they begin. Times differ from run to run; the rest is detail of the tables.
+# Columns whose means are metrics, by how they begin. The rest is detail of the tables.
 SUMMARISED = (
     *("cd_", "fscore_", "normal_consistency", "spurious_area", "volume_iou", "surface_iou"),
     *("sdf_l1", "sign_errors", "band_", "num_tokens", "bits"),
 )
+HEADLINE_ROWS = ("floor", "vae", "stage1", "stage2")
+HEADLINE_FIGURES = {
+    "cd_l1": "cd_l1",
+    "surface_iou": "s_iou",
+    "volume_iou": "v_iou",
+    "sign_errors": "sign_errors",
+    "num_tokens": "tokens",
+}
 IOUS = {"volume_iou", "surface_iou"}
 NO_FIELD = {"sdf_l1": None, "sign_errors": None, "band_precision": None, "band_recall": None}
 
@@ -61,7 +69,7 @@ def evaluate(settings: Settings) -> None:
 
     with TemporaryDirectory() as scratch:
         gallery = Gallery(Path(scratch))
-        table = measure(shards, reconstructor, params, gallery)
+        table, costs = measure(shards, reconstructor, params, gallery)
         aggregates = aggregate(table, seed=params.seed)
         metrics = summarise_rows(table, aggregates) | {"codebook": summarise_codes(reconstructor.use)}
         counts = {stage: use.counts.numpy() for stage, use in reconstructor.use.items()}
@@ -88,18 +96,24 @@ def evaluate(settings: Settings) -> None:
             write_per_shape(directory / PER_SHAPE, table, report.conditions)
             aggregates_table(aggregates).to_parquet(directory / "aggregates.parquet", compression="zstd", index=False)
             write_report(directory / "report.html", report)
-    for name, content in plots.items():
-        write_whole(PLOTS / name, content)
+    with whole_directory(PLOTS) as directory:
+        for name, content in plots.items():
+            write_whole(directory / name, content)
     write_whole(METRICS / "evaluate.json", json.dumps(metrics, indent=2) + "\n")
-    print_outcome(metrics)
+    write_headline(metrics)
+    write_costs(costs)
+    print_outcome(metrics, costs)
 
 
-def measure(shards: Shards, reconstructor: Reconstructor, params: Evaluate, gallery: Gallery) -> pd.DataFrame:
-    """One line per test shape and row, with every figure. The meshes go to the gallery.
+def measure(
+    shards: Shards, reconstructor: Reconstructor, params: Evaluate, gallery: Gallery
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """One line per test shape and row with every figure, and another table with what it cost. Meshes go to the gallery.
 
     The network runs alone, so that its times and memory are its own; the rows are then compared side by side.
     """
     lines: list[dict[str, Any]] = []
+    costs: list[dict[str, Any]] = []
     names = shards.names("test")
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
         for name in track(names, len(names), description="evaluate", unit="shape"):
@@ -111,12 +125,13 @@ def measure(shards: Shards, reconstructor: Reconstructor, params: Evaluate, gall
                 field = NO_FIELD
                 if result.coords is not None and result.sdf is not None:
                     field = asdict(compare_sdf(result.coords, result.sdf, shape.coords, shape.sdf))
-                costs = {key: getattr(result, key) for key in ("num_tokens", "bits", *(cost.column for cost in COSTS))}
-                lines.append({"shape": name, "row": result.row} | geometry | field | costs)
+                key = {"shape": name, "row": result.row}
+                lines.append(key | geometry | field | {"num_tokens": result.num_tokens, "bits": result.bits})
+                costs.append(key | {cost.column: getattr(result, cost.column) for cost in COSTS})
             gallery.add(name, {"truth": surface} | {result.row: result.mesh for result in results})
     table = pd.DataFrame(lines)
     numbers = table.columns.difference(["shape", "row", "failed"])
-    return table.astype(dict.fromkeys(numbers, "float64") | {"num_tokens": "Int64"})
+    return table.astype(dict.fromkeys(numbers, "float64") | {"num_tokens": "Int64"}), pd.DataFrame(costs)
 
 
 def compare_all(
@@ -142,7 +157,7 @@ def aggregate(table: pd.DataFrame, *, seed: int) -> Aggregates:
     row has it, so that rows differ by what they lose and not by their shapes.
     """
     table = table.assign(**{column: table[column].where(closed_in_all_rows(table)) for column in IOUS & {*table}})
-    columns = table.columns.difference(["shape", "row", "failed", *(cost.column for cost in COSTS)], sort=False)
+    columns = table.columns.difference(["shape", "row", "failed"], sort=False)
     aggregates: Aggregates = {}
     for row in ROWS:
         lines = table[table.row == row]
@@ -228,7 +243,7 @@ def sheet_rows(ranking: Ranking, shapes: Sequence[str], gallery: Gallery) -> Ite
 
 def codebook_pictures() -> dict[str, bytes]:
     """What the gate drew of the codebook."""
-    drawn = [PLOTS / name for name in CODEBOOK_TITLES if name.startswith("codebook_")]
+    drawn = [CODEBOOK_PLOTS / name for name in CODEBOOK_TITLES if name.startswith("codebook_")]
     return {path.name: path.read_bytes() for path in drawn if path.is_file()}
 
 
@@ -248,10 +263,31 @@ def rounded(value: float | int) -> float | int:
     return value if isinstance(value, int) else float(f"{value:.6g}")
 
 
-def print_outcome(metrics: Mapping[str, Mapping[str, Any]]) -> None:
+def write_headline(metrics: Mapping[str, Mapping[str, Any]]) -> None:
+    """What `dvc metrics show` prints: a file a row, few figures, narrow enough for a terminal."""
+    with whole_directory(HEADLINE) as directory:
+        for row in HEADLINE_ROWS:
+            figures = {short: metrics[row][name] for name, short in HEADLINE_FIGURES.items() if name in metrics[row]}
+            codes = metrics["codebook"].get(row)
+            if codes is not None:
+                figures |= {"usage": codes["usage"], "perplexity": codes["perplexity"]}
+            shown = {name: float(f"{value:.4g}") for name, value in figures.items()}
+            write_whole(directory / f"{row}.json", json.dumps(shown, indent=2) + "\n")
+
+
+def write_costs(costs: pd.DataFrame) -> None:
+    """Apart from the evaluation, whose bytes must not depend on the clock."""
+    write_table(TIMINGS / "evaluate.parquet", pa.Table.from_pandas(costs, preserve_index=False))
+
+
+def print_outcome(metrics: Mapping[str, Mapping[str, Any]], costs: pd.DataFrame) -> None:
     distances = ", ".join(f"{row} {metrics[row]['cd_l1']:.5f}" for row in ROWS)
     failures = sum(metrics[row]["failures"] for row in ROWS)
     print(f"mean CD-L1 over {metrics['stage2']['num_shapes']} test shapes: {distances}; failures: {failures}")
+    for cost in COSTS:
+        medians = costs.groupby("row")[cost.column].median()
+        shown = ", ".join(f"{row} {cost.show(medians[row])}" for row in ROWS if not pd.isna(medians[row]))
+        print(f"{cost.label}, median of a shape: {shown}")
     print(f"report: {EVALUATION / 'report.html'}")
 
 

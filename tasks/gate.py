@@ -9,11 +9,11 @@ from torch import Tensor
 
 from model.device import pick_device
 from model.errors import InputError
-from model.files import write_whole
+from model.files import whole_directory, write_whole
 from model.quantizer import Lloyd, codebook_statistics, lloyd_pass
 from model.report import draw_codebook
 from tasks.data import latents_file, load_codebook, read_vectors
-from tasks.run import LATENTS, METRICS, PASS_TOKEN, PLOTS, Gate, RefusedError, Settings, run_stage
+from tasks.run import CODEBOOK_PLOTS, LATENTS, METRICS, PASS_TOKEN, Gate, RefusedError, Settings, run_stage
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,9 @@ def gate(settings: Settings) -> None:
     codes = load_codebook()
     vectors = {split: _finite_vectors(split) for split in ("train", "val")}
     seen, heldout = _nearest(vectors["train"], codes), _nearest(vectors["val"], codes)
-    for name, content in draw_codebook(vectors["val"], heldout.indices, codes).items():
-        write_whole(PLOTS / name, content)
+    with whole_directory(CODEBOOK_PLOTS) as directory:
+        for name, content in draw_codebook(vectors["val"], heldout.indices, codes).items():
+            write_whole(directory / name, content)
     checks = judge(settings.gate, codes, seen=seen, heldout=heldout)
     verdict = {check.figure: check.value for check in checks} | {"passed": all(check.passed for check in checks)}
     write_whole(METRICS / "gate.json", json.dumps(verdict, indent=2) + "\n")
@@ -83,17 +84,19 @@ def judge(params: Gate, codes: Float[Tensor, "codebook_size dim"], *, seen: Lloy
     )
     more_used = (
         "set stage1.init: kmeans, raise stage1.kmeans_iterations or encode.train_symmetries, add meshes, "
-        "or lower codebook.size"
+        "or lower codebook.num_codes"
     )
     one_takes_all = "look for empty or constant latents, set stage1.init: kmeans, or raise stage1.kmeans_iterations"
-    no_carry_over = "the codes do not carry over to unseen shapes; add meshes or symmetries, or lower codebook.size"
+    no_carry_over = (
+        "the codes do not carry over to unseen shapes; add meshes or symmetries, or lower codebook.num_codes"
+    )
     return [
         at_least("tokens_per_code", use.num_tokens / size, "min_tokens_per_code", params, more_tokens),
         at_least("usage", use.usage, "min_usage", params, more_used),
         at_least("perplexity_ratio", use.perplexity / size, "min_perplexity_ratio", params, more_used),
         at_most("top_share", use.top_share, "max_top_share", params, one_takes_all),
         at_most("error_ratio", error_ratio, "max_error_ratio", params, no_carry_over),
-        Check("duplicate_codes", num_duplicates, 0, "never allowed", False, "lower codebook.size, or add meshes"),
+        Check("duplicate_codes", num_duplicates, 0, "never allowed", False, "lower codebook.num_codes, or add meshes"),
     ]
 
 

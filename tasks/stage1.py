@@ -53,7 +53,7 @@ class VectorBatch:
 
 @in_process_group()
 def stage1(settings: Settings) -> None:
-    params, size = settings.stage1, settings.codebook.size
+    params, size = settings.stage1, settings.codebook.num_codes
     device = pick_device()
     torch.manual_seed(params.seed)
     files = {split: latents_file(LATENTS, split) for split in ("train", "val")}

@@ -24,7 +24,7 @@ from model.meshes import SUFFIXES, find_meshes, load_mesh, memory_to_load, print
 from model.progress import track
 from model.sdf import normalised_surface, voxelize
 from tasks import shards
-from tasks.run import METRICS, SDF, SDF_SECONDS, VOXELIZE_SCRATCH, Settings, Voxelize, run_stage
+from tasks.run import METRICS, SDF, TIMINGS, VOXELIZE_SCRATCH, Settings, Voxelize, run_stage
 
 AMBIGUOUS = 0.03  # share of bad flips above which a mesh has no clear inside
 _MARKERS = "under_way"  # a folder in scratch
@@ -88,7 +88,7 @@ def voxelize_meshes(settings: Settings) -> None:
     with whole_directory(SDF) as directory:
         _write_dataset(directory, usable, files, rejects, index, options)
     seconds = {"name": index.name, "seconds": [(outcome.facts or {})["seconds"] for outcome in usable]}
-    shards.write_table(SDF_SECONDS, pa.table(seconds))
+    shards.write_table(TIMINGS / "voxelize.parquet", pa.table(seconds))
     write_whole(METRICS / "voxelize.json", json.dumps(metrics, indent=2) + "\n")
     _forget_all_but(usable + rejected)
 

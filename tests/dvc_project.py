@@ -19,7 +19,7 @@ import json, pathlib, time
 for path in map(pathlib.Path, {{written!r}}):
     path.parent.mkdir(parents=True, exist_ok=True)
     now = json.dumps(dict(made_ns=time.time_ns()))
-    same = path == pathlib.Path({str(paths.PASS_TOKEN)!r}) or path.name.startswith("codebook_")
+    same = path == pathlib.Path({str(paths.PASS_TOKEN)!r}) or path == pathlib.Path({str(paths.CODEBOOK_PLOTS)!r})
     path.write_text("the same" if same else now)
 """
 
@@ -30,7 +30,7 @@ def names(entries: list[Any]) -> list[str]:
 
 def write_project(root: Path) -> None:
     """The project's DVC files and parameters, empty modules and rooms, and the stand-in for each stage."""
-    for file in [*DVC_FILES, Path("params.yaml"), Path(".dvcignore")]:
+    for file in [*DVC_FILES, Path("params.yaml"), Path(".dvcignore"), Path("tasks/run/commands.yaml")]:
         (root / file).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / file, root / file)
     set_parameter(root, "voxelize.meshes", str(paths.MESHES))
@@ -38,18 +38,18 @@ def write_project(root: Path) -> None:
     (root / SMALL_VAE).parent.mkdir()
     (root / SMALL_VAE).write_text("weights")
     stages = {
-        name: stage for file in DVC_FILES for name, stage in yaml.safe_load((root / file).read_text())["stages"].items()
+        name: stage.get("do", stage)
+        for file in DVC_FILES
+        for name, stage in yaml.safe_load((root / file).read_text())["stages"].items()
     }
     for dependency in {entry for stage in stages.values() for entry in stage["deps"]}:
         if dependency.startswith(("model/", "tasks/")):
             module = root / (dependency if dependency.endswith(".py") else f"{dependency}/__init__.py")
             module.parent.mkdir(parents=True, exist_ok=True)
             module.touch()
-    (root / "tasks/run").mkdir()
     (root / "tasks/run/check.py").touch()  # what every stage begins with; there is nothing to check here
     for name, stage in stages.items():
-        written = [path for kind in ("outs", "metrics", "plots") for path in names(stage.get(kind, []))]
-        (root / f"tasks/{name}.py").write_text(STUB.format(written=written))
+        (root / f"tasks/{name}.py").write_text(STUB.format(written=names(stage["outs"])))
 
 
 def set_parameter(root: Path, key: str, value: object) -> None:

@@ -15,12 +15,15 @@ import yaml
 from dvc.repo import Repo
 from pydantic import BaseModel
 
-from tasks.run import Settings, paths
+from tasks.run import Settings, load_settings, paths
+from tasks.run.settings import Upstream
 
 ROOT = Path(__file__).parents[1]
 DVC_FILES = [Path("dvc.yaml"), Path("tasks/upstream/dvc.yaml")]
-STAGES: dict[str, dict[str, Any]] = {
-    name: stage for file in DVC_FILES for name, stage in yaml.safe_load((ROOT / file).read_text())["stages"].items()
+STAGES: dict[str, dict[str, Any]] = {  # an optional one is below `do`
+    name: stage.get("do", stage)
+    for file in DVC_FILES
+    for name, stage in yaml.safe_load((ROOT / file).read_text())["stages"].items()
 }
 
 # Modules whose content cannot change a result: what settings holds is tracked as params, the rest carries or shows it.
@@ -45,13 +48,13 @@ READS = {
         paths.TOKENIZER,
         paths.METRICS / "stage1_history.tsv",
         paths.METRICS / "stage2_history.tsv",
-        *(paths.PLOTS / f"codebook_{name}.png" for name in ("neighbours", "pca", "spectrum", "use")),
+        paths.CODEBOOK_PLOTS,
     },
 }
-OUTS = {
+OUTS = {  # what DVC keeps
     "fetch_meshes": {paths.MESHES},
     "fetch_vae": {paths.FETCHED},
-    "voxelize": {paths.SDF, paths.SDF_SECONDS},
+    "voxelize": {paths.SDF},
     "pretrain_vae": {paths.PRETRAINED},
     "import_vae": {paths.VAE},
     "encode": {paths.LATENTS},
@@ -60,17 +63,12 @@ OUTS = {
     "stage2": {paths.TOKENIZER},
     "evaluate": {paths.EVALUATION},
 }
-PLOTS = {
+KEPT_BY_GIT = {  # besides metrics/STAGE.json
     "pretrain_vae": {paths.METRICS / "pretrain_vae_history.tsv"},
     "stage1": {paths.METRICS / "stage1_history.tsv"},
-    "gate": {
-        paths.PLOTS / f"codebook_{name}"
-        for name in ("neighbours.png", "pca.png", "spectrum.png", "spectrum.tsv", "use.png", "use.tsv")
-    },
+    "gate": {paths.CODEBOOK_PLOTS},
     "stage2": {paths.METRICS / "stage2_history.tsv"},
-    "evaluate": {
-        paths.PLOTS / name for name in ("loss_curves.png", "shapes.png", "usage_histogram.png", "usage_histogram.tsv")
-    },
+    "evaluate": {paths.HEADLINE, paths.PLOTS},
 }
 
 every_stage = pytest.mark.parametrize("stage", STAGES)
@@ -171,7 +169,8 @@ def leaves(prefix: str, model: type[BaseModel]) -> set[str]:
     return found
 
 
-ALL_PARAMETERS = leaves("", Settings)
+OF_THE_GRAPH = {"version", *(f"upstream.{stage}" for stage in Upstream.model_fields)}  # no stage reads them
+ALL_PARAMETERS = leaves("", Settings) - OF_THE_GRAPH
 
 
 def expand(key: str) -> set[str]:
@@ -251,33 +250,32 @@ def test_every_parameter_belongs_to_a_stage():
 # --- files -------------------------------------------------------------------------------------------------------
 
 
-def entries(stage: str, kind: str) -> dict[str, dict[str, Any]]:
-    """Paths of a stage's outs, metrics or plots, each with its options."""
-    listed = STAGES[stage].get(kind, [])
+def outs(stage: str) -> dict[str, dict[str, Any]]:
+    """Paths of a stage's outs, each with its options."""
+    listed = STAGES[stage]["outs"]
     return dict(chain.from_iterable(entry.items() if isinstance(entry, dict) else [(entry, {})] for entry in listed))
 
 
 @every_stage
 def test_stage_reads_and_writes_the_paths_of_the_code(stage: str):
-    assert stage in READS, f"name what {stage} reads and writes in READS, OUTS and PLOTS of this file"
+    assert stage in READS, f"name what {stage} reads and writes in READS, OUTS and KEPT_BY_GIT of this file"
     assert {entry for entry in STAGES[stage]["deps"] if not is_code(entry)} == {str(path) for path in READS[stage]}
-    assert set(entries(stage, "outs")) == {str(path) for path in OUTS[stage]}
-    assert set(entries(stage, "plots")) == {str(path) for path in PLOTS.get(stage, set())}
-    metrics = set() if stage in {"fetch_meshes", "fetch_vae"} else {str(paths.METRICS / f"{stage}.json")}
-    assert set(entries(stage, "metrics")) == metrics
+    metrics = set() if stage in {"fetch_meshes", "fetch_vae"} else {paths.METRICS / f"{stage}.json"}
+    small = KEPT_BY_GIT.get(stage, set()) | metrics
+    assert set(outs(stage)) == {str(path) for path in OUTS[stage] | small}
+    assert {path for path, options in outs(stage).items() if options.get("cache") is False} == {str(p) for p in small}
 
 
-@every_stage
-def test_git_keeps_metrics_and_plots(stage: str):
-    kept = entries(stage, "metrics") | entries(stage, "plots")
-    assert all(options.get("cache") is False for options in kept.values())
+def test_what_metrics_show_prints_is_an_output():
+    shown = yaml.safe_load((ROOT / "dvc.yaml").read_text())["metrics"]
+    assert {str(Path(file).parent) for file in shown} == {str(paths.HEADLINE)}
+    assert sorted(shown) == sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / paths.HEADLINE).glob("*.json"))
 
 
 @every_stage
 def test_no_output_outlives_its_inputs(stage: str):
     """persist: true would hand a stage its own old output, made from old inputs, which DVC then records as valid."""
-    written = entries(stage, "outs") | entries(stage, "metrics") | entries(stage, "plots")
-    assert all(options.get("persist", False) is False for options in written.values())
+    assert all(options.get("persist", False) is False for options in outs(stage).values())
 
 
 @every_stage
@@ -285,11 +283,10 @@ def test_stage_checks_the_parameters_and_is_run_as_its_module(stage: str):
     assert STAGES[stage]["cmd"] == f"${{check}} && ${{python}} -m tasks.{stage}"
 
 
-def test_both_files_run_the_same_python():
-    entries = [yaml.safe_load((ROOT / file).read_text())["vars"] for file in DVC_FILES]
-    first, second = ([entry for entry in variables if isinstance(entry, dict)] for variables in entries)
-    assert first == second
-    assert {name for entry in first for name in entry} == {"python", "check"}
+def test_both_files_start_stages_alike():
+    main, upstream = (yaml.safe_load((ROOT / file).read_text())["vars"] for file in DVC_FILES)
+    assert main == ["tasks/run/commands.yaml"]
+    assert upstream == ["../../params.yaml", "../run/commands.yaml"]
 
 
 # --- optional upstreams ------------------------------------------------------------------------------------------
@@ -306,26 +303,25 @@ def upstreams_of_evaluate(root: Path, parameters: dict[str, dict[str, Any]]) -> 
 @pytest.mark.parametrize("own_meshes", [False, True])
 @pytest.mark.parametrize(
     ("checkpoint", "vae_upstream"),
-    [("vae.safetensors", set()), (paths.PRETRAINED, {"pretrain_vae"}), (paths.FETCHED, {"fetch_vae"})],
+    [("vae.safetensors", set()), (paths.PRETRAINED, {"pretrain_vae@run"}), (paths.FETCHED, {"fetch_vae@run"})],
 )
-def test_optional_upstreams_join_only_when_pointed_at(
+def test_optional_upstreams_join_only_when_asked_for(
     tmp_path: Path, own_meshes: bool, checkpoint: str | Path, vae_upstream: set[str]
 ):
-    for file in DVC_FILES:
+    for file in [*DVC_FILES, Path("tasks/run/commands.yaml")]:
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / file, tmp_path / file)
     Repo.init(str(tmp_path), no_scm=True).close()
     parameters = yaml.safe_load((ROOT / "params.yaml").read_text())
     parameters["voxelize"]["meshes"] = "/somewhere/chairs" if own_meshes else str(paths.MESHES)
     parameters["import_vae"]["checkpoint"] = str(checkpoint)
+    wanted = {*(() if own_meshes else ("fetch_meshes@run",)), *vae_upstream}
+    parameters["upstream"] = {name: ["run"] * (f"{name}@run" in wanted) for name in Upstream.model_fields}
 
     upstreams = upstreams_of_evaluate(tmp_path, parameters)
 
-    assert ("fetch_meshes" in upstreams) == (not own_meshes)
-    assert upstreams & {"pretrain_vae", "fetch_vae"} == vae_upstream
-    assert upstreams - {"fetch_meshes", "pretrain_vae", "fetch_vae"} == {
-        "voxelize", "import_vae", "encode", "stage1", "gate", "stage2",
-    }  # fmt: skip
+    assert upstreams == wanted | {"voxelize", "import_vae", "encode", "stage1", "gate", "stage2"}
+    assert load_settings(tmp_path / "params.yaml")
 
 
 def test_the_pipeline_runs_where_there_is_no_prefect():

@@ -26,7 +26,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_project(root)
     Repo.init(str(root), no_scm=True).close()
     assert reproduce(root) == {
-        "fetch_meshes", "voxelize", "import_vae", "encode", "stage1", "gate", "stage2", "evaluate",
+        "fetch_meshes@run", "voxelize", "import_vae", "encode", "stage1", "gate", "stage2", "evaluate",
     }  # fmt: skip
     return root
 
@@ -47,7 +47,7 @@ def test_a_second_repro_runs_nothing(project: Path):
         ("stage2.lr", 0.01, {"stage2", "evaluate"}),
         ("stage1.lr", 0.01, {"stage1", "gate", "stage2", "evaluate"}),
         ("gate.min_usage", 0.5, {"gate"}),  # still passes
-        ("codebook.size", 16, {"stage1", "gate", "stage2", "evaluate"}),
+        ("codebook.num_codes", 16, {"stage1", "gate", "stage2", "evaluate"}),
         ("encode.train_symmetries", 1, {"encode", "stage1", "gate", "stage2", "evaluate"}),
         ("voxelize.truncation_voxels", 3.0, {"voxelize", "encode", "stage1", "gate", "stage2", "evaluate"}),
         ("pretrain_vae.lr", 0.1, set()),  # not part of the graph

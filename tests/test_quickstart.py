@@ -144,4 +144,4 @@ def test_the_numbers_of_the_text_are_those_of_the_settings():
 
 def size_of_vocabulary(parameters: Path) -> int:
     settings = load_settings(parameters)
-    return Vocabulary(settings.codebook.size, settings.voxelize.resolution // 8).size
+    return Vocabulary(settings.codebook.num_codes, settings.voxelize.resolution // 8).size

@@ -53,7 +53,7 @@ def distinct_vectors(vectors: Float[Tensor, "num_vectors dim"], size: int) -> Fl
     if len(distinct) < size:
         raise InputError(
             f"there are {len(distinct)} distinct latent vectors for {size} codes; "
-            "set codebook.size lower, or encode more shapes or symmetries"
+            "set codebook.num_codes lower, or encode more shapes or symmetries"
         )
     return distinct
 

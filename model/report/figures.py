@@ -70,7 +70,7 @@ def figures_of(columns: Collection[str]) -> list[Figure]:
 
 
 COSTS = [
-    Figure("encode_ms", "encode, ms", True, "Median; from voxels to latents or tokens, without voxelising.", 0),
-    Figure("decode_ms", "decode, ms", True, "Median; from latents or tokens to a mesh.", 0),
-    Figure("memory_mb", "memory, MB", True, "Median peak: of the GPU's tensors, or of the process on a CPU.", 0),
+    Figure("encode_ms", "encode, ms", True, "From voxels to latents or tokens, without voxelising.", 0),
+    Figure("decode_ms", "decode, ms", True, "From latents or tokens to a mesh.", 0),
+    Figure("memory_mb", "memory, MB", True, "Peak: of the GPU's tensors, or of the process on a CPU.", 0),
 ]

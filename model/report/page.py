@@ -18,7 +18,7 @@ import pandas as pd
 
 from ..metrics import Change, Summary
 from .compare import compare_rows, num_better, verdict
-from .figures import COSTS, NOTHING, ROW_TITLES, Figure, figures_of
+from .figures import NOTHING, ROW_TITLES, Figure, figures_of
 from .gallery import PICTURED, Gallery
 from .plots import draw_history, webp
 from .viewer import FIXED_POINT, Scene, scene_of
@@ -121,9 +121,6 @@ def _figures(report: Report) -> str:
     for figure in figures_of(report.table.columns):
         cells = [_mean(figure, report.aggregates[row].get(figure.column)) for row in ROW_TITLES]
         body.append([escape(figure.label), *cells])
-    for cost in COSTS:
-        medians = (report.table.loc[report.table.row == row, cost.column].median() for row in ROW_TITLES)
-        body.append([escape(cost.label), *(cost.show(median) for median in medians)])
     body.append(["closed in all columns", *(str(report.metrics[row]["num_closed"]) for row in ROW_TITLES)])
     body.append(["failed", *(str(report.metrics[row]["failures"]) for row in ROW_TITLES)])
     return _table(["mean over shapes <small>95 % interval</small>", *map(escape, ROW_TITLES.values())], body)
@@ -175,7 +172,7 @@ def _meanings(report: Report) -> str:
         "closed in all columns": "Only these shapes have an IoU; the others are left out of its mean.",
         "failed": "Shapes without any surface. They count in every mean, with the worst possible value.",
     }
-    items = [(figure.label, f"{figure.meaning} {_direction(figure)}") for figure in [*figures, *COSTS]]
+    items = [(figure.label, f"{figure.meaning} {_direction(figure)}") for figure in figures]
     listed = "".join(f"<dt>{escape(term)}</dt><dd>{escape(text)}</dd>" for term, text in items + list(others.items()))
     head = ["", *(f"{escape(title)}, {part.replace('_', ' ')}" for title in ROW_TITLES.values() for part in PARTS)]
     body = [[escape(figure.label), *_all_parts(figure, report.aggregates)] for figure in figures]

@@ -28,7 +28,6 @@ PANELS: Mapping[str, Sequence[str]] = {
     "perplexity within a batch": ("perplexity",),
     "learning rate": ("lr",),
     "gradient norm": ("grad_norm",),
-    "seconds per step": ("seconds_per_step", "seconds_waiting"),
 }
 DASHED = ("commitment_loss",)  # its values are those of vq_loss, whose line would be hidden
 LOGARITHMIC = ("training losses", "gradient norm")

@@ -4,7 +4,6 @@ from pathlib import Path
 
 MESHES = Path("data/meshes")
 SDF = Path("data/sdf")
-SDF_SECONDS = Path("data/sdf_seconds.parquet")  # apart from data/sdf, whose bytes must not depend on the clock
 PRETRAINED = Path("artifacts/pretrain_vae")
 FETCHED = Path("artifacts/fetch_vae")
 VAE = Path("artifacts/vae")
@@ -15,8 +14,11 @@ TOKENIZER = Path("artifacts/tokenizer")
 EVALUATION = Path("artifacts/evaluation")
 
 METRICS = Path("metrics")
-PLOTS = Path("metrics/plots")
+HEADLINE = METRICS / "headline"  # a small file a row of the evaluation: what `dvc metrics show` prints
+CODEBOOK_PLOTS = METRICS / "codebook"  # the gate's
+PLOTS = METRICS / "plots"  # evaluate's
 
-# What DVC does not see: unfinished work that a rerun picks up.
+# What neither DVC nor git sees: seconds and megabytes, which differ from run to run, and unfinished work.
+TIMINGS = Path("artifacts/timings")
 VOXELIZE_SCRATCH = Path("artifacts/.scratch/voxelize")
 RESUME = Path("artifacts/.resume")

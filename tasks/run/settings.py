@@ -10,9 +10,14 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
-from tasks.run.paths import PRETRAINED
+from tasks.run.paths import FETCHED, MESHES, PRETRAINED
 
 PARAMS_FILE = Path("params.yaml")
+
+VERSION = 2  # of the keys in params.yaml
+WHAT_CHANGED = "codebook.size is codebook.num_codes, and the section upstream says which optional stages run"
+# Keys of earlier versions, and what became of them.
+RENAMED = {"codebook.size": "codebook.num_codes"}
 
 Count = Annotated[int, Field(ge=1)]
 CountOrZero = Annotated[int, Field(ge=0)]
@@ -28,6 +33,17 @@ class ParameterError(ValueError):
 
 class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+Run = tuple[()] | tuple[Literal["run"]]  # a list, because DVC makes a stage of each of its entries
+
+
+class Upstream(Section):
+    """Which of the optional stages are in the graph."""
+
+    fetch_meshes: Run
+    pretrain_vae: Run
+    fetch_vae: Run
 
 
 class FetchMeshes(Section):
@@ -131,7 +147,7 @@ class Encode(Section):
 
 
 class Codebook(Section):
-    size: Annotated[int, Field(ge=2)]
+    num_codes: Annotated[int, Field(ge=2)]
     dim: Count | Literal["auto"]
     lambda_vq: Positive
 
@@ -174,6 +190,8 @@ class Evaluate(Section):
 
 
 class Settings(Section):
+    version: int
+    upstream: Upstream
     fetch_meshes: FetchMeshes
     voxelize: Voxelize
     pretrain_vae: PretrainVae
@@ -187,8 +205,26 @@ class Settings(Section):
     evaluate: Evaluate
 
     @model_validator(mode="after")
+    def what_is_made_here_is_what_is_used(self) -> Self:
+        used = {
+            "fetch_meshes": ("voxelize.meshes", self.voxelize.meshes, MESHES),
+            "pretrain_vae": ("import_vae.checkpoint", Path(self.import_vae.checkpoint), PRETRAINED),
+            "fetch_vae": ("import_vae.checkpoint", Path(self.import_vae.checkpoint), FETCHED),
+        }
+        for stage, (key, path, made) in used.items():
+            runs, wanted = bool(getattr(self.upstream, stage)), path.is_relative_to(made)
+            if runs and not wanted:
+                raise ValueError(
+                    f"upstream.{stage} is [run] but {key} is {path}, not {made}, which that stage makes; "
+                    f"set upstream.{stage}: [] or the path"
+                )
+            if wanted and not runs:
+                raise ValueError(f"{key} is {path}, which a stage makes that is left out; set upstream.{stage}: [run]")
+        return self
+
+    @model_validator(mode="after")
     def codes_fit_the_latents(self) -> Self:
-        trained_here = Path(self.import_vae.checkpoint).is_relative_to(PRETRAINED)
+        trained_here = bool(self.upstream.pretrain_vae)
         if trained_here and self.codebook.dim not in ("auto", self.pretrain_vae.latent_channels):
             raise ValueError(
                 f"codebook.dim is {self.codebook.dim} but pretrain_vae.latent_channels is "
@@ -213,6 +249,11 @@ def load_settings(path: Path = PARAMS_FILE) -> Settings:
         values = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:
         raise ParameterError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if isinstance(values, dict) and values.get("version") != VERSION:
+        raise ParameterError(
+            f"{path} has version {values.get('version', 1)} but this code reads {VERSION}; bring its keys up to date "
+            f"({WHAT_CHANGED}; git diff params.yaml shows yours) and set version: {VERSION}"
+        )
     try:
         return Settings.model_validate(values)
     except ValidationError as error:
@@ -223,6 +264,8 @@ def load_settings(path: Path = PARAMS_FILE) -> Settings:
 def _describe(detail: ErrorDetails) -> _Problem:
     key = ".".join(str(part) for part in detail["loc"]) or "(top level)"
     match detail["type"]:
+        case "extra_forbidden" if key in RENAMED:
+            return _Problem(key, f"is called {RENAMED[key]} now; rename it")
         case "extra_forbidden":
             return _Problem(key, "unknown key; remove it or correct its spelling")
         case "missing":

@@ -268,6 +268,7 @@ def write_index(path: Path, index: pd.DataFrame, *, resolution: int, truncation_
 
 
 def write_table(path: Path, table: pa.Table) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial = partial_name(path)
     try:
         pq.write_table(table, partial, compression="zstd", write_page_checksum=True)

@@ -1,6 +1,7 @@
 """The training loop: one function for pretraining, stage 1 and stage 2."""
 
 import csv
+import io
 import math
 import signal
 import sys
@@ -18,8 +19,9 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from model.distributed import all_reduce_mean, average_gradients, num_ranks, on_any_rank, rank
 from model.errors import InputError
+from model.files import write_whole
 from model.progress import Progress
-from tasks.run import Training
+from tasks.run import TIMINGS, Training
 from tasks.training.resume import ResumePoint
 
 
@@ -43,13 +45,19 @@ Losses = dict[str, Tensor]  # scalars; "loss" is what is minimised, all of them 
 Schedule = Callable[[float], float]  # progress in [0, 1) to a factor of the learning rate
 
 
+SECONDS = "seconds_"  # how columns begin that depend on the clock
+
+
 class DivergenceError(InputError):
     """A loss became NaN or infinite."""
 
 
 @dataclass
 class History:
-    """What was logged, one row for each `log_every` steps, in a TSV that can be plotted while training runs."""
+    """What was logged, one row for each `log_every` steps, in a TSV that can be plotted while training runs.
+
+    Seconds go into a file of the same name below TIMINGS: the one at `path` must not depend on the clock.
+    """
 
     path: Path
     rows: list[dict[str, float]] = field(default_factory=list)
@@ -62,12 +70,18 @@ class History:
         """All rows, by the first rank; a column that some rows lack stays empty there."""
         if rank() > 0:
             return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        columns = list(dict.fromkeys(key for row in self.rows for key in row))
-        with self.path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, columns, delimiter="\t", lineterminator="\n")
-            writer.writeheader()
-            writer.writerows({key: f"{value:.6g}" for key, value in row.items()} for row in self.rows)
+        columns = dict.fromkeys(key for row in self.rows for key in row)
+        _write_tsv(self.path, [column for column in columns if not column.startswith(SECONDS)], self.rows)
+        timed = ["step", *(column for column in columns if column.startswith(SECONDS))]
+        _write_tsv(TIMINGS / self.path.name, timed, self.rows)
+
+
+def _write_tsv(path: Path, columns: list[str], rows: list[dict[str, float]]) -> None:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, delimiter="\t", lineterminator="\n", extrasaction="ignore")
+    writer.writeheader()
+    writer.writerows({key: f"{value:.6g}" for key, value in row.items()} for row in rows)
+    write_whole(path, text.getvalue())
 
 
 def cosine(progress: float) -> float:

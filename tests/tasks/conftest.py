@@ -45,7 +45,7 @@ def small_settings() -> Settings:
     return shipped.model_copy(
         update={
             "encode": shipped.encode.model_copy(update={"train_symmetries": 2, "heldout_symmetries": 2}),
-            "codebook": shipped.codebook.model_copy(update={"size": CODEBOOK_SIZE, "dim": LATENT_CHANNELS}),
+            "codebook": shipped.codebook.model_copy(update={"num_codes": CODEBOOK_SIZE, "dim": LATENT_CHANNELS}),
             "stage1": shipped.stage1.model_copy(
                 update=training
                 | {"steps": 20, "batch_size": 64, "kmeans_iterations": 2, "recon_shapes": 1, "recon_every": 10}

@@ -152,7 +152,7 @@ def test_duplicate_codes():
     write_latents("train", around(doubled.repeat(PER_CODE, 1)))
     write_latents("val", around(doubled.repeat(PER_CODE, 1)))
     relaxed = settings(min_usage=0.5, max_top_share=0.5)
-    fails(relaxed, "duplicate_codes", "1 (never allowed: <= 0)", "lower codebook.size")
+    fails(relaxed, "duplicate_codes", "1 (never allowed: <= 0)", "lower codebook.num_codes")
 
 
 def fails(wanted: Settings, figure: str, comparison: str, remedy: str, also: list[str] | None = None) -> None:

@@ -19,7 +19,7 @@ from model.errors import InputError
 from model.meshes import find_meshes, load_mesh
 from model.sdf import voxelize
 from tasks import voxelize as stage
-from tasks.run import SDF, SDF_SECONDS, VOXELIZE_SCRATCH, Settings, load_settings
+from tasks.run import SDF, TIMINGS, VOXELIZE_SCRATCH, Settings, load_settings
 from tasks.shards import open_shards
 
 ROOT = Path(__file__).parents[2]
@@ -229,7 +229,7 @@ def test_modes_and_provenance_are_in_the_index(here: Path) -> None:
     assert (index["mode"].drop("bowl") == "solid").all()
     assert open_shards(SDF).read("bowl").mode == "shell"
     assert {"sha256", "num_faces", "num_dropped_faces", "num_voxels"} <= set(index.columns)
-    seconds = pd.read_parquet(SDF_SECONDS)
+    seconds = pd.read_parquet(TIMINGS / "voxelize.parquet")
     assert list(seconds.name) == list(index.index)
     assert (seconds.seconds > 0).all()
 

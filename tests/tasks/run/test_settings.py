@@ -44,7 +44,7 @@ def seconds_of_children() -> float:
 
 
 def keys(parameters: Parameters) -> dict[str, list[str]]:
-    return {section: list(values) for section, values in parameters.items()}
+    return {section: list(values) if isinstance(values, dict) else [] for section, values in parameters.items()}
 
 
 @pytest.mark.parametrize("file", [SMALL, *PRESETS], ids=lambda file: file.stem)
@@ -59,7 +59,7 @@ def test_presets_have_the_same_keys_in_the_same_order(file: Path):
 
 def test_published_setting_is_the_published_one():
     settings = load_settings(PUBLISHED)
-    assert (settings.voxelize.resolution, settings.codebook.size) == (512, 8192)
+    assert (settings.voxelize.resolution, settings.codebook.num_codes) == (512, 8192)
     vae = settings.pretrain_vae
     assert (vae.model_channels, vae.num_blocks, vae.latent_channels) == (512, 4, 64)
 
@@ -76,8 +76,8 @@ def test_misspelt_section(message_after):
 
 
 def test_missing_key(message_after):
-    message = message_after(lambda p: p["codebook"].pop("size"))
-    assert "codebook.size: missing" in message
+    message = message_after(lambda p: p["codebook"].pop("num_codes"))
+    assert "codebook.num_codes: missing" in message
 
 
 @pytest.mark.parametrize(
@@ -106,12 +106,43 @@ def test_contradiction_within_a_section(message_after):
 
 def test_contradiction_between_sections(message_after):
     def change(parameters: Parameters) -> None:
+        parameters["upstream"]["pretrain_vae"] = ["run"]
         parameters["import_vae"]["checkpoint"] = "artifacts/pretrain_vae/vae.safetensors"
         parameters["pretrain_vae"]["latent_channels"] = 16
         parameters["codebook"]["dim"] = 64
 
     message = message_after(change)
     assert "codebook.dim is 64 but pretrain_vae.latent_channels is 16" in message
+
+
+@pytest.mark.parametrize(
+    ("runs", "checkpoint", "remedy"),
+    [
+        (["run"], "vae.safetensors", "set upstream.pretrain_vae: [] or the path"),
+        ([], "artifacts/pretrain_vae", "set upstream.pretrain_vae: [run]"),
+    ],
+)
+def test_an_optional_stage_runs_where_what_it_makes_is_used(message_after, runs: list, checkpoint: str, remedy: str):
+    def change(parameters: Parameters) -> None:
+        parameters["upstream"]["pretrain_vae"] = runs
+        parameters["import_vae"]["checkpoint"] = checkpoint
+
+    assert remedy in message_after(change)
+
+
+def test_an_old_file_is_told_what_changed(message_after):
+    def change(parameters: Parameters) -> None:
+        del parameters["version"]
+        parameters["codebook"]["size"] = parameters["codebook"].pop("num_codes")
+
+    message = message_after(change)
+    assert "version 1" in message
+    assert "codebook.size is codebook.num_codes" in message
+
+
+def test_an_old_key_is_told_its_new_name(message_after):
+    message = message_after(lambda p: p["codebook"].update(size=p["codebook"].pop("num_codes")))
+    assert "codebook.size: is called codebook.num_codes now" in message
 
 
 def test_every_fault_is_named_at_once(message_after):
@@ -155,7 +186,7 @@ def test_settings_cannot_be_changed():
 
 def test_settings_hold_no_default():
     """params.yaml is the only place with a value."""
-    sections = {name: field.annotation for name, field in Settings.model_fields.items()}
+    sections = {name: field.annotation for name, field in Settings.model_fields.items() if name != "version"}
     fields = [f"{name}.{key}" for name, section in sections.items() for key, field in section.model_fields.items()
               if not field.is_required()]  # fmt: skip
     assert fields == []

@@ -45,7 +45,7 @@ def run(program: str, **options) -> subprocess.Popen[str]:
 def test_stage_gets_the_settings_and_ends_well():
     seen: list[Settings] = []
     run_stage("encode", seen.append)
-    assert seen[0].codebook.size == 1024
+    assert seen[0].codebook.num_codes == 1024
 
 
 def test_input_error_is_one_sentence_with_the_stage_in_front():
