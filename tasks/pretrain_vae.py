@@ -51,7 +51,7 @@ def pretrain_vae(settings: Settings) -> None:
             device=device,
         )
 
-    resume = ResumePoint("pretrain_vae", fingerprint([params], [SDF / "index.parquet"]))
+    resume = ResumePoint("pretrain_vae", fingerprint("pretrain_vae", [params], [SDF / "index.parquet"]))
     train(
         vae,
         [{"params": list(vae.parameters())}],

@@ -67,7 +67,7 @@ def stage1(settings: Settings) -> None:
         )
 
     inputs = [*files.values(), SDF / "index.parquet", *VAE.iterdir()]
-    resume = ResumePoint("stage1", fingerprint([params, settings.codebook], inputs))
+    resume = ResumePoint("stage1", fingerprint("stage1", [params, settings.codebook], inputs))
     start = resume.remember("start", lambda: start_codes(vectors, size, params)).to(device)
     codebook = new_codebook(start, vectors, params)
     watch = _ReconstructionWatch(codebook.quantizer, params, device)

@@ -43,7 +43,7 @@ def stage2(settings: Settings) -> None:
         )
 
     inputs = [SDF / "index.parquet", *VAE.iterdir(), CODEBOOK_FILE]
-    resume = ResumePoint("stage2", fingerprint([params, settings.codebook], inputs))
+    resume = ResumePoint("stage2", fingerprint("stage2", [params, settings.codebook], inputs))
     before = check()
     use_before = heldout_usage(vqvae, shards, settings.encode.heldout_symmetries)
     train(

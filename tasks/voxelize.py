@@ -24,7 +24,7 @@ from model.meshes import SUFFIXES, find_meshes, load_mesh, memory_to_load, print
 from model.progress import track
 from model.sdf import normalised_surface, voxelize
 from tasks import shards
-from tasks.run import METRICS, SDF, TIMINGS, VOXELIZE_SCRATCH, Settings, Voxelize, run_stage
+from tasks.run import METRICS, SDF, TIMINGS, VOXELIZE_SCRATCH, Settings, Voxelize, code_version, run_stage
 
 AMBIGUOUS = 0.03  # share of bad flips above which a mesh has no clear inside
 _MARKERS = "under_way"  # a folder in scratch
@@ -115,7 +115,7 @@ def _voxelize_all(files: dict[str, Path], options: Voxelize) -> Iterator[Outcome
         truncation_voxels=options.truncation_voxels,
         mode=options.mode,
         max_bad_flip_ratio=options.max_bad_flip_ratio if options.mode == "auto" else 0.0,
-        version=_code_version(),
+        version=code_version("voxelize"),
     )
     scratch = VOXELIZE_SCRATCH.absolute()
     jobs = (Job(name, path.absolute(), recipe, scratch, options.max_memory_gb) for name, path in files.items())
@@ -209,14 +209,6 @@ def _attempt(job: Job, target: Path) -> None:
         "seconds": time.monotonic() - started,
     }
     shards.write_lone_shape(target, shape, facts)
-
-
-def _code_version() -> str:
-    """A hash of the code between a file and its shape: changing it makes what lies in the scratch folder stale."""
-    here = Path(__file__).parent
-    rooms = (here.parent / "model" / "sdf", here.parent / "model" / "meshes", here / "shards")
-    sources = [*(source for room in rooms for source in sorted(room.glob("*.py"))), Path(__file__)]
-    return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()
 
 
 def _check_share(rejects: dict[str, str], num_files: int, options: Voxelize) -> None:

@@ -28,7 +28,7 @@ STAGES: dict[str, dict[str, Any]] = {  # an optional one is below `do`
 
 # Modules whose content cannot change a result: what settings holds is tracked as params, the rest carries or shows it.
 PLUMBING = {"model", "model.errors", "model.files", "model.progress", "tasks.run"}
-PLUMBING |= {f"tasks.run.{name}" for name in ("paths", "settings", "stage")}
+PLUMBING |= {f"tasks.run.{name}" for name in ("code", "paths", "settings", "stage")}
 
 # What each stage reads and writes, in the words of the code.
 READS = {

@@ -3,6 +3,7 @@
 Imports no torch: DVC's check of params.yaml and the flow read it.
 """
 
+from tasks.run.code import code_files, code_version
 from tasks.run.paths import (
     CODEBOOK,
     CODEBOOK_PLOTS,
@@ -78,6 +79,8 @@ __all__ = [
     "Stage2",
     "Training",
     "Voxelize",
+    "code_files",
+    "code_version",
     "load_settings",
     "only_one",
     "run_stage",

@@ -20,7 +20,7 @@ from torch import Tensor
 from model.device import pick_device
 from model.distributed import rank
 from model.files import write_whole
-from tasks.run import RESUME, Section
+from tasks.run import RESUME, Section, code_version
 
 
 class ResumePoint:
@@ -71,13 +71,12 @@ def _serialised(content: Any) -> bytes:
     return buffer.getvalue()
 
 
-def fingerprint(sections: Iterable[Section], inputs: Iterable[Path]) -> str:
-    """Of parameters, input files, all code of model/ and tasks/, the version of torch and the kind of device."""
-    digest = hashlib.sha256(f"{torch.__version__} {pick_device().type}".encode())
+def fingerprint(stage: str, sections: Iterable[Section], inputs: Iterable[Path]) -> str:
+    """Of parameters, input files, the stage's code, the version of torch and the kind of device."""
+    digest = hashlib.sha256(f"{torch.__version__} {pick_device().type} {code_version(stage)}".encode())
     for section in sections:
         digest.update(section.model_dump_json().encode())
-    code = sorted(path for folder in ("model", "tasks") for path in Path(__file__).parents[2].glob(f"{folder}/**/*.py"))
-    for path in [*code, *sorted(inputs)]:
+    for path in sorted(inputs):
         digest.update(f"\n{path.name}\n".encode())
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())

@@ -1,11 +1,12 @@
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
-from tasks.run import ALREADY_RUNNING, RESUME, AlreadyRunningError, Settings, load_settings, only_one, run_stage
-from tasks.training import ResumePoint, fingerprint, resume
+from tasks.run import ALREADY_RUNNING, RESUME, AlreadyRunningError, Settings, code, load_settings, only_one, run_stage
+from tasks.training import ResumePoint, fingerprint
 
 ROOT = Path(__file__).parents[3]
 CPU = torch.device("cpu")
@@ -91,7 +92,9 @@ def test_the_same_parameters_and_inputs_have_the_same_fingerprint(settings: Sett
     Path("a").write_text("a")
     Path("b").write_text("b")
     sections = [settings.stage2, settings.codebook]
-    assert fingerprint(sections, [Path("a"), Path("b")]) == fingerprint(sections, [Path("b"), Path("a")])
+    assert fingerprint("stage2", sections, [Path("a"), Path("b")]) == fingerprint(
+        "stage2", sections, [Path("b"), Path("a")]
+    )
 
 
 @pytest.mark.parametrize(
@@ -100,27 +103,41 @@ def test_the_same_parameters_and_inputs_have_the_same_fingerprint(settings: Sett
 def test_any_parameter_changes_the_fingerprint(settings: Settings, change):
     sections = [settings.stage2, settings.codebook]
     other = [settings.stage2.model_copy(update=change), settings.codebook]
-    assert fingerprint(other, []) != fingerprint(sections, [])
+    assert fingerprint("stage2", other, []) != fingerprint("stage2", sections, [])
 
 
 def test_any_input_changes_the_fingerprint(settings: Settings):
     Path("codebook").write_text("codes")
-    before = fingerprint([settings.stage2], [Path("codebook")])
+    before = fingerprint("stage2", [settings.stage2], [Path("codebook")])
     Path("codebook").write_text("other codes")
-    assert fingerprint([settings.stage2], [Path("codebook")]) != before
-    assert fingerprint([settings.stage2], []) != before
+    assert fingerprint("stage2", [settings.stage2], [Path("codebook")]) != before
+    assert fingerprint("stage2", [settings.stage2], []) != before
 
 
-@pytest.mark.parametrize("edited", ["model/losses.py", "model/sdf/grid.py", "tasks/stage2.py"])
-def test_any_code_changes_the_fingerprint(settings: Settings, monkeypatch: pytest.MonkeyPatch, edited: str):
-    for name in ("model/losses.py", "model/sdf/grid.py", "tasks/stage2.py", "tasks/training/resume.py"):
-        Path(name).parent.mkdir(parents=True, exist_ok=True)
-        Path(name).write_text("x = 1\n")
-    monkeypatch.setattr(resume, "__file__", str(Path("tasks/training/resume.py").resolve()))
-    before = fingerprint([settings.stage2], [])
-    assert fingerprint([settings.stage2], []) == before
-    Path(edited).write_text("x = 2\n")
-    assert fingerprint([settings.stage2], []) != before
+@pytest.fixture
+def copied_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The project's code, to be edited, in place of the code that runs."""
+    for folder in ("model", "tasks"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "dvc.yaml", tmp_path)
+    monkeypatch.setattr(code, "ROOT", tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("edited", ["model/vae/losses.py", "model/sdf/grid.py", "tasks/stage2.py"])
+def test_the_stages_code_changes_the_fingerprint(settings: Settings, copied_code: Path, edited: str):
+    before = fingerprint("stage2", [settings.stage2], [])
+    assert fingerprint("stage2", [settings.stage2], []) == before
+    with (copied_code / edited).open("a") as file:
+        file.write("x = 2\n")
+    assert fingerprint("stage2", [settings.stage2], []) != before
+
+
+def test_code_that_the_stage_does_not_use_leaves_it_alone(settings: Settings, copied_code: Path):
+    before = fingerprint("stage2", [settings.stage2], [])
+    with (copied_code / "model/report/page.py").open("a") as file:
+        file.write("x = 2\n")
+    assert fingerprint("stage2", [settings.stage2], []) == before
 
 
 # --- one at a time ---------------------------------------------------------------------------------------------------
