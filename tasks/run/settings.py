@@ -212,13 +212,7 @@ class Settings(Section):
             "fetch_vae": ("import_vae.checkpoint", Path(self.import_vae.checkpoint), FETCHED),
         }
         for stage, (key, path, made) in used.items():
-            runs, wanted = bool(getattr(self.upstream, stage)), path.is_relative_to(made)
-            if runs and not wanted:
-                raise ValueError(
-                    f"upstream.{stage} is [run] but {key} is {path}, not {made}, which that stage makes; "
-                    f"set upstream.{stage}: [] or the path"
-                )
-            if wanted and not runs:
+            if path.is_relative_to(made) and not getattr(self.upstream, stage):
                 raise ValueError(f"{key} is {path}, which a stage makes that is left out; set upstream.{stage}: [run]")
         return self
 
