@@ -5,11 +5,13 @@ from functools import cached_property
 from typing import Literal, NamedTuple
 
 import numpy as np
+import warp as wp
 from jaxtyping import Bool, Float, Int
 
 from ..errors import InputError
+from .bodies import orient_bodies
 from .distance import BRICK_SIZE, Bricks, band_bricks, short_triangles
-from .edges import find_edges
+from .edges import Edges, find_edges
 from .rows import bad_flip_ratio, band_rows
 from .sign import brick_insides, cap_holes, insides_of_shell, orient_consistently
 from .surface import Surface, extract_from_bricks
@@ -115,7 +117,7 @@ def voxelize(
     ratio, level = 0.0, 0.0
     if mode != "shell":
         bricks = on_grid(level)
-        inside = brick_insides(corners, cap_holes(vertices, edges.boundary), bricks)
+        inside = _insides(vertices, faces, edges, corners, bricks)
         ratio = bad_flip_ratio(bricks, inside)
     if mode == "shell" or (mode == "auto" and ratio > max_bad_flip_ratio):
         mode, level = "shell", SHELL_VOXELS
@@ -134,6 +136,27 @@ def voxelize(
         bad_flip_ratio=ratio,
         mode="shell" if level else "solid",
     )
+
+
+def _insides(
+    vertices: Float[np.ndarray, "num_vertices 3"],
+    faces: Int[np.ndarray, "num_faces 3"],
+    edges: Edges,
+    corners: wp.array,
+    bricks: Bricks,
+) -> wp.array:
+    """Which voxels of the bricks are in the union of the mesh's bodies, int8; corners are those of the short faces."""
+    device = bricks.device
+    oriented = orient_bodies(vertices, faces, edges, device=device)
+    if oriented is None:
+        return brick_insides(corners, cap_holes(vertices, edges.boundary), bricks)
+    faces, taken = oriented.faces, None
+    if oriented.crossing is not None:
+        taken = short_triangles(vertices, faces[oriented.crossing], device=device)
+        faces = faces[~oriented.crossing]
+    caps = cap_holes(vertices, find_edges(faces, len(vertices), device=device).boundary)
+    corners = short_triangles(vertices, faces, device=device)
+    return brick_insides(corners, caps, bricks, taken=taken, sign=oriented.sign)
 
 
 def normalised_surface(vertices: Float[np.ndarray, "num_vertices 3"], faces: Int[np.ndarray, "num_faces 3"]) -> Surface:

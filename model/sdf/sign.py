@@ -21,25 +21,50 @@ wp.set_module_options({"enable_backward": False})  # no gradients here: half the
 _NUDGE = wp.vec3d(1.37e-5, 2.11e-5, 1.73e-5)
 
 
-def brick_insides(corners: wp.array, caps: Float[np.ndarray, "num_caps 3 3"], bricks: Bricks) -> wp.array:
+def brick_insides(
+    corners: wp.array,
+    caps: Float[np.ndarray, "num_caps 3 3"],
+    bricks: Bricks,
+    *,
+    taken: wp.array | None = None,
+    sign: int = 1,
+) -> wp.array:
     """Whether |w| > 0.5, as int8, 512 for every brick. |w| makes inside-out meshes right.
 
     Triangles, short ones (see short_triangles) on the device, and the caps over their holes (see cap_holes) in voxels.
+    `taken` are those of closed cavities that overlap, on the device as well: where any of them is, w is one less,
+    towards `sign`, that of w in a body.
     """
     device = bricks.device
+    cavities = None
+    if taken is not None:
+        cavities = count_crossings([taken], bricks, nudge=_NUDGE)
+        if cavities is None:  # then each for itself
+            corners = wp.array(np.concatenate([corners.numpy(), taken.numpy()]), dtype=wp.vec3d, device=device)
     whole, boundary = None, caps[:, :2]  # in the direction of the caps, against that of the triangles
     if len(caps) <= 2 * (len(corners) // 3):  # more are those of loose triangles, and no better than these
         caps = split_long(caps)  # a long sliver is near many voxels, and near ones cost most
         surfaces = [corners, wp.array(caps.reshape(-1, 3), dtype=wp.vec3d, device=device)] if len(caps) else [corners]
         whole = count_crossings(surfaces, bricks, nudge=_NUDGE)
+    base = wp.zeros(len(bricks.distance), dtype=wp.int32, device=device) if whole is None else whole
+    if cavities is not None:
+        # w is the surfaces' less the boundary's; without `whole` it is negative, see below
+        way = -sign if whole is None else sign
+        wp.launch(_take_away, len(base), inputs=[cavities, way, base], device=device)
     if whole is None:
-        whole = wp.zeros(len(bricks.distance), dtype=wp.int32, device=device)
-        return decide_insides(corners.numpy().reshape(-1, 3, 3), boundary[:, ::-1], whole, bricks, nudge=_NUDGE)
+        return decide_insides(corners.numpy().reshape(-1, 3, 3), boundary[:, ::-1], base, bricks, nudge=_NUDGE)
     if len(caps):
         return decide_insides(caps, boundary, whole, bricks, nudge=_NUDGE)
     inside = wp.empty(len(whole), dtype=wp.int8, device=device)
     wp.launch(_differs_from_zero, len(whole), inputs=[whole, inside], device=device)
     return inside
+
+
+@wp.kernel
+def _take_away(cavities: wp.array[wp.int32], sign: int, whole: wp.array[wp.int32]) -> None:
+    i = wp.tid()
+    if cavities[i] != 0:
+        whole[i] = whole[i] - sign
 
 
 def insides_of_shell(bricks: Bricks, level: float) -> wp.array:
