@@ -15,17 +15,17 @@ from .edges import Edges, find_edges
 from .sign import orient_consistently
 from .winding import winding_numbers
 
-_OFFSET = 0.02  # voxels from a face to where its two sides are looked at: nearer surfaces count as the same one
+_OFFSET = 3e-4  # of the mesh's size, from a face to where its two sides are looked at: what is nearer is the same
 _LEAST_SAMPLES, _MOST_SAMPLES, _ALL_SAMPLES = 4, 64, 20_000  # of a body's surface, and of all bodies together
 _FLAT = 1e-7  # of a body's area ** 1.5: a smaller volume is rounding
 _STRAY = 0.02  # share of a body's samples that may say something else: rounding, or a face that pokes through
 
 
 class Orientation(NamedTuple):
-    """The faces as they are to be counted, and what of it takes away."""
+    """The faces of a mesh as they are to be counted."""
 
     faces: Int[np.ndarray, "num_faces 3"]
-    crossing: Bool[np.ndarray, " num_faces"] | None  # faces of cavities, where some overlap: they count once together
+    overlapping: Bool[np.ndarray, " num_faces"] | None  # faces of cavities where some overlap: to count once together
     sign: int  # of the winding number in a body
 
 
@@ -57,16 +57,16 @@ def orient_bodies(
     outward, inward = bodies.closed & (bodies.volume > 0), bodies.closed & (bodies.volume < 0)
     if not outward.any() or not inward.any():
         return None if single is None else Orientation(faces, None, 1)
-    cavity, crossing = _find_cavities(vertices, faces, bodies, device=device)
+    cavity, overlap = _find_cavities(vertices, faces, bodies, device=device)
     turned = ((outward & cavity) | (inward & ~cavity))[bodies.of_face]
     decided = (outward | inward)[bodies.of_face]
     sign = 1
     if 2 * turned.sum() > decided.sum():
         turned, sign = decided & ~turned, -1
-    if single is None and not turned.any() and not crossing:
+    if single is None and not turned.any() and not overlap:
         return None
     faces = np.where(turned[:, None], faces[:, ::-1], faces)
-    return Orientation(faces, cavity[bodies.of_face] if crossing else None, sign)
+    return Orientation(faces, cavity[bodies.of_face] if overlap else None, sign)
 
 
 def _without_doubles(faces: Int[np.ndarray, "num_faces 3"]) -> Int[np.ndarray, "num_kept 3"] | None:
@@ -107,8 +107,8 @@ def _find_bodies(
         closed = _are_closed(faces, body, body.max() + 1)
     num_bodies = len(closed)
     corners = vertices[faces]
-    middle = np.stack([np.bincount(body, corners[:, :, axis].sum(1), num_bodies) for axis in range(3)], 1)
-    middle = middle / (3 * np.bincount(body, minlength=num_bodies)[:, None])
+    sums = np.stack([np.bincount(body, corners[:, :, axis].sum(1), num_bodies) for axis in range(3)], 1)
+    middle = sums / (3 * np.bincount(body, minlength=num_bodies)[:, None])
     a, b, c = (corners - middle[body][:, None]).transpose(1, 0, 2)
     volume = np.bincount(body, np.einsum("ij,ij->i", a, np.cross(b, c)), num_bodies)
     size = np.bincount(body, np.linalg.norm(np.cross(b - a, c - a), axis=1), num_bodies) ** 1.5
@@ -160,7 +160,7 @@ def _find_cavities(
     """
     points, normals, owner = _sample(vertices[faces], bodies)
     way = np.sign(bodies.volume)[owner]
-    away = _OFFSET * normals * way[:, None]  # out of the body
+    away = _OFFSET * np.ptp(vertices[faces.reshape(-1)], axis=0).max() * normals * way[:, None]  # out of the body
     sides = np.concatenate([points + away, points - away])
     num_bodies = len(bodies.closed)
 

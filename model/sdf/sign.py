@@ -5,6 +5,8 @@ that counting crossings along grid lines gives for all voxels at once; the caps'
 again. The costly solid angles are so needed for the caps only, and on a closed mesh not at all.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 import warp as wp
 from jaxtyping import Float, Int
@@ -21,20 +23,18 @@ wp.set_module_options({"enable_backward": False})  # no gradients here: half the
 _NUDGE = wp.vec3d(1.37e-5, 2.11e-5, 1.73e-5)
 
 
-def brick_insides(
-    corners: wp.array,
-    caps: Float[np.ndarray, "num_caps 3 3"],
-    bricks: Bricks,
-    *,
-    taken: wp.array | None = None,
-    sign: int = 1,
-) -> wp.array:
-    """Whether |w| > 0.5, as int8, 512 for every brick. |w| makes inside-out meshes right.
+class WoundSurface(NamedTuple):
+    """Surfaces whose winding numbers tell what is inside; their triangles are short ones (see short_triangles)."""
 
-    Triangles, short ones (see short_triangles) on the device, and the caps over their holes (see cap_holes) in voxels.
-    `taken` are those of closed cavities that overlap, on the device as well: where any of them is, w is one less,
-    towards `sign`, that of w in a body.
-    """
+    corners: wp.array  # vec3d, three for each triangle, on the device, in voxels
+    caps: Float[np.ndarray, "num_caps 3 3"]  # over the holes, see cap_holes; in voxels
+    cavities: wp.array | None = None  # like corners, closed: where any of them is, w is one less, towards `sign`
+    sign: int = 1  # of w in a body
+
+
+def brick_insides(surface: WoundSurface, bricks: Bricks) -> wp.array:
+    """Whether |w| > 0.5, as int8, 512 for every brick. |w| makes inside-out meshes right."""
+    corners, caps, taken, sign = surface
     device = bricks.device
     cavities = None
     if taken is not None:
