@@ -26,7 +26,7 @@ from model.sdf import normalised_surface, voxelize
 from tasks import shards
 from tasks.run import METRICS, SDF, SDF_SECONDS, VOXELIZE_SCRATCH, Settings, Voxelize, run_stage
 
-LOST = 0.01  # share of a mesh's area above which what is lost of it is worth a line
+LOST = 0.001  # share of a mesh's area above which what is lost of it is worth a line
 AMBIGUOUS = 0.03  # share of bad flips above which a mesh has no clear inside
 _MARKERS = "under_way"  # a folder in scratch
 _REMEDY = "simplify or remove the mesh, or raise voxelize.{} in params.yaml"
@@ -113,7 +113,7 @@ def _print_kinds(index: pd.DataFrame) -> None:
     if lost:
         worst = max(lost, key=lambda name: shares[name])
         print(
-            f"{len(lost)} meshes lose more than {LOST:.0%} of their area, in parts too thin for a voxel, at most "
+            f"{len(lost)} meshes lose more than {LOST:.1%} of their area, in parts too thin for a voxel, at most "
             f"{shares[worst]:.1%} of {worst} (lost_area_share in {where}); raise voxelize.resolution or set "
             "voxelize.mode to auto or shell"
         )

@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import warp as wp
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
@@ -23,8 +23,11 @@ _PIECE = 2.0  # voxels: the longest edge of what is kept or not kept as a shell
 _THIN = 0.5  # voxels: a part is thin where no voxel near it is deeper inside than this
 _ASIDE = 0.25  # voxels from the surface to where its inner side should be inside
 _CELL = 2.0  # voxels: thin pieces belong to one part where they are in the same such cell or in neighbouring ones
-_LEAST_AREA, _LEAST_SHARE = 8.0, 0.02  # voxels squared, of a part's area: a part of which less is lost stays as it is
-
+# A part is kept as a shell if a fair share of the mesh is lost in it, or if it is lost nearly as a whole and long.
+# Else it is small, or tapers: what is lost of it is said, and the solid stays as it is.
+_LEAST_AREA = 4.0  # voxels squared; both sides of a wall count
+_LEAST_OF_MESH, _LEAST_OF_PART = 0.005, 0.05  # both
+_NEARLY_ALL, _LONG = 0.7, 8.0  # of the part's area; voxels, along an axis
 _MOST_SHARE = 0.95  # of the mesh's area: with more in thin parts, all of it is a shell
 
 
@@ -74,12 +77,14 @@ def thin_parts(corners: wp.array, lost: Lost, bricks: Bricks, inside: wp.array) 
     if not len(rows):
         return ThinParts("solid", corners[:0])
     part = _parts(np.floor(pieces[rows].mean(1) / _CELL).astype(np.int64))
-    least = np.maximum(_LEAST_AREA, _LEAST_SHARE * np.bincount(part, area[rows]))
-    rows = rows[(np.bincount(part, lost_area[rows]) >= least)[part]]
+    of_part, lost_of_part = np.bincount(part, area[rows]), np.bincount(part, lost_area[rows])
+    kept = lost_of_part >= np.maximum(_LEAST_OF_MESH * lost.total_area, _LEAST_OF_PART * of_part)
+    kept |= (lost_of_part >= _NEARLY_ALL * of_part) & (_lengths(pieces[rows], part) >= _LONG)
+    rows = rows[(kept & (lost_of_part >= _LEAST_AREA))[part]]
     if area[rows].sum() > _MOST_SHARE * lost.total_area:
         return ThinParts("shell", corners)
-    kept = wp.array(pieces[rows].reshape(-1, 3), dtype=wp.vec3d, device=bricks.device)
-    return ThinParts("mixed" if len(rows) else "solid", kept)
+    on_device = wp.array(pieces[rows].reshape(-1, 3), dtype=wp.vec3d, device=bricks.device)
+    return ThinParts("mixed" if len(rows) else "solid", on_device)
 
 
 def add_shell(bricks: Bricks, inside: wp.array, shell: Bricks, level: float) -> wp.array:
@@ -126,6 +131,16 @@ def _parts(cells: Int[np.ndarray, "num_pieces 3"]) -> Int[np.ndarray, " num_piec
     i, j = np.concatenate(rows), np.concatenate(columns)
     graph = coo_matrix((np.ones(len(i), bool), (i, j)), shape=(len(place), len(place)))
     return connected_components(graph, directed=False)[1][own.reshape(-1)]
+
+
+def _lengths(
+    pieces: Float[np.ndarray, "num_pieces 3 3"], part: Int[np.ndarray, " num_pieces"]
+) -> Float[np.ndarray, " num_parts"]:
+    """The longest side of each part's bounding box."""
+    order = np.argsort(part, kind="stable")
+    starts = np.flatnonzero(np.diff(part[order], prepend=-1))
+    low, high = pieces.min(1)[order], pieces.max(1)[order]
+    return (np.maximum.reduceat(high, starts) - np.minimum.reduceat(low, starts)).max(1)
 
 
 @wp.func
