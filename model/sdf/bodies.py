@@ -47,6 +47,8 @@ def orient_bodies(
     Vertices in voxels, edges those of the faces. As the size of the winding number tells what is inside, not its sign,
     the fewer faces are turned. Open bodies stay as they are.
     """
+    if not edges.branching and not edges.patch.any():
+        return None  # one body
     single = _without_doubles(faces) if edges.branching else None
     if single is not None:
         faces, edges = single, find_edges(single, len(vertices), device=device)
@@ -100,19 +102,30 @@ def _find_bodies(
     vertices: Float[np.ndarray, "num_vertices 3"], faces: Int[np.ndarray, "num_faces 3"], edges: Edges
 ) -> _Bodies:
     """Faces joined across edges of two; what is then still open, joined across edges of more."""
-    roots, body = np.unique(edges.patch, return_inverse=True)
-    closed = _are_closed(faces, body, len(roots))
+    names = np.zeros(len(faces), np.int64)
+    names[edges.patch] = 1
+    body = (np.cumsum(names) - 1)[edges.patch]
+    volume = _volumes(vertices[faces], body)
+    if not edges.branching and not ((volume > 0).any() and (volume < 0).any()):
+        return _Bodies(body, np.ones(len(volume), bool), volume)  # what is closed makes no difference
+    closed = _are_closed(faces, body, len(volume))
     if edges.branching and not closed.all():
         body = _join_open(faces, body, closed)
-        closed = _are_closed(faces, body, body.max() + 1)
-    num_bodies = len(closed)
-    corners = vertices[faces]
-    sums = np.stack([np.bincount(body, corners[:, :, axis].sum(1), num_bodies) for axis in range(3)], 1)
-    middle = sums / (3 * np.bincount(body, minlength=num_bodies)[:, None])
-    a, b, c = (corners - middle[body][:, None]).transpose(1, 0, 2)
-    volume = np.bincount(body, np.einsum("ij,ij->i", a, np.cross(b, c)), num_bodies)
-    size = np.bincount(body, np.linalg.norm(np.cross(b - a, c - a), axis=1), num_bodies) ** 1.5
-    return _Bodies(body, closed, np.where(np.abs(volume) > _FLAT * size, volume, 0.0))
+        volume = _volumes(vertices[faces], body)
+        closed = _are_closed(faces, body, len(volume))
+    return _Bodies(body, closed, volume)
+
+
+def _volumes(
+    corners: Float[np.ndarray, "num_faces 3 3"], body: Int[np.ndarray, " num_faces"]
+) -> Float[np.ndarray, " num_bodies"]:
+    """Six times the volume of each body, seen from its middle; 0 if it is flat."""
+    count = np.bincount(body)
+    sums = np.stack([np.bincount(body, corners[:, :, axis].sum(1)) for axis in range(3)], 1)
+    a, b, c = (corners - (sums / (3 * count[:, None]))[body][:, None]).transpose(1, 0, 2)
+    volume = np.bincount(body, np.einsum("ij,ij->i", a, np.cross(b, c)))
+    size = np.bincount(body, np.linalg.norm(np.cross(b - a, c - a), axis=1)) ** 1.5
+    return np.where(np.abs(volume) > _FLAT * size, volume, 0.0)
 
 
 def _are_closed(

@@ -16,7 +16,7 @@ from .edges import Edges, find_edges
 from .rows import bad_flip_ratio, band_rows
 from .sign import WoundSurface, brick_insides, cap_holes, insides_of_shell, orient_consistently
 from .surface import Surface, extract_from_bricks
-from .thin import add_shell, find_lost, same_bricks, thin_parts
+from .thin import add_shell, bricks_beyond, find_lost, thin_parts
 
 Mode = Literal["solid", "shell"]
 Kind = Literal["solid", "shell", "mixed"]
@@ -169,8 +169,9 @@ def _solid(
         return _Field("solid", bricks, inside, ratio, lost.share)
     if parts.kind == "shell":
         return _Field("shell", bad_flip_ratio=ratio)
-    bricks, shell = same_bricks(bricks, band(parts.corners, level=SHELL_VOXELS))
-    inside = add_shell(bricks, brick_insides(wound, bricks), shell, SHELL_VOXELS)
+    shell = band(parts.corners, level=SHELL_VOXELS)
+    beyond = bricks_beyond(bricks, shell)
+    bricks, inside = add_shell(bricks, inside, beyond, brick_insides(wound, beyond), shell, level=SHELL_VOXELS)
     return _Field("mixed", bricks, inside, ratio, find_lost(wound.corners, bricks, inside).share)
 
 

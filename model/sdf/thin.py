@@ -74,12 +74,14 @@ def thin_parts(corners: wp.array, lost: Lost, bricks: Bricks, inside: wp.array) 
     wp.launch(_look_around, len(pieces), inputs=[flat, *grid, 1e9, areas], device=bricks.device)
     area, lost_area, thin_area = areas.numpy().astype(np.float64).T
     rows = np.flatnonzero(thin_area > 0)
-    if not len(rows):
+    if lost_area.sum() < _LEAST_AREA:
         return ThinParts("solid", corners[:0])
     part = _parts(np.floor(pieces[rows].mean(1) / _CELL).astype(np.int64))
     of_part, lost_of_part = np.bincount(part, area[rows]), np.bincount(part, lost_area[rows])
     kept = lost_of_part >= np.maximum(_LEAST_OF_MESH * lost.total_area, _LEAST_OF_PART * of_part)
-    kept |= (lost_of_part >= _NEARLY_ALL * of_part) & (_lengths(pieces[rows], part) >= _LONG)
+    nearly_all = lost_of_part >= np.maximum(_NEARLY_ALL * of_part, _LEAST_AREA)
+    of_those = nearly_all[part]
+    kept[part[of_those]] |= _lengths(pieces[rows[of_those]], part[of_those]) >= _LONG
     rows = rows[(kept & (lost_of_part >= _LEAST_AREA))[part]]
     if area[rows].sum() > _MOST_SHARE * lost.total_area:
         return ThinParts("shell", corners)
@@ -87,33 +89,53 @@ def thin_parts(corners: wp.array, lost: Lost, bricks: Bricks, inside: wp.array) 
     return ThinParts("mixed" if len(rows) else "solid", on_device)
 
 
-def add_shell(bricks: Bricks, inside: wp.array, shell: Bricks, level: float) -> wp.array:
-    """The union of a solid and of what is nearer than `level` to other triangles; changes bricks.distance in place.
-
-    Both in the same bricks. Returns what is inside then, int8; where the shell is nearer, distance is that to its
-    surface.
-    """
-    united = wp.empty(len(bricks.distance), dtype=wp.int8, device=bricks.device)
-    inputs = [bricks.distance, inside, shell.distance, float(level), united]
-    wp.launch(_unite, len(united), inputs=inputs, device=bricks.device)
-    return united
-
-
-def same_bricks(one: Bricks, other: Bricks) -> tuple[Bricks, Bricks]:
-    """Both with the bricks of either; a distance that one does not have is beyond its band."""
-    bricks_a_side = one.resolution // BRICK_SIZE
-    marks = wp.zeros(bricks_a_side**3, dtype=wp.int32, device=one.device)
-    for bricks in (one, other):
-        wp.launch(_mark, len(bricks), inputs=[bricks.coords, bricks_a_side, marks], device=one.device)
+def bricks_beyond(solid: Bricks, shell: Bricks) -> Bricks:
+    """The bricks of a shell that a solid lacks, all of their voxels being beyond its band."""
+    bricks_a_side = solid.resolution // BRICK_SIZE
+    marks = wp.zeros(bricks_a_side**3, dtype=wp.int32, device=solid.device)
+    wp.launch(_mark, len(shell), inputs=[shell.coords, bricks_a_side, solid.slots, marks], device=solid.device)
     slots, coords = number_bricks(marks, bricks_a_side)
+    distance = wp.full(len(coords) * BRICK_VOXELS, np.inf, dtype=wp.float32, device=solid.device)
+    return Bricks(coords, solid.resolution, solid.device, slots, distance)
 
-    def spread(bricks: Bricks) -> Bricks:
-        distance = wp.empty(len(coords) * BRICK_VOXELS, dtype=wp.float32, device=one.device)
-        inputs = [bricks.distance, bricks.slots, coords, bricks_a_side, distance]
-        wp.launch(_spread, len(distance), inputs=inputs, device=one.device)
-        return Bricks(coords, one.resolution, one.device, slots, distance)
 
-    return spread(one), spread(other)
+def add_shell(
+    solid: Bricks, inside: wp.array, beyond: Bricks, inside_beyond: wp.array, shell: Bricks, *, level: float
+) -> tuple[Bricks, wp.array]:
+    """The union of a solid and of what is nearer than `level` to other triangles, and which of its voxels are inside.
+
+    Of the solid it is known what is inside, int8, in its own bricks and in those beyond (see bricks_beyond). Where the
+    shell is nearer, the distance is that to its surface.
+    """
+    bricks_a_side, device = solid.resolution // BRICK_SIZE, solid.device
+    nowhere = wp.full(bricks_a_side**3, -1, dtype=wp.int32, device=device)
+    marks = wp.zeros(bricks_a_side**3, dtype=wp.int32, device=device)
+    for bricks in (solid, beyond):
+        wp.launch(_mark, len(bricks), inputs=[bricks.coords, bricks_a_side, nowhere, marks], device=device)
+    slots, coords = number_bricks(marks, bricks_a_side)
+    distance = wp.empty(len(coords) * BRICK_VOXELS, dtype=wp.float32, device=device)
+    united = wp.empty(len(distance), dtype=wp.int8, device=device)
+    fields = [solid.slots, solid.distance, inside, beyond.slots, inside_beyond, shell.slots, shell.distance]
+    inputs = [coords, bricks_a_side, *fields, float(level), distance, united]
+    wp.launch(_unite, len(distance), inputs=inputs, device=device)
+    return _with_band(Bricks(coords, solid.resolution, device, slots, distance), united)
+
+
+def _with_band(bricks: Bricks, inside: wp.array) -> tuple[Bricks, wp.array]:
+    """Without the bricks that hold no voxel of the band: deep in the solid where a part of the shell ends."""
+    kept = np.isfinite(bricks.distance.numpy().reshape(-1, BRICK_VOXELS)).any(1)
+    if kept.all():
+        return bricks, inside
+    device = bricks.device
+    slots = bricks.slots.numpy().copy()
+    slots[slots >= 0] = np.where(kept, np.cumsum(kept) - 1, -1)
+    distance, signs = (
+        values.numpy().reshape(-1, BRICK_VOXELS)[kept].reshape(-1) for values in (bricks.distance, inside)
+    )
+    coords = wp.array(bricks.coords.numpy()[kept], dtype=wp.vec3i, device=device)
+    there = wp.array(slots, dtype=wp.int32, device=device)
+    to_surface = wp.array(distance, dtype=wp.float32, device=device)
+    return Bricks(coords, bricks.resolution, device, there, to_surface), wp.array(signs, dtype=wp.int8, device=device)
 
 
 def _parts(cells: Int[np.ndarray, "num_pieces 3"]) -> Int[np.ndarray, " num_pieces"]:
@@ -135,12 +157,13 @@ def _parts(cells: Int[np.ndarray, "num_pieces 3"]) -> Int[np.ndarray, " num_piec
 
 def _lengths(
     pieces: Float[np.ndarray, "num_pieces 3 3"], part: Int[np.ndarray, " num_pieces"]
-) -> Float[np.ndarray, " num_parts"]:
-    """The longest side of each part's bounding box."""
-    order = np.argsort(part, kind="stable")
-    starts = np.flatnonzero(np.diff(part[order], prepend=-1))
-    low, high = pieces.min(1)[order], pieces.max(1)[order]
-    return (np.maximum.reduceat(high, starts) - np.minimum.reduceat(low, starts)).max(1)
+) -> Float[np.ndarray, " num_pieces"]:
+    """Of each piece, the longest side of its part's bounding box."""
+    parts, own = np.unique(part, return_inverse=True)
+    low, high = np.full((len(parts), 3), np.inf), np.full((len(parts), 3), -np.inf)
+    np.minimum.at(low, own, pieces.min(1))
+    np.maximum.at(high, own, pieces.max(1))
+    return (high - low).max(1)[own]
 
 
 @wp.func
@@ -165,20 +188,22 @@ def _is_thin(
     x = int(wp.floor(p[0] - wp.float64(0.5)))
     y = int(wp.floor(p[1] - wp.float64(0.5)))
     z = int(wp.floor(p[2] - wp.float64(0.5)))
-    i = int(0)
-    while i < 64:
-        # 0, 1, -1, 2: the nearer ones first
-        at = _find(x + _order(i // 16), y + _order(i // 4 % 4), z + _order(i % 4), slots, bricks_a_side)
+    for i in range(
+        64
+    ):  # in an order that begins with the corners of the whole, of which one is inside where it is thick
+        dx = _order(i % 2 + i // 8 % 2 * 2)
+        dy = _order(i // 2 % 2 + i // 16 % 2 * 2)
+        dz = _order(i // 4 % 2 + i // 32 * 2)
+        at = _find(x + dx, y + dy, z + dz, slots, bricks_a_side)
         if at >= 0:  # noqa: SIM102 - Warp evaluates all of a condition
             if inside[at] == wp.int8(1) and distance[at] > float(_THIN):
                 return False
-        i += 1
     return True
 
 
 @wp.func
 def _order(i: int) -> int:
-    return wp.where(i < 2, i, wp.where(i == 2, -1, 2))
+    return wp.where(i < 2, 3 * i - 1, i - 2)  # -1, 2, 0, 1
 
 
 @wp.func
@@ -265,35 +290,43 @@ def _look_around(
 
 
 @wp.kernel
-def _mark(bricks: wp.array[wp.vec3i], bricks_a_side: int, marks: wp.array[wp.int32]) -> None:
-    marks[place_of(bricks[wp.tid()], bricks_a_side)] = 1
-
-
-@wp.kernel
-def _spread(
-    source: wp.array[wp.float32],
-    slots: wp.array[wp.int32],
-    coords: wp.array[wp.vec3i],
-    bricks: int,
-    target: wp.array[wp.float32],
+def _mark(
+    bricks: wp.array[wp.vec3i], bricks_a_side: int, others: wp.array[wp.int32], marks: wp.array[wp.int32]
 ) -> None:
-    i = wp.tid()
-    slot = slots[place_of(coords[i // 512], bricks)]
-    target[i] = wp.inf
-    if slot >= 0:
-        target[i] = source[slot * 512 + i % 512]
+    """Marks the bricks that are not among others, given by their slots."""
+    place = place_of(bricks[wp.tid()], bricks_a_side)
+    if others[place] < 0:
+        marks[place] = 1
 
 
 @wp.kernel
 def _unite(
-    distance: wp.array[wp.float32],
+    coords: wp.array[wp.vec3i],
+    bricks_a_side: int,
+    solid_slots: wp.array[wp.int32],
+    to_solid: wp.array[wp.float32],
     inside: wp.array[wp.int8],
+    beyond_slots: wp.array[wp.int32],
+    inside_beyond: wp.array[wp.int8],
+    shell_slots: wp.array[wp.int32],
     to_shell: wp.array[wp.float32],
     level: float,
+    distance: wp.array[wp.float32],
     united: wp.array[wp.int8],
 ) -> None:
     i = wp.tid()
-    solid = wp.where(inside[i] == wp.int8(1), -distance[i], distance[i])
-    value = wp.min(solid, to_shell[i] - level)
+    place = place_of(coords[i // 512], bricks_a_side)
+    solid = solid_slots[place]
+    beyond = beyond_slots[place]
+    shell = shell_slots[place]
+    value = float(wp.inf)
+    if solid >= 0:
+        value = to_solid[solid * 512 + i % 512]
+        if inside[solid * 512 + i % 512] == wp.int8(1):
+            value = -value
+    elif inside_beyond[beyond * 512 + i % 512] == wp.int8(1):
+        value = -value
+    if shell >= 0:
+        value = wp.min(value, to_shell[shell * 512 + i % 512] - level)
     distance[i] = wp.abs(value)
     united[i] = wp.int8(wp.where(value < 0.0, 1, 0))
