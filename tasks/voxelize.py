@@ -26,6 +26,7 @@ from model.sdf import normalised_surface, voxelize
 from tasks import shards
 from tasks.run import METRICS, SDF, TIMINGS, VOXELIZE_SCRATCH, Settings, Voxelize, code_version, run_stage
 
+LOST = 0.001  # share of a mesh's area above which what is lost of it is worth a line
 AMBIGUOUS = 0.03  # share of bad flips above which a mesh has no clear inside
 _MARKERS = "under_way"  # a folder in scratch
 _REMEDY = "simplify or remove the mesh, or raise voxelize.{} in params.yaml"
@@ -92,13 +93,33 @@ def voxelize_meshes(settings: Settings) -> None:
     write_whole(METRICS / "voxelize.json", json.dumps(metrics, indent=2) + "\n")
     _forget_all_but(usable + rejected)
 
-    ambiguous = int((index.bad_flip_ratio > AMBIGUOUS).sum())
-    if ambiguous:
-        print(f"{ambiguous} meshes have no clear inside (bad_flip_ratio above {AMBIGUOUS} in {SDF / shards.INDEX})")
+    _print_kinds(index)
     print(
         f"voxelize: {len(usable)} of {len(outcomes)} meshes in {time.monotonic() - started:.0f} s, {len(rejected)} "
         f"rejected; {metrics['num_train']} train, {metrics['num_val']} val, {metrics['num_test']} test"
     )
+
+
+def _print_kinds(index: pd.DataFrame) -> None:
+    """What is not simply a solid with a clear inside, and what is lost: nothing goes in silence."""
+    where = SDF / shards.INDEX
+    shells, mixed = (int((index["mode"] == kind).sum()) for kind in ("shell", "mixed"))
+    if shells or mixed:
+        print(
+            f"{shells} meshes are shells, {mixed} solids with shells for what is too thin for a voxel (mode in {where})"
+        )
+    shares = dict(zip(index.name, index.lost_area_share, strict=True))
+    lost = [name for name, share in shares.items() if share > LOST]
+    if lost:
+        worst = max(lost, key=lambda name: shares[name])
+        print(
+            f"{len(lost)} meshes lose more than {LOST:.1%} of their area, in parts too thin for a voxel, at most "
+            f"{shares[worst]:.1%} of {worst} (lost_area_share in {where}); raise voxelize.resolution or set "
+            "voxelize.mode to auto or shell"
+        )
+    ambiguous = int((index.bad_flip_ratio > AMBIGUOUS).sum())
+    if ambiguous:
+        print(f"{ambiguous} meshes have no clear inside (bad_flip_ratio above {AMBIGUOUS} in {where})")
 
 
 def split_of(sha256: str, *, val_share: float, test_share: float) -> str:
@@ -138,8 +159,11 @@ def _voxelize_all(files: dict[str, Path], options: Voxelize) -> Iterator[Outcome
 def _compile_kernels() -> None:
     """In this process, before the workers start: they would otherwise all compile the same code at once."""
     vertices = np.array([[0.0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]])
-    for faces in ([[0, 2, 1], [0, 1, 3], [0, 3, 2], [1, 2, 3]], [[0, 2, 1], [0, 1, 3], [0, 3, 2]]):
-        voxelize(vertices, np.array(faces), resolution=16, truncation_voxels=2.0, mode="auto", max_bad_flip_ratio=0.0)
+    closed, opened = [[0, 2, 1], [0, 1, 3], [0, 3, 2], [1, 2, 3]], [[0, 2, 1], [0, 1, 3], [0, 3, 2]]
+    against = [*closed, *(np.array(closed)[:, ::-1] + 4).tolist()]  # two bodies, one inside out
+    for faces in (closed, opened, against):
+        both = np.concatenate([vertices, vertices + 2])
+        voxelize(both, np.array(faces), resolution=16, truncation_voxels=2.0, mode="auto", max_bad_flip_ratio=0.0)
 
 
 def _voxelize_file(job: Job) -> Outcome:
@@ -192,8 +216,10 @@ def _attempt(job: Job, target: Path) -> None:
         max_bad_flip_ratio=recipe.max_bad_flip_ratio,
     )
     if not (shape.sdf < 0).any():
+        sides = np.ptp(mesh.vertices[mesh.faces.reshape(-1)], axis=0) / (shape.scale * 2 / recipe.resolution)
+        flat = f", and it is flat: {sides.min():.2g} voxels along {'xyz'[sides.argmin()]}" if sides.min() < 1 else ""
         raise InputError(
-            f"no voxel is inside it at resolution {recipe.resolution}; expected a body at least a voxel thick; "
+            f"no voxel is inside it at resolution {recipe.resolution}{flat}; expected a body at least a voxel thick; "
             "close it, thicken it, raise voxelize.resolution or set voxelize.mode to shell"
         )
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -203,6 +229,7 @@ def _attempt(job: Job, target: Path) -> None:
         "watertight": mesh.watertight,
         "mode": shape.mode,
         "bad_flip_ratio": shape.bad_flip_ratio,
+        "lost_area_share": shape.lost_area_share,  # of parts too thin for a voxel that are not kept as a shell either
         "inside_share": float((shape.sdf < 0).mean()),  # of the band's voxels
         "num_voxels": len(shape.coords),
         "num_bricks": len(shape.brick_coords),
@@ -250,9 +277,11 @@ def _metrics(index: pd.DataFrame, *, num_rejected: int) -> dict[str, float]:
         "num_watertight": int(index.watertight.sum()),
         "num_cleaned": int((index.num_dropped_faces > 0).sum()),
         "num_shells": int((index["mode"] == "shell").sum()),
+        "num_mixed": int((index["mode"] == "mixed").sum()),
         "mean_voxels": float(index.num_voxels.mean()),
         "mean_bricks": float(index.num_bricks.mean()),
         "mean_bad_flip_ratio": float(index.bad_flip_ratio.mean()),
+        "mean_lost_area_share": float(index.lost_area_share.mean()),
     }
 
 

@@ -21,7 +21,6 @@ WHITE = 255
 
 _BACKGROUND = wp.constant(wp.vec3(1.0, 1.0, 1.0))
 _SURFACE = wp.constant(wp.vec3(0.60, 0.70, 0.84))
-_FAR = wp.constant(100.0)
 
 
 class View(NamedTuple):
@@ -57,11 +56,12 @@ def _cast(
     forward: wp.vec3,
     key_light: wp.vec3,
     fill_light: wp.vec3,
+    far: float,
     image: wp.array2d(dtype=wp.vec3),
 ) -> None:
     row, column = wp.tid()
     start = corner + (float(column) + 0.5) * step_right + (float(row) + 0.5) * step_down
-    hit = wp.mesh_query_ray(mesh, start, forward, _FAR)
+    hit = wp.mesh_query_ray(mesh, start, forward, far)
     colour = _BACKGROUND
     if hit.result:
         normal = hit.normal
@@ -69,7 +69,7 @@ def _cast(
             normal = -normal  # both sides of a face look the same
         point = start + hit.t * forward + 1.0e-3 * normal
         key = _soft(wp.dot(normal, key_light))
-        if wp.mesh_query_ray_anyhit(mesh, point, key_light, _FAR):
+        if wp.mesh_query_ray_anyhit(mesh, point, key_light, far):
             key *= 0.55
         rim = 1.0 + wp.dot(normal, forward)  # 0 facing the camera, 1 seen edge on: draws the outline
         light = 0.32 + 0.64 * key + 0.22 * _soft(wp.dot(normal, fill_light)) - 0.20 * rim * rim * rim
@@ -94,18 +94,22 @@ def render_mesh(
     if len(faces) == 0:
         return np.full((size, size, 3), WHITE, np.uint8)
     view = _view(vertices[np.unique(faces)] if frame_of is None else frame_of, azimuth, elevation)
+    # In units of the picture's half width: rays are float32, and a mesh may have any size at any place.
+    points = (np.asarray(vertices, np.float64) - view.center) / view.half_width
+    far = 2 * float(np.linalg.norm(points[np.unique(faces)], axis=1).max()) + 1
     rays = size * RAYS_A_SIDE
-    pixel = 2 * view.half_width / rays
-    corner = view.center + view.half_width * (view.up - view.right) - 10.0 * view.forward
+    pixel = 2 / rays
+    corner = view.up - view.right - far / 2 * view.forward
     mesh = wp.Mesh(
-        points=wp.array(np.asarray(vertices, np.float32), dtype=wp.vec3, device="cpu"),
+        points=wp.array(points.astype(np.float32), dtype=wp.vec3, device="cpu"),
         indices=wp.array(np.asarray(faces, np.int32).ravel(), dtype=wp.int32, device="cpu"),
     )
     image = wp.empty((rays, rays), dtype=wp.vec3, device="cpu")
     key_light = _unit(-0.55 * view.right + 0.75 * view.up - 0.65 * view.forward)
     fill_light = _unit(0.9 * view.right + 0.1 * view.up - 0.5 * view.forward)
     vectors = [corner, pixel * view.right, -pixel * view.up, view.forward, key_light, fill_light]
-    wp.launch(_cast, (rays, rays), inputs=[mesh.id, *map(wp.vec3, vectors)], outputs=[image], device="cpu")
+    inputs = [mesh.id, *map(wp.vec3, vectors), far]
+    wp.launch(_cast, (rays, rays), inputs=inputs, outputs=[image], device="cpu")
     pixels = image.numpy().reshape(size, RAYS_A_SIDE, size, RAYS_A_SIDE, 3).mean((1, 3))
     return np.round(np.clip(pixels, 0, 1) ** (1 / 1.2) * WHITE).astype(np.uint8)
 
@@ -136,7 +140,7 @@ def _view(framed: Float[np.ndarray, "num_framed 3"], azimuth: float, elevation: 
     axes = np.stack([right, up, forward])
     seen = np.asarray(framed, np.float64) @ axes.T
     low, high = seen.min(0), seen.max(0)
-    half_width = MARGIN * max(*(high - low)[:2] / 2, 1e-6)
+    half_width = MARGIN * float((high - low)[:2].max() / 2) or 1.0
     return View(right, up, forward, (low + high) / 2 @ axes, half_width)
 
 

@@ -1,4 +1,4 @@
-"""The edges of a triangle mesh: whether faces agree across them, and where the mesh ends.
+"""The edges of a triangle mesh: whether faces agree across them, which faces they join, and where the mesh ends.
 
 All edges are sorted on the device, so that those of one pair of vertices are neighbours.
 """
@@ -15,6 +15,8 @@ wp.set_module_options({"enable_backward": False})  # no gradients here: half the
 class Edges(NamedTuple):
     mis_wound: bool  # two faces alone at an edge run through it in the same direction, or a face has no area there
     boundary: Int[np.ndarray, "num_edges 2"]  # int64, from and to: with these, as many go either way between vertices
+    branching: bool  # more than two faces meet at an edge
+    patch: Int[np.ndarray, " num_faces"]  # int32, the lowest face among those joined to it across edges of two faces
 
 
 def find_edges(faces: Int[np.ndarray, "num_faces 3"], num_vertices: int, *, device: str) -> Edges:
@@ -22,54 +24,107 @@ def find_edges(faces: Int[np.ndarray, "num_faces 3"], num_vertices: int, *, devi
     num_edges = 3 * len(faces)
     triangles = wp.array(faces.astype(np.int32), dtype=wp.vec3i, device=device)
     keys = wp.empty(2 * num_edges, dtype=wp.int64, device=device)  # the sort needs as much again
-    upward = wp.empty(2 * num_edges, dtype=wp.int32, device=device)
-    wp.launch(_name_edges, num_edges, inputs=[triangles, wp.int64(num_vertices), keys, upward], device=device)
-    wp.utils.radix_sort_pairs(keys, upward, num_edges)
+    edges = wp.empty(2 * num_edges, dtype=wp.int32, device=device)
+    wp.launch(_name_edges, num_edges, inputs=[triangles, wp.int64(num_vertices), keys, edges], device=device)
+    wp.utils.radix_sort_pairs(keys, edges, num_edges)
     excess = wp.zeros(num_edges, dtype=wp.int32, device=device)
-    found = wp.zeros(2, dtype=wp.int32, device=device)
-    wp.launch(_sum_up, num_edges, inputs=[num_edges, keys, upward, excess, found], device=device)
-    mis_wound, open_edges = (bool(number) for number in found.numpy())
+    found = wp.zeros(3, dtype=wp.int32, device=device)
+    patch = wp.array(np.arange(len(faces), dtype=np.int32), dtype=wp.int32, device=device)
+    wp.launch(_sum_up, num_edges, inputs=[num_edges, triangles, keys, edges, excess, found, patch], device=device)
+    wp.launch(_name_patches, len(faces), inputs=[patch], device=device)
+    mis_wound, open_edges, branching = (bool(number) for number in found.numpy())
     if not open_edges:
-        return Edges(mis_wound, np.zeros((0, 2), np.int64))
+        return Edges(mis_wound, np.zeros((0, 2), np.int64), branching, patch.numpy())
     sums = excess.numpy()
     at = np.flatnonzero(sums)
     low, high = np.divmod(keys.numpy()[at], num_vertices)
     downward = sums[at] > 0
-    edges = np.stack([np.where(downward, high, low), np.where(downward, low, high)], 1)
-    return Edges(mis_wound, edges.repeat(np.abs(sums[at]), 0))
+    boundary = np.stack([np.where(downward, high, low), np.where(downward, low, high)], 1)
+    return Edges(mis_wound, boundary.repeat(np.abs(sums[at]), 0), branching, patch.numpy())
 
 
 @wp.kernel
 def _name_edges(
-    faces: wp.array[wp.vec3i], num_vertices: wp.int64, keys: wp.array[wp.int64], upward: wp.array[wp.int32]
+    faces: wp.array[wp.vec3i], num_vertices: wp.int64, keys: wp.array[wp.int64], edges: wp.array[wp.int32]
 ) -> None:
-    """A number for each pair of vertices, and 1 if the edge goes to the higher one, -1 to the lower, 0 to itself."""
+    """A number for each pair of vertices, and that of the edge: 3 times the face, plus its place in the face."""
     i = wp.tid()
     start = faces[i // 3][i % 3]
     end = faces[i // 3][(i + 1) % 3]
     keys[i] = wp.int64(wp.min(start, end)) * num_vertices + wp.int64(wp.max(start, end))
-    upward[i] = wp.where(end > start, 1, wp.where(end < start, -1, 0))
+    edges[i] = i
+
+
+@wp.func
+def _upward(faces: wp.array[wp.vec3i], edge: int) -> int:
+    """1 if the edge goes to the higher vertex, -1 if to the lower, 0 if to itself."""
+    start = faces[edge // 3][edge % 3]
+    end = faces[edge // 3][(edge % 3 + 1) % 3]
+    return wp.where(end > start, 1, wp.where(end < start, -1, 0))
+
+
+@wp.func
+def _root(patch: wp.array[wp.int32], face: int) -> int:
+    here = face
+    while patch[here] != here:
+        patch[here] = patch[patch[here]]  # halves the way for those who come after
+        here = patch[here]
+    return here
+
+
+@wp.func
+def _unite(patch: wp.array[wp.int32], one: int, other: int) -> None:
+    """Joins two trees of faces at their roots; the lower one is the new root. Safe for threads in parallel."""
+    a = one
+    b = other
+    joining = int(1)
+    while joining == 1:
+        a = _root(patch, a)
+        b = _root(patch, b)
+        high = wp.max(a, b)
+        low = wp.min(a, b)
+        if high == low:
+            joining = 0
+        else:
+            before = wp.atomic_min(patch, high, low)
+            if before == high:
+                joining = 0
+            a = before  # another thread was there first: what it joined is still to be joined to ours
+            b = low
+
+
+@wp.kernel
+def _name_patches(patch: wp.array[wp.int32]) -> None:
+    face = wp.tid()
+    patch[face] = _root(patch, face)
 
 
 @wp.kernel
 def _sum_up(
     num_edges: int,
+    faces: wp.array[wp.vec3i],
     keys: wp.array[wp.int64],
-    upward: wp.array[wp.int32],
+    edges: wp.array[wp.int32],
     excess: wp.array[wp.int32],
     found: wp.array[wp.int32],
+    patch: wp.array[wp.int32],
 ) -> None:
     """At the first edge of each pair, how many more go up than down."""
     i = wp.tid()
     if i > 0 and keys[i] == keys[i - 1]:
         return
     end = i + 1
-    total = upward[i]
+    first = _upward(faces, edges[i])
+    total = first
     while end < num_edges and keys[end] == keys[i]:
-        total += upward[end]
+        total += _upward(faces, edges[end])
         end += 1
-    if end - i == 2 and (wp.abs(total) == 2 or upward[i] == 0):
-        found[0] = 1
+    if end - i == 2:
+        if wp.abs(total) == 2 or first == 0:
+            found[0] = 1
+        _unite(patch, edges[i] // 3, edges[i + 1] // 3)
     if total != 0:
         excess[i] = total
         found[1] = 1
+    if end - i > 2:
+        found[2] = 1

@@ -1,20 +1,25 @@
 """A triangle mesh as a sparse signed distance field."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Literal, NamedTuple
 
 import numpy as np
+import warp as wp
 from jaxtyping import Bool, Float, Int
 
 from ..errors import InputError
+from .bodies import orient_bodies
 from .distance import BRICK_SIZE, Bricks, band_bricks, short_triangles
-from .edges import find_edges
+from .edges import Edges, find_edges
 from .rows import bad_flip_ratio, band_rows
-from .sign import brick_insides, cap_holes, insides_of_shell, orient_consistently
+from .sign import WoundSurface, brick_insides, cap_holes, insides_of_shell, orient_consistently
 from .surface import Surface, extract_from_bricks
+from .thin import add_shell, bricks_beyond, find_lost, thin_parts
 
 Mode = Literal["solid", "shell"]
+Kind = Literal["solid", "shell", "mixed"]
 SHELL_VOXELS = 1.0  # half the thickness of a shell
 
 _ROWS_AT_ONCE = 2**18  # bounds the memory beside the result
@@ -46,7 +51,10 @@ class SparseSDF:
     brick_coords: Int[np.ndarray, "num_bricks 3"]  # int32, the 8^3 bricks that hold at least one voxel of the band
     brick_inside: Bool[np.ndarray, "num_bricks 8 8 8"]
     bad_flip_ratio: float  # share of the sign changes between neighbours where no surface can be; 0 on closed meshes
-    mode: Mode = "solid"  # "shell": distance to the surface less one voxel; bad_flip_ratio is that of the solid left
+    # "shell": distance to the surface less one voxel; "mixed": a solid, and a shell where it is too thin to be seen.
+    # bad_flip_ratio is that of the solid before.
+    mode: Kind = "solid"
+    lost_area_share: float | None = None  # of the mesh's area, what no voxel near it shows; None where not known
 
     @cached_property
     def brick_band(self) -> Bool[np.ndarray, "num_bricks 8 8 8"]:
@@ -88,8 +96,9 @@ def voxelize(
 
     Distances are exact. As a solid, the sign is that of the generalised winding number, so that open meshes work too,
     as far as they have an inside. As a shell, both sides of every face are outside: the distance less one voxel. "auto"
-    makes a shell of what would be a solid with a bad_flip_ratio above `max_bad_flip_ratio`. Below resolution 64 the
-    grid's border cuts a shell open.
+    makes a shell of what would be a solid with a bad_flip_ratio above `max_bad_flip_ratio`, and of what is nowhere
+    thick enough to have a voxel inside, unless it is flat: thinner than a voxel along an axis. Of a solid's parts that
+    are too thin to be seen it makes a shell beside the solid. Below resolution 64 the grid's border cuts a shell open.
 
     `device` is where the kernels run: "cpu" (one thread) or "cuda". Raises InputError for what is not a mesh with an
     extent.
@@ -109,17 +118,17 @@ def voxelize(
         edges = find_edges(faces, len(vertices), device=device)
     corners = short_triangles(vertices, faces, device=device)
 
-    def on_grid(level: float) -> Bricks:
-        return band_bricks(corners, resolution=resolution, truncation=truncation_voxels, level=level, device=device)
-
-    ratio, level = 0.0, 0.0
+    band = partial(band_bricks, resolution=resolution, truncation=truncation_voxels, device=device)
+    field = _Field("shell")
     if mode != "shell":
-        bricks = on_grid(level)
-        inside = brick_insides(corners, cap_holes(vertices, edges.boundary), bricks)
-        ratio = bad_flip_ratio(bricks, inside)
-    if mode == "shell" or (mode == "auto" and ratio > max_bad_flip_ratio):
-        mode, level = "shell", SHELL_VOXELS
-        bricks = on_grid(level)
+        wound = _wound(vertices, faces, edges, corners, device=device)
+        shell_above = max_bad_flip_ratio if mode == "auto" else np.inf
+        thin = mode == "auto" and not _is_flat(vertices, faces)
+        field = _solid(corners, wound, band, shell_above=shell_above, thin=thin)
+    level = SHELL_VOXELS if field.kind == "shell" else 0.0
+    bricks, inside = field.bricks, field.inside
+    if bricks is None or inside is None:
+        bricks = band(corners, level=level)
         inside = insides_of_shell(bricks, level)
     rows = band_rows(bricks, inside, level=level, truncation=truncation_voxels)
     return SparseSDF(
@@ -131,16 +140,74 @@ def voxelize(
         scale=scale,
         brick_coords=bricks.coords.numpy(),
         brick_inside=inside.numpy().view(bool).reshape(-1, BRICK_SIZE, BRICK_SIZE, BRICK_SIZE),
-        bad_flip_ratio=ratio,
-        mode="shell" if level else "solid",
+        bad_flip_ratio=field.bad_flip_ratio,
+        mode=field.kind,
+        lost_area_share=field.lost_share,
     )
 
 
+class _Field(NamedTuple):
+    kind: Kind
+    bricks: Bricks | None = None  # None, as inside, of a shell: it is still to be made
+    inside: wp.array | None = None  # int8, 512 for every brick
+    bad_flip_ratio: float = 0.0
+    lost_share: float = 0.0
+
+
+def _solid(
+    corners: wp.array, wound: WoundSurface, band: Callable[..., Bricks], *, shell_above: float, thin: bool
+) -> _Field:
+    """A solid with, if `thin`, shells where it is too thin to be seen; or the verdict that all is to be a shell."""
+    bricks = band(corners, level=0.0)
+    inside = brick_insides(wound, bricks)
+    ratio = bad_flip_ratio(bricks, inside)
+    if ratio > shell_above:
+        return _Field("shell", bad_flip_ratio=ratio)
+    lost = find_lost(wound.corners, bricks, inside)
+    parts = thin_parts(wound.corners, lost, bricks, inside) if thin else None
+    if parts is None or parts.kind == "solid":
+        return _Field("solid", bricks, inside, ratio, lost.share)
+    if parts.kind == "shell":
+        return _Field("shell", bad_flip_ratio=ratio)
+    shell = band(parts.corners, level=SHELL_VOXELS)
+    beyond = bricks_beyond(bricks, shell)
+    bricks, inside = add_shell(bricks, inside, beyond, brick_insides(wound, beyond), shell, level=SHELL_VOXELS)
+    return _Field("mixed", bricks, inside, ratio, find_lost(wound.corners, bricks, inside).share)
+
+
+def _is_flat(vertices: Float[np.ndarray, "num_vertices 3"], faces: Int[np.ndarray, "num_faces 3"]) -> bool:
+    """Whether the mesh, in voxels, is thinner than one along an axis."""
+    return bool(np.ptp(vertices[faces.reshape(-1)], axis=0).min() < 1)
+
+
+def _wound(
+    vertices: Float[np.ndarray, "num_vertices 3"],
+    faces: Int[np.ndarray, "num_faces 3"],
+    edges: Edges,
+    corners: wp.array,
+    *,
+    device: str,
+) -> WoundSurface:
+    """The mesh as its winding numbers are to be counted; corners are those of its short triangles."""
+    oriented = orient_bodies(vertices, faces, edges, device=device)
+    if oriented is None:
+        return WoundSurface(corners, cap_holes(vertices, edges.boundary))
+    faces, cavities = oriented.faces, None
+    if oriented.overlapping is not None:
+        cavities = short_triangles(vertices, faces[oriented.overlapping], device=device)
+        faces = faces[~oriented.overlapping]
+    caps = cap_holes(vertices, find_edges(faces, len(vertices), device=device).boundary)
+    return WoundSurface(short_triangles(vertices, faces, device=device), caps, cavities, oriented.sign)
+
+
 def normalised_surface(vertices: Float[np.ndarray, "num_vertices 3"], faces: Int[np.ndarray, "num_faces 3"]) -> Surface:
-    """The mesh itself in the cube, as voxelize sees it: wound consistently, with the faces' normals outward."""
+    """The mesh itself in the cube, as voxelize sees it: its bodies wound consistently, the faces' normals outward."""
     vertices, faces = check_mesh(vertices, faces)
     center, scale = normalisation(vertices, faces)
     vertices, faces = (vertices - center) / scale, orient_consistently(faces)
+    edges = find_edges(faces, len(vertices), device="cpu")
+    if (oriented := orient_bodies(vertices, faces, edges, device="cpu")) is not None:
+        faces = oriented.faces
     a, b, c = vertices[faces].transpose(1, 0, 2)
     inside_out = np.einsum("ij,ij->", a, np.cross(b, c)) < 0  # six times the enclosed volume
     return Surface(vertices.astype(np.float32), (faces[:, ::-1] if inside_out else faces).astype(np.int32))

@@ -4,7 +4,8 @@ The winding number of a surface is smooth up to whole numbers: crossing the surf
 that it changes like the field of a current around the surface's boundary (Biot and Savart). So blocks of voxels away
 from the boundary need one walk through the surface for the winding number at one voxel, one through the boundary for
 how it changes from there, to second order and with a bound on the rest, and the crossings between neighbours.
-Blocks of half the size are asked where this leaves voxels open, at last the voxels themselves.
+Blocks of half the size are asked where this leaves voxels open, at last the voxels themselves. Where that would take
+too long, as it does where a mesh has boundary everywhere, a block's one winding number and the crossings have to do.
 """
 
 import numpy as np
@@ -14,11 +15,16 @@ from jaxtyping import Float
 from .crossings import count_steps, step_along
 from .distance import BRICK_SIZE, Bricks
 from .tree import Tree, edge_tree, next_node, triangle_tree
-from .winding import winding_number
+from .winding import GROUP_ERROR, winding_number
 
 wp.set_module_options({"enable_backward": False})  # no gradients here: half the code to compile
 
 _GROUP_ERROR = 1e-3  # largest bound for which the walk takes a group of edges by its sums; all bounds are added up
+# Nodes and triangles visited in all, and for each voxel besides: about 10 s at R = 128. With more, blocks are not
+# halved any further, and a group of triangles may be wrong by this much.
+_MOST_VISITS, _MOST_VISITS_A_VOXEL = 3e8, 300.0
+_COARSE_ERROR = 0.05
+_PROBES = 64  # blocks at which it is seen what a winding number costs
 _OPEN = 2  # what `inside` holds before it is decided
 
 
@@ -29,6 +35,7 @@ class Change:
     gradient: wp.vec3
     curvature: wp.mat33
     error: float  # of the winding number, at the block's farthest voxel; 1 or more where there is no bound
+    visits: int  # nodes and edges visited
 
 
 def decide_insides(
@@ -46,16 +53,36 @@ def decide_insides(
     device = bricks.device
     inside = wp.full(len(whole), _OPEN, dtype=wp.int8, device=device)
     steps = count_steps(wp.array(triangles.reshape(-1, 3), dtype=wp.vec3d, device=device), bricks, nudge=nudge)
-    fields = [bricks.coords, nudge, triangle_tree(triangles, device=device), edge_tree(boundary, device=device)]
-    side, blocks, parents = BRICK_SIZE, len(bricks), None
-    while side and blocks:
+    surface, around = triangle_tree(triangles, device=device), edge_tree(boundary, device=device)
+    visits = wp.zeros(1, dtype=wp.float64, device=device)
+
+    def decide(side: int, blocks: int, named: wp.array | None, *, octants: int, at_once: int) -> wp.array:
+        """The blocks that stay open."""
         left = wp.empty(blocks, dtype=wp.int32, device=device)
         num_left = wp.zeros(1, dtype=wp.int32, device=device)
-        inputs = [side, parents, *fields, steps, whole, inside, num_left, left]
+        fields = [bricks.coords, nudge, surface, around, steps, whole]
+        inputs = [side, named, octants, at_once, *fields, inside, visits, num_left, left]
         wp.launch(_decide_blocks, blocks, inputs=inputs, device=device)
+        return left[: int(num_left.numpy()[0])]
+
+    most_visits = _MOST_VISITS + _MOST_VISITS_A_VOXEL * len(whole)
+    side, blocks, left = BRICK_SIZE, len(bricks), None
+    while side and blocks:
+        left = decide(side, blocks, left, octants=8, at_once=0)
+        blocks = 8 * len(left)
+        if blocks and float(visits.numpy()[0]) + blocks * _visits_a_query(left, bricks, surface, nudge) > most_visits:
+            decide(side, len(left), left, octants=1, at_once=1)
+            break
         side //= 2
-        parents, blocks = left, int(num_left.numpy()[0]) * 8
     return inside
+
+
+def _visits_a_query(blocks: wp.array, bricks: Bricks, surface: Tree, nudge: wp.vec3d) -> float:
+    """How many nodes and triangles a winding number takes, on average over some blocks."""
+    visits = wp.zeros(1, dtype=wp.float64, device=bricks.device)
+    probes = min(len(blocks), _PROBES)
+    wp.launch(_probe, probes, inputs=[blocks, probes, bricks.coords, nudge, surface, visits], device=bricks.device)
+    return float(visits.numpy()[0]) / probes
 
 
 @wp.func
@@ -122,6 +149,7 @@ def _change_around(q: wp.vec3d, boundary: Tree, reach: float) -> Change:
     node = int(0)
     walking = int(1)
     while walking == 1:
+        change.visits += 1
         to_group = boundary.centre[node] - q32
         far = wp.length(to_group)
         bound = _group_bound(boundary.shape[node], far, reach)
@@ -133,6 +161,7 @@ def _change_around(q: wp.vec3d, boundary: Tree, reach: float) -> Change:
             node = 2 * node + 1
         else:
             leaf = node - boundary.num_inner
+            change.visits += boundary.leaf_starts[leaf + 1] - boundary.leaf_starts[leaf]
             for t in range(boundary.leaf_starts[leaf], boundary.leaf_starts[leaf + 1]):
                 a = wp.vec3(boundary.corners[t * 2] - q)
                 b = wp.vec3(boundary.corners[t * 2 + 1] - q)
@@ -202,10 +231,33 @@ def _num_open(inside: wp.array[wp.int8], first: int, side: int) -> int:
     return found
 
 
+@wp.func
+def _place(first: int, bricks: wp.array[wp.vec3i]) -> wp.vec3i:
+    """A voxel's place in the grid, given that among the bricks' voxels."""
+    return bricks[first // 512] * 8 + wp.vec3i(first // 64 % 8, first // 8 % 8, first % 8)
+
+
+@wp.kernel
+def _probe(
+    blocks: wp.array[wp.int32],
+    probes: int,
+    bricks: wp.array[wp.vec3i],
+    nudge: wp.vec3d,
+    surface: Tree,
+    visits: wp.array[wp.float64],
+) -> None:
+    block = int(wp.int64(wp.tid()) * wp.int64(blocks.shape[0]) / wp.int64(probes))
+    q = wp.vec3d(_place(blocks[block], bricks)) + nudge
+    _winding, taken = winding_number(q, surface, float(GROUP_ERROR))
+    wp.atomic_add(visits, 0, wp.float64(taken))
+
+
 @wp.kernel
 def _decide_blocks(
     side: int,
-    parents: wp.array[wp.int32],
+    named: wp.array[wp.int32],
+    octants: int,
+    at_once: int,
     bricks: wp.array[wp.vec3i],
     nudge: wp.vec3d,
     surface: Tree,
@@ -213,24 +265,28 @@ def _decide_blocks(
     steps: wp.array[wp.int32],
     whole: wp.array[wp.int32],
     inside: wp.array[wp.int8],
+    visits: wp.array[wp.float64],
     num_left: wp.array[wp.int32],
     left: wp.array[wp.int32],
 ) -> None:
     """Decides what can be decided in a block of `side` voxels a side, and lists it where voxels stay open.
 
-    Blocks are named by their first voxel. Those of side 8 are the bricks, smaller ones the octants of `parents`.
+    Blocks are named by their first voxel. They are the bricks if none is named, else the 8 octants of those named, or
+    these themselves. `at_once` decides all voxels, with an error or not.
     """
     block = wp.tid()
     first = block * 512
-    if side < 8:
-        first = parents[block // 8] + (block // 4 % 2 * 64 + block // 2 % 2 * 8 + block % 2) * side
+    if named:
+        first = named[block // octants]
+        if octants == 8:
+            first += (block // 4 % 2 * 64 + block // 2 % 2 * 8 + block % 2) * side
     if _num_open(inside, first, side) == 0:
         return
-    voxel = bricks[first // 512] * 8 + wp.vec3i(first // 64 % 8, first // 8 % 8, first % 8)
     half = wp.float64(side // 2) + wp.float64(0.5)
-    q = wp.vec3d(voxel) + wp.vec3d(half, half, half) + nudge  # of the voxel after the middle
+    q = wp.vec3d(_place(first, bricks)) + wp.vec3d(half, half, half) + nudge  # of the voxel after the middle
     if side == 1:
-        winding = winding_number(q, surface)
+        winding, taken = winding_number(q, surface, float(GROUP_ERROR))
+        wp.atomic_add(visits, 0, wp.float64(taken))
         inside[first] = wp.int8(wp.where(wp.abs(float(whole[first]) - winding) > 0.5, 1, 0))
         return
     reach = 0.5 * float(side - 1) * wp.sqrt(3.0)
@@ -238,8 +294,17 @@ def _decide_blocks(
     # the expansion also leads to q, to where it errs less, being of third order
     change.error = change.error * (1.0 + 1.0 / (float(side - 1) * float(side - 1) * float(side - 1)))
     num_open = int(1)
+    num_visits = change.visits
+    group_error = float(GROUP_ERROR)
+    if at_once == 1:
+        group_error = float(_COARSE_ERROR)
+        if change.error >= 0.5:  # there was no end to it
+            change = Change()
+        change.error = -1.0
     if change.error < 0.5:
-        winding = winding_number(q, surface)
+        winding, taken = winding_number(q, surface, group_error)
+        num_visits += taken
         num_open = _decide_voxels(first, side, winding, change, steps, whole, inside)
+    wp.atomic_add(visits, 0, wp.float64(num_visits))
     if num_open > 0:
         left[wp.atomic_add(num_left, 0, 1)] = first

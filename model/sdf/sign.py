@@ -5,6 +5,8 @@ that counting crossings along grid lines gives for all voxels at once; the caps'
 again. The costly solid angles are so needed for the caps only, and on a closed mesh not at all.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 import warp as wp
 from jaxtyping import Float, Int
@@ -21,25 +23,48 @@ wp.set_module_options({"enable_backward": False})  # no gradients here: half the
 _NUDGE = wp.vec3d(1.37e-5, 2.11e-5, 1.73e-5)
 
 
-def brick_insides(corners: wp.array, caps: Float[np.ndarray, "num_caps 3 3"], bricks: Bricks) -> wp.array:
-    """Whether |w| > 0.5, as int8, 512 for every brick. |w| makes inside-out meshes right.
+class WoundSurface(NamedTuple):
+    """Surfaces whose winding numbers tell what is inside; their triangles are short ones (see short_triangles)."""
 
-    Triangles, short ones (see short_triangles) on the device, and the caps over their holes (see cap_holes) in voxels.
-    """
+    corners: wp.array  # vec3d, three for each triangle, on the device, in voxels
+    caps: Float[np.ndarray, "num_caps 3 3"]  # over the holes, see cap_holes; in voxels
+    cavities: wp.array | None = None  # like corners, closed: where any of them is, w is one less, towards `sign`
+    sign: int = 1  # of w in a body
+
+
+def brick_insides(surface: WoundSurface, bricks: Bricks) -> wp.array:
+    """Whether |w| > 0.5, as int8, 512 for every brick. |w| makes inside-out meshes right."""
+    corners, caps, taken, sign = surface
     device = bricks.device
+    cavities = None
+    if taken is not None:
+        cavities = count_crossings([taken], bricks, nudge=_NUDGE)
+        if cavities is None:  # then each for itself
+            corners = wp.array(np.concatenate([corners.numpy(), taken.numpy()]), dtype=wp.vec3d, device=device)
     whole, boundary = None, caps[:, :2]  # in the direction of the caps, against that of the triangles
     if len(caps) <= 2 * (len(corners) // 3):  # more are those of loose triangles, and no better than these
         caps = split_long(caps)  # a long sliver is near many voxels, and near ones cost most
         surfaces = [corners, wp.array(caps.reshape(-1, 3), dtype=wp.vec3d, device=device)] if len(caps) else [corners]
         whole = count_crossings(surfaces, bricks, nudge=_NUDGE)
+    base = wp.zeros(len(bricks.distance), dtype=wp.int32, device=device) if whole is None else whole
+    if cavities is not None:
+        # w is the surfaces' less the boundary's; without `whole` it is negative, see below
+        way = -sign if whole is None else sign
+        wp.launch(_take_away, len(base), inputs=[cavities, way, base], device=device)
     if whole is None:
-        whole = wp.zeros(len(bricks.distance), dtype=wp.int32, device=device)
-        return decide_insides(corners.numpy().reshape(-1, 3, 3), boundary[:, ::-1], whole, bricks, nudge=_NUDGE)
+        return decide_insides(corners.numpy().reshape(-1, 3, 3), boundary[:, ::-1], base, bricks, nudge=_NUDGE)
     if len(caps):
         return decide_insides(caps, boundary, whole, bricks, nudge=_NUDGE)
     inside = wp.empty(len(whole), dtype=wp.int8, device=device)
     wp.launch(_differs_from_zero, len(whole), inputs=[whole, inside], device=device)
     return inside
+
+
+@wp.kernel
+def _take_away(cavities: wp.array[wp.int32], sign: int, whole: wp.array[wp.int32]) -> None:
+    i = wp.tid()
+    if cavities[i] != 0:
+        whole[i] = whole[i] - sign
 
 
 def insides_of_shell(bricks: Bricks, level: float) -> wp.array:

@@ -13,7 +13,7 @@ from .tree import Tree, next_node, triangle_tree
 wp.set_module_options({"enable_backward": False})  # no gradients here: half the code to compile
 
 # Largest error that one group may add, as a winding number. Errors have either sign; tests hold their sum below 0.01.
-_GROUP_ERROR = 3e-3
+GROUP_ERROR = 3e-3
 
 
 def winding_numbers(
@@ -22,7 +22,7 @@ def winding_numbers(
     """Winding number at each point: 1 inside and 0 outside of a closed mesh whose normals point outward."""
     winding = wp.zeros(len(points), dtype=wp.float32, device=device)
     where = wp.array(np.ascontiguousarray(points, np.float64), dtype=wp.vec3d, device=device)
-    inputs = [where, triangle_tree(triangles, device=device), winding]
+    inputs = [where, triangle_tree(triangles, device=device), GROUP_ERROR, winding]
     wp.launch(_wind_points, len(points), inputs=inputs, device=device)
     return winding.numpy()
 
@@ -54,25 +54,28 @@ def _half_angle(a: wp.vec3d, b: wp.vec3d, c: wp.vec3d) -> wp.vec2:
 
 
 @wp.func
-def winding_number(q: wp.vec3d, tree: Tree) -> float:
-    """Of the tree's triangles at q."""
+def winding_number(q: wp.vec3d, tree: Tree, group_error: float) -> tuple[float, int]:
+    """Of the tree's triangles at q, and how many nodes and triangles that took."""
     q32 = wp.vec3(q)
     dipoles = float(0.0)  # solid angle
     # Half the solid angle of all near triangles: the argument of the product of theirs, and whole turns.
     product = wp.vec2(1.0, 0.0)
     turns = int(0)
     node = int(0)
+    visits = int(0)
     walking = int(1)
     while walking == 1:
+        visits += 1
         to_group = tree.centre[node] - q32
         far = wp.length(to_group)
-        if _bound(tree.shape[node], far) <= _GROUP_ERROR:
+        if _bound(tree.shape[node], far) <= group_error:
             dipoles += wp.dot(tree.sums[node], to_group) / (far * far * far)
             node = next_node(node)
         elif node < tree.num_inner:
             node = 2 * node + 1
         else:
             leaf = node - tree.num_inner
+            visits += tree.leaf_starts[leaf + 1] - tree.leaf_starts[leaf]
             for t in range(tree.leaf_starts[leaf], tree.leaf_starts[leaf + 1]):
                 angle = _half_angle(tree.corners[t * 3] - q, tree.corners[t * 3 + 1] - q, tree.corners[t * 3 + 2] - q)
                 size = wp.abs(angle[0]) + wp.abs(angle[1])
@@ -88,10 +91,11 @@ def winding_number(q: wp.vec3d, tree: Tree) -> float:
             node = next_node(node)
         walking = wp.where(node == 0, 0, 1)
     half = wp.atan2(product[1], product[0]) + float(turns) * 2.0 * wp.pi
-    return (dipoles + 2.0 * half) / (4.0 * wp.pi)
+    return (dipoles + 2.0 * half) / (4.0 * wp.pi), visits
 
 
 @wp.kernel
-def _wind_points(points: wp.array[wp.vec3d], tree: Tree, winding: wp.array[wp.float32]) -> None:
+def _wind_points(points: wp.array[wp.vec3d], tree: Tree, group_error: float, winding: wp.array[wp.float32]) -> None:
     i = wp.tid()
-    winding[i] = winding_number(points[i], tree)
+    found, _visits = winding_number(points[i], tree, group_error)
+    winding[i] = found

@@ -53,6 +53,24 @@ def test_faces_show_their_direction_whatever_their_winding():
     assert (counts > 200).sum() == 3, shades  # three visible sides, three tones
 
 
+@pytest.mark.parametrize("factor", [1e-9, 50.0, 1e6])
+@pytest.mark.parametrize("place", [0.0, 300.0])
+def test_the_picture_depends_on_neither_units_nor_place(factor: float, place: float):
+    part = trimesh.util.concatenate([trimesh.creation.icosphere(3), trimesh.creation.box((3, 0.4, 0.4))])
+    here = render_mesh(part.vertices, part.faces, size=64)
+    there = render_mesh((part.vertices + place) * factor, part.faces, size=64)
+    assert (np.abs(here.astype(int) - there).max(2) > 2).mean() < 0.01  # of the pixels: a ray may graze an edge
+
+
+def test_what_reaches_far_out_of_the_frame_is_not_cut_open():
+    frame = trimesh.creation.box((1, 1, 1)).vertices
+    long = trimesh.creation.box((1000, 1, 1))
+    view = {"size": 64, "azimuth": 0.0, "elevation": 0.0, "frame_of": frame}
+    end = trimesh.creation.box((1, 1, 1))
+    shown = render_mesh(long.vertices, long.faces, **view)
+    assert np.abs(shown.astype(int) - render_mesh(end.vertices, end.faces, **view)).max() <= 2
+
+
 def test_no_faces_is_a_white_picture():
     assert (render_mesh(np.zeros((0, 3)), np.zeros((0, 3), int), size=16) == WHITE).all()
 

@@ -1,11 +1,14 @@
 """How blocks of voxels are decided near holes: against float64 sums over all triangles."""
 
+import time
+
 import numpy as np
 import pytest
 import trimesh
 import warp as wp
+from scipy.spatial import Delaunay
 
-from model.sdf import voxelize
+from model.sdf import insides, voxelize
 from model.sdf.edges import find_edges
 from model.sdf.insides import _at, _change_around
 from model.sdf.tree import Tree, edge_tree
@@ -96,3 +99,35 @@ def test_edges_say_where_a_mesh_ends_and_whether_its_faces_agree() -> None:
     wrong = find_edges(flipped, num_vertices, device="cpu")
     assert wrong.mis_wound
     assert len(wrong.boundary) == 6  # two ways round, each edge of the face twice
+
+
+def tetrahedra_as_quads(side: int = 19) -> tuple[np.ndarray, np.ndarray]:
+    """A cube of 40,000 tetrahedra whose corners were taken for those of quads: faces everywhere, wound at random."""
+    vertices = np.stack(np.meshgrid(*[np.arange(side)] * 3, indexing="ij"), -1).reshape(-1, 3).astype(float)
+    inner = ((vertices > 0) & (vertices < side - 1)).all(1)
+    vertices[inner] += np.random.default_rng(0).uniform(-0.15, 0.15, (inner.sum(), 3))
+    corners = Delaunay(vertices).simplices
+    return vertices, np.concatenate([corners[:, [0, 1, 2]], corners[:, [0, 2, 3]]])
+
+
+def test_faces_everywhere_are_decided_in_seconds() -> None:
+    """Minutes, without a bound: no block's winding number can stand for its neighbours, and each takes long."""
+    vertices, faces = tetrahedra_as_quads()
+    assert len(faces) > 70_000
+    voxelize(*tetrahedra_as_quads(3), resolution=16, truncation_voxels=2.0)  # compiles the kernels
+    before = time.process_time()
+    shape = voxelize(vertices, faces, resolution=64, truncation_voxels=2.0)
+    assert time.process_time() - before < 30
+    assert 0 < (shape.sdf < 0).mean() < 1
+
+
+def test_what_is_decided_at_once_is_right_but_near_holes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With no visits to spend, a block's own winding number and the crossings decide all of its voxels."""
+    mesh = trimesh.creation.icosphere(3)
+    faces = mesh.faces[np.random.default_rng(0).random(len(mesh.faces)) < 0.97]
+    exact = voxelize(mesh.vertices, faces, resolution=64, truncation_voxels=2.0)
+    monkeypatch.setattr(insides, "_MOST_VISITS", 0.0)
+    monkeypatch.setattr(insides, "_MOST_VISITS_A_VOXEL", 0.0)
+    quick = voxelize(mesh.vertices, faces, resolution=64, truncation_voxels=2.0)
+    differ = (exact.sdf < 0) != (quick.sdf < 0)
+    assert 0 < differ.mean() < 0.05

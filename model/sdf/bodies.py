@@ -1,0 +1,220 @@
+"""The bodies of a mesh and which way each of them faces, so that winding numbers add up to their union.
+
+Where two bodies overlap, one of them inside out, their winding numbers would cancel. So every closed body is turned to
+face outward, but for a cavity: a body inside another one, wound against it.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
+
+from .edges import Edges, find_edges
+from .sign import orient_consistently
+from .winding import winding_numbers
+
+_OFFSET = 3e-4  # of the mesh's size, from a face to where its two sides are looked at: what is nearer is the same
+_LEAST_SAMPLES, _MOST_SAMPLES, _ALL_SAMPLES = 4, 64, 20_000  # of a body's surface, and of all bodies together
+_FLAT = 1e-7  # of a body's area ** 1.5: a smaller volume is rounding
+_STRAY = 0.02  # share of a body's samples that may say something else: rounding, or a face that pokes through
+
+
+class Orientation(NamedTuple):
+    """The faces of a mesh as they are to be counted."""
+
+    faces: Int[np.ndarray, "num_faces 3"]
+    overlapping: Bool[np.ndarray, " num_faces"] | None  # faces of cavities where some overlap: to count once together
+    sign: int  # of the winding number in a body
+
+
+class _Bodies(NamedTuple):
+    of_face: Int[np.ndarray, " num_faces"]
+    closed: Bool[np.ndarray, " num_bodies"]
+    volume: Float[np.ndarray, " num_bodies"]  # six times that enclosed, signed; 0 if flat
+
+
+def orient_bodies(
+    vertices: Float[np.ndarray, "num_vertices 3"],
+    faces: Int[np.ndarray, "num_faces 3"],
+    edges: Edges,
+    *,
+    device: str,
+) -> Orientation | None:
+    """The same faces, turned so that all closed bodies face one way and cavities the other; None where they do.
+
+    Vertices in voxels, edges those of the faces. As the size of the winding number tells what is inside, not its sign,
+    the fewer faces are turned. Open bodies stay as they are.
+    """
+    if not edges.branching and not edges.patch.any():
+        return None  # one body
+    single = _without_doubles(faces) if edges.branching else None
+    if single is not None:
+        faces, edges = single, find_edges(single, len(vertices), device=device)
+        if edges.mis_wound:
+            faces = orient_consistently(faces)
+            edges = find_edges(faces, len(vertices), device=device)
+    bodies = _find_bodies(vertices, faces, edges)
+    outward, inward = bodies.closed & (bodies.volume > 0), bodies.closed & (bodies.volume < 0)
+    if not outward.any() or not inward.any():
+        return None if single is None else Orientation(faces, None, 1)
+    cavity, overlap = _find_cavities(vertices, faces, bodies, device=device)
+    turned = ((outward & cavity) | (inward & ~cavity))[bodies.of_face]
+    decided = (outward | inward)[bodies.of_face]
+    sign = 1
+    if 2 * turned.sum() > decided.sum():
+        turned, sign = decided & ~turned, -1
+    if single is None and not turned.any() and not overlap:
+        return None
+    faces = np.where(turned[:, None], faces[:, ::-1], faces)
+    return Orientation(faces, cavity[bodies.of_face] if overlap else None, sign)
+
+
+def _without_doubles(faces: Int[np.ndarray, "num_faces 3"]) -> Int[np.ndarray, "num_kept 3"] | None:
+    """The faces without the second of those that are there twice, once reversed, in closed bodies; None if all stay.
+
+    A closed body written with both sides of its wall would count as nothing. A double wall between two bodies, which
+    ends at edges where they go on, is none of that.
+    """
+    _, same, count = np.unique(np.sort(faces, 1), axis=0, return_inverse=True, return_counts=True)
+    rows = np.argsort(same.reshape(-1), kind="stable")
+    rows = rows[count[same.reshape(-1)[rows]] == 2].reshape(-1, 2)
+    turn = faces[rows].argmin(2)[:, :, None] + np.arange(3)
+    one, other = np.take_along_axis(faces[rows], turn % 3, 2).transpose(1, 0, 2)
+    rows = rows[(one != other).any(1)]
+    if not len(rows):
+        return None
+    once = faces[rows[:, 0]]
+    ends = np.sort(once[:, [0, 1, 1, 2, 2, 0]].reshape(-1, 2), 1)
+    _, edge, faces_at = np.unique(ends[:, 0] * (faces.max() + 1) + ends[:, 1], return_inverse=True, return_counts=True)
+    owner = np.repeat(np.arange(len(once)), 3)
+    nodes = len(once) + len(faces_at)
+    graph = coo_matrix((np.ones(len(edge), bool), (owner, len(once) + edge)), shape=(nodes, nodes))
+    part = connected_components(graph, directed=False)[1]
+    ends_there = np.zeros(part.max() + 1, bool)
+    ends_there[part[len(once) :][faces_at % 2 == 1]] = True
+    second = rows[~ends_there[part[: len(once)]], 1]
+    return np.delete(faces, second, 0) if len(second) else None
+
+
+def _find_bodies(
+    vertices: Float[np.ndarray, "num_vertices 3"], faces: Int[np.ndarray, "num_faces 3"], edges: Edges
+) -> _Bodies:
+    """Faces joined across edges of two; what is then still open, joined across edges of more."""
+    names = np.zeros(len(faces), np.int64)
+    names[edges.patch] = 1
+    body = (np.cumsum(names) - 1)[edges.patch]
+    volume = _volumes(vertices[faces], body)
+    if not edges.branching and not ((volume > 0).any() and (volume < 0).any()):
+        return _Bodies(body, np.ones(len(volume), bool), volume)  # what is closed makes no difference
+    closed = _are_closed(faces, body, len(volume))
+    if edges.branching and not closed.all():
+        body = _join_open(faces, body, closed)
+        volume = _volumes(vertices[faces], body)
+        closed = _are_closed(faces, body, len(volume))
+    return _Bodies(body, closed, volume)
+
+
+def _volumes(
+    corners: Float[np.ndarray, "num_faces 3 3"], body: Int[np.ndarray, " num_faces"]
+) -> Float[np.ndarray, " num_bodies"]:
+    """Six times the volume of each body, seen from its middle; 0 if it is flat."""
+    count = np.bincount(body)
+    sums = np.stack([np.bincount(body, corners[:, :, axis].sum(1)) for axis in range(3)], 1)
+    a, b, c = (corners - (sums / (3 * count[:, None]))[body][:, None]).transpose(1, 0, 2)
+    volume = np.bincount(body, np.einsum("ij,ij->i", a, np.cross(b, c)))
+    size = np.bincount(body, np.linalg.norm(np.cross(b - a, c - a), axis=1)) ** 1.5
+    return np.where(np.abs(volume) > _FLAT * size, volume, 0.0)
+
+
+def _are_closed(
+    faces: Int[np.ndarray, "num_faces 3"], body: Int[np.ndarray, " num_faces"], num_bodies: int
+) -> Bool[np.ndarray, " num_bodies"]:
+    """Whether as many edges of a body go one way as the other between any two vertices."""
+    start, end = faces.reshape(-1), np.roll(faces, -1, 1).reshape(-1)
+    low, high = np.minimum(start, end), np.maximum(start, end)
+    order = np.lexsort([high, low, np.repeat(body, 3)])
+    low, high, owner = low[order], high[order], np.repeat(body, 3)[order]
+    first = np.ones(len(order), bool)
+    first[1:] = (low[1:] != low[:-1]) | (high[1:] != high[:-1]) | (owner[1:] != owner[:-1])
+    starts = np.flatnonzero(first)
+    excess = np.add.reduceat(np.sign(end - start)[order], starts)
+    closed = np.ones(num_bodies, bool)
+    closed[owner[starts[excess != 0]]] = False
+    return closed
+
+
+def _join_open(
+    faces: Int[np.ndarray, "num_faces 3"], body: Int[np.ndarray, " num_faces"], closed: Bool[np.ndarray, " num_bodies"]
+) -> Int[np.ndarray, " num_faces"]:
+    """Bodies that are open by themselves are one where they meet at an edge."""
+    rows = np.flatnonzero(~closed[body])
+    ends = np.sort(faces[rows][:, [0, 1, 1, 2, 2, 0]].reshape(-1, 2), 1)
+    _, edge = np.unique(ends[:, 0] * (faces.max() + 1) + ends[:, 1], return_inverse=True)
+    owner = np.repeat(body[rows], 3)
+    num_bodies, num_nodes = len(closed), len(closed) + edge.max() + 1
+    graph = coo_matrix((np.ones(len(edge), bool), (owner, num_bodies + edge)), shape=(num_nodes, num_nodes))
+    label = connected_components(graph, directed=False)[1][:num_bodies]
+    return np.unique(label[body], return_inverse=True)[1]
+
+
+def _find_cavities(
+    vertices: Float[np.ndarray, "num_vertices 3"],
+    faces: Int[np.ndarray, "num_faces 3"],
+    bodies: _Bodies,
+    *,
+    device: str,
+) -> tuple[Bool[np.ndarray, " num_bodies"], bool]:
+    """Closed bodies that have, all around them, the inside of others that are wound the other way; whether some cross.
+
+    One that lies within another cavity besides is a body again. Where the winding number is the same on both sides of a
+    surface, another one lies on it: that says nothing, so that a body which is there twice is no cavity in itself.
+    """
+    points, normals, owner = _sample(vertices[faces], bodies)
+    way = np.sign(bodies.volume)[owner]
+    away = _OFFSET * np.ptp(vertices[faces.reshape(-1)], axis=0).max() * normals * way[:, None]  # out of the body
+    sides = np.concatenate([points + away, points - away])
+    num_bodies = len(bodies.closed)
+
+    def share(samples: Bool[np.ndarray, " num_samples"]) -> Float[np.ndarray, " num_bodies"]:
+        return np.bincount(owner, samples & telling, num_bodies) / np.maximum(
+            np.bincount(owner, telling, num_bodies), 1
+        )
+
+    def winding(of: Bool[np.ndarray, " num_bodies"]) -> Float[np.ndarray, "2 num_samples"]:
+        return winding_numbers(sides, vertices[faces[of[bodies.of_face]]], device=device).reshape(2, -1)
+
+    inward = bodies.closed & (bodies.volume < 0)
+    of_inward, of_others = winding(inward), winding(~inward)
+    outside, inside = of_inward + of_others
+    telling = np.abs(outside - inside) > 0.5
+    like, unlike = np.where(way < 0, of_inward, of_others)[0] * way, np.where(way < 0, of_others, of_inward)[0] * way
+    around = share(unlike < -0.5)
+    within_like = share(like > 0.5)
+    cavity = bodies.closed & (bodies.volume != 0) & (around >= 1 - _STRAY) & (within_like < 1 - _STRAY)
+    return cavity, bool((within_like[cavity] > _STRAY).any())
+
+
+def _sample(
+    corners: Float[np.ndarray, "num_faces 3 3"], bodies: _Bodies
+) -> tuple[Float[np.ndarray, "num_samples 3"], Float[np.ndarray, "num_samples 3"], Int[np.ndarray, " num_samples"]]:
+    """Points spread evenly over the area of each closed body but flat ones, the normals there, and whose they are."""
+    normal = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+    area = np.linalg.norm(normal, axis=1)
+    rows = np.argsort(bodies.of_face, kind="stable")
+    rows = rows[(bodies.closed & (bodies.volume != 0))[bodies.of_face[rows]] & (area[rows] > 0)]
+    chosen, first = np.unique(bodies.of_face[rows], return_index=True)
+    samples = int(np.clip(_ALL_SAMPLES // len(chosen), _LEAST_SAMPLES, _MOST_SAMPLES))
+    ends = np.cumsum(area[rows])
+    since = np.concatenate([[0.0], ends])[first]
+    until = np.concatenate([since[1:], ends[-1:]])
+    at = since[:, None] + (np.arange(samples) + 0.5) / samples * (until - since)[:, None]
+    last = np.concatenate([first[1:], [len(rows)]]) - 1
+    face = rows[np.clip(np.searchsorted(ends, at.reshape(-1)), np.repeat(first, samples), np.repeat(last, samples))]
+    # the additive sequence that fills a square most evenly (Roberts 2018), folded into the triangle
+    along = np.modf(np.arange(1, len(face) + 1)[:, None] * [0.7548776662466927, 0.5698402909980532])[0]
+    along = np.where(along.sum(1, keepdims=True) > 1, 1 - along, along)
+    edges = corners[face, 1:] - corners[face, :1]
+    points = corners[face, 0] + np.einsum("ij,ijk->ik", along, edges)
+    return points, normal[face] / area[face, None], bodies.of_face[face]
