@@ -45,7 +45,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     mesh.export(root / MESH)
     command = root / ".venv" / "bin" / "shape-tokenizer"
     command.parent.mkdir(parents=True)
-    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m model.cli.main "$@"\n')
+    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m model.cli "$@"\n')
     command.chmod(0o755)
     return root
 
