@@ -8,27 +8,25 @@ import sys
 import sysconfig
 import venv
 import zipfile
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Iterable, Iterator
-from importlib.metadata import Distribution, PathDistribution, distribution, distributions, packages_distributions
+from importlib.metadata import Distribution, PathDistribution, distribution, distributions
 from pathlib import Path
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
-# The build of spconv that this checkout's environment has.
-SPCONV = "cuda" if "cumm-cu126" in packages_distributions().get("cumm", ()) else "cpu"
+# The extra with the build of spconv that this checkout's environment has.
+SPCONV = "cuda" if any(distributions(name="spconv-cu126")) else "cpu"
 
 
-def pip(*arguments: str | Path, **environment: str) -> None:
-    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", *map(str, arguments)]
-    done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+def pip(*arguments: str | Path) -> None:
+    run([sys.executable, "-m", "pip", "--disable-pip-version-check", *arguments], ROOT)
 
 
 def copy_sources(folder: Path) -> Path:
-    """What a wheel is made from, in another place: setuptools writes beside it, and packs what an old build left there."""
+    """What a wheel is made from, in a place where setuptools may write and no earlier build has left anything."""
     for name in ("flows", "model", "tasks"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("LICENSE", "README.md", "pyproject.toml"):
@@ -38,9 +36,8 @@ def copy_sources(folder: Path) -> Path:
 
 def build_wheel(folder: Path) -> Path:
     """Without a network, by the setuptools that is here."""
-    sources = folder / "sources"
-    sources.mkdir()
-    pip("wheel", "--no-index", "--no-deps", "--no-build-isolation", "--wheel-dir", folder, copy_sources(sources))
+    sources = copy_sources(folder / "sources")
+    pip("wheel", "--no-index", "--no-deps", "--no-build-isolation", "--wheel-dir", folder, sources)
     (wheel,) = folder.glob("*.whl")
     return wheel
 
@@ -80,15 +77,11 @@ def make_environment(folder: Path, wheel: Path, *extras: str) -> Path:
     venv.create(folder, symlinks=True)
     here = Path(sysconfig.get_path("purelib"))
     there = Path(sysconfig.get_path("purelib", "venv", {"base": str(folder), "platbase": str(folder)}))
-    owners = defaultdict(set)
-    for other in distributions():
-        for file in other.files or ():
-            owners[file.parts[0]].add(other.name)
+    owners = Counter(name for other in distributions() for name in {file.parts[0] for file in other.files or ()})
     for needed in closure(metadata(wheel), extras):
-        assert needed.files, needed.name
-        for file in needed.files:
+        for file in needed.files or ():
             # A folder in one piece, unless others than this distribution have something in it.
-            name = Path(file.parts[0]) if len(owners[file.parts[0]]) == 1 else Path(file)
+            name = Path(file.parts[0]) if owners[file.parts[0]] == 1 else Path(file)
             if ".." in name.parts or (there / name).is_symlink() or not (here / name).exists():
                 continue
             (there / name).parent.mkdir(parents=True, exist_ok=True)
@@ -98,11 +91,10 @@ def make_environment(folder: Path, wheel: Path, *extras: str) -> Path:
     return python
 
 
-def run(python: Path, program: str, folder: Path) -> str:
-    """What a program prints that is run in a folder, with nothing of this checkout in its environment."""
+def run(line: list[str | Path], folder: Path) -> str:
+    """What a command prints that is run in a folder, with nothing of this checkout in its environment."""
     environment = {name: value for name, value in os.environ.items() if not re.match("PYTHON|VIRTUAL_ENV", name)}
     environment |= {"OMP_WAIT_POLICY": "passive", "OMP_NUM_THREADS": "1"}
-    line = [str(python), "-c", program]
     done = subprocess.run(line, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
