@@ -42,7 +42,7 @@ format: $(SETUP) ## let ruff put right what it can
 # The wheel of torch differs from index to index, hence no hashes and no local version such as +cpu.
 lock: $(SETUP) ## resolve pyproject.toml into both lock files (UPGRADE=1: to the newest versions)
 	for device in cpu cuda; do \
-		$(BIN)/pip-compile --quiet --extra $$device --extra s3 --extra dask --extra dev --strip-extras --no-header --annotation-style line \
+		$(BIN)/pip-compile --quiet --extra $$device --extra pipeline --extra s3 --extra dask --extra dev --strip-extras --no-header --annotation-style line \
 			--allow-unsafe --unsafe-package pip \
 			--no-emit-index-url --no-emit-find-links --no-emit-trusted-host --no-emit-options \
 			$(if $(UPGRADE),--upgrade) --output-file requirements-$$device.lock pyproject.toml; \

@@ -1,6 +1,6 @@
 """Ways to train a codebook, on the same cached latents; which is best on held-out shapes, and what it costs.
 
-    .venv/bin/python benchmarks/codebook.py --peers FOLDER      (after dvc repro, which leaves artifacts/latents)
+    .venv/bin/python -m benchmarks.codebook --peers FOLDER      (after dvc repro, which leaves artifacts/latents)
     ... --size 8192 --batch 65536 --all-vectors                 (the published size; on a GPU where there is one)
     ... --only recipe stage1                                    (rows to measure; they join those of the JSON file)
 
@@ -192,7 +192,17 @@ def run_row(arguments: argparse.Namespace, name: str, rate: float | None) -> dic
     if arguments.device == "cuda":
         torch.cuda.empty_cache()
         return one_row(arguments, name, rate)
-    command = [sys.executable, __file__, "--row", name, "--device", arguments.device, "--size", str(arguments.size)]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.codebook",
+        "--row",
+        name,
+        "--device",
+        arguments.device,
+        "--size",
+        str(arguments.size),
+    ]
     command += ["--batch", str(arguments.batch)] + (["--rate", str(rate)] if rate else [])
     command += ["--peers", arguments.peers] if arguments.peers else []
     command += ["--all-vectors"] if arguments.all_vectors else []
@@ -281,7 +291,7 @@ def figures_of_row(arguments: argparse.Namespace, name: str, rate: float | None)
 def write(arguments: argparse.Namespace, rows: list[dict], skipped: list[str]) -> None:
     cuda = arguments.device == "cuda"
     result = {
-        "command": "python benchmarks/codebook.py",
+        "command": "python -m benchmarks.codebook",
         "device": torch.cuda.get_device_name() if cuda else f"{os.cpu_count()} CPU cores",
         "machine": platform.machine(),
         "torch": torch.__version__,

@@ -1,6 +1,6 @@
 """How near the original recipe comes to our codebook in many times our time: codes trained through the frozen network.
 
-    .venv/bin/python benchmarks/codebook_recipe.py      (after dvc repro, which leaves artifacts/latents)
+    .venv/bin/python -m benchmarks.codebook_recipe      (after dvc repro, which leaves artifacts/latents)
     ... --size 8192 --all-vectors --json FILE           (the published size; on a GPU where there is one)
 
 The recipe starts from uniform(+-1/K) and takes one shape a step: encoder, quantizer, decoder, loss, backward, AdamW.
@@ -112,7 +112,7 @@ def main() -> None:
         for row in run:
             row["times_our_seconds"] = row["steps"] * per_step / seconds
     result = {
-        "command": " ".join(["python", "benchmarks/codebook_recipe.py", *sys.argv[1:]]),
+        "command": " ".join(["python", "-m", "benchmarks.codebook_recipe", *sys.argv[1:]]),
         "rates": options.rates,
         "device": torch.cuda.get_device_name() if device.type == "cuda" else "CPU, two cores",
         "torch": torch.__version__,

@@ -1,6 +1,6 @@
 """One 3^3 submanifold convolution in float16 on a GPU: ours beside spconv's module, time and rounding error.
 
-    python benchmarks/conv_cuda.py [OUT.json]        (on a machine with a GPU; about a minute)
+    python -m benchmarks.conv_cuda [OUT.json]        (on a machine with a GPU; about a minute)
 
 The voxels are the published network's levels on a sphere shell: radius 0.4 R, half-width 2 voxels. Times are medians
 of CUDA events after warm-up. Errors are relative L2 against float64 on 4000 of the voxels.
@@ -87,7 +87,7 @@ def main() -> None:
         print(json.dumps(rows[-1]), flush=True)
     out = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).with_suffix(".json")
     result = {
-        "command": "python benchmarks/conv_cuda.py",
+        "command": "python -m benchmarks.conv_cuda",
         "device": torch.cuda.get_device_name(),
         "torch": torch.__version__,
         "dtype": "float16",

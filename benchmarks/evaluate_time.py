@@ -1,6 +1,6 @@
 """How long evaluate takes for 100 shapes, with the networks of the last run.
 
-    .venv/bin/python benchmarks/evaluate_time.py        (after dvc repro)
+    .venv/bin/python -m benchmarks.evaluate_time        (after dvc repro)
 
 The shapes are 100 of the pipeline's own, training shapes among them: this measures time, not quality. Writes
 evaluate_time.json beside this file.
@@ -56,7 +56,7 @@ def main() -> None:
         seconds = time.perf_counter() - start
         report_bytes = (Path(scratch) / paths.EVALUATION / "report.html").stat().st_size
     result = {
-        "command": "python benchmarks/evaluate_time.py",
+        "command": "python -m benchmarks.evaluate_time",
         "num_shapes": NUM_SHAPES,
         "resolution": shards.resolution,
         "num_points": values["evaluate"]["num_points"],

@@ -1,6 +1,6 @@
 """What becomes of a run that is cancelled or killed, on a real server and worker, with the real stage 2.
 
-    .venv/bin/python benchmarks/flow_survival.py --out benchmarks/flow_survival.json
+    .venv/bin/python -m benchmarks.flow_survival --out benchmarks/flow_survival.json
 
 In a checkout where `make repro` has finished. Takes minutes: each case starts stage 2 with other parameters, strikes
 once a step is saved, waits for what becomes of it, and lets the next run finish. Server and worker are the script's

@@ -1,6 +1,6 @@
 """nearest_codes beside torch.cdist and vector-quantize-pytorch: are the indices those of float64, how fast, how big.
 
-    python benchmarks/nearest_codes.py [--peers FOLDER] [--json OUT.json]       (on a GPU about a minute)
+    python -m benchmarks.nearest_codes [--peers FOLDER] [--json OUT.json]       (on a GPU about a minute)
 
 1 M vectors of dim 64 and 8192 codes on a GPU, 20 000 and 1024 on a CPU. Indices are checked first, on distributions
 that are hard for float32: one that is further than a millionth from the float64 minimum, or that the kernel gave
@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from benchmarks.measure import timed, wait, watch_memory  # the root comes first, so that this runs as a script
+from benchmarks.measure import timed, wait, watch_memory
 from model.quantizer.quantizer import Nearest, nearest_by_blocks, nearest_codes
 
 NUM, SIZE, DIM = {"cuda": 1_000_000, "cpu": 20_000}, {"cuda": 8192, "cpu": 1024}, 64
@@ -206,7 +206,7 @@ def main() -> None:
         torch.randn(num, DIM, generator=generator, device=device) for num in (NUM[device.type], SIZE[device.type])
     )
     result: dict[str, object] = {
-        "command": "python benchmarks/nearest_codes.py",
+        "command": "python -m benchmarks.nearest_codes",
         "device": torch.cuda.get_device_name() if device.type == "cuda" else f"{os.cpu_count()} CPU cores",
         "torch": torch.__version__,
         "num_vectors": len(vectors),

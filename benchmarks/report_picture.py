@@ -1,6 +1,6 @@
 """docs/report.png: the report of the last run as headless Chromium shows it at two widths.
 
-    .venv/bin/python benchmarks/report_picture.py        (after make repro; needs a Chromium on PATH)
+    .venv/bin/python -m benchmarks.report_picture        (after make repro; needs a Chromium on PATH)
 
 Fails where the page logs anything to the console, or where the 3D view is not drawn. That it asks no network is for
 its own Content-Security-Policy to hold: what that refuses is logged.

@@ -1,6 +1,6 @@
 """What the tokenizer costs on a GPU at the published size: milliseconds of encode and decode, and peak memory.
 
-    python benchmarks/tokenize_gpu.py [--meshes FOLDER] [--num 5] [--out FILE.json]
+    python -m benchmarks.tokenize_gpu [--meshes FOLDER] [--num 5] [--out FILE.json]
 
 512 channels, 4 blocks, 8192 x 64 codes, resolution 512, float32. Weights are random, which changes no time but that of
 marching cubes: it gets the true field in place of what such a decoder makes of it. Shapes: the shell of a sphere of
@@ -26,7 +26,7 @@ import trimesh
 import warp as wp
 from torch import nn
 
-from model.checkpoint import load_vae  # the root comes first, so that this runs as a plain script
+from model.checkpoint import load_vae
 from model.errors import InputError
 from model.meshes import find_meshes, load_mesh
 from model.quantizer import VectorQuantizer
@@ -60,7 +60,7 @@ def main() -> None:
     device = torch.device(options.device, 0) if options.device == "cuda" else torch.device(options.device)
     meshes = meshes_of(options.meshes, options.num) if options.meshes else {}
     result: dict[str, Any] = {
-        "command": "python benchmarks/tokenize_gpu.py",
+        "command": "python -m benchmarks.tokenize_gpu",
         "device": torch.cuda.get_device_name() if device.type == "cuda" else "CPU",
         "torch": torch.__version__,
         "same_tokens": compare_devices(primitives() | meshes, device),

@@ -1,4 +1,4 @@
-"""What the tokenizer promises, measured: `.venv/bin/python benchmarks/tokens.py` after `make repro`.
+"""What the tokenizer promises, measured: `.venv/bin/python -m benchmarks.tokens` after `make repro`.
 
 On meshes of a folder (drawn by --seed): do all give the same tokens for 1 and 2 threads, alone and in batches of 4, and
 from the tokenizer saved and loaded; does the flat sequence give the mesh back bit for bit; how long is it; how near to
@@ -19,7 +19,7 @@ import numpy as np
 import torch
 import trimesh
 
-from model.errors import InputError  # the root comes first, so that this runs as a plain script
+from model.errors import InputError
 from model.meshes import find_meshes, load_mesh
 from model.sdf import SparseSDF
 from model.sparse import from_arrays

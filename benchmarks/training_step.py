@@ -1,6 +1,6 @@
 """A stage-2 step of the published network on a GPU: milliseconds and peak memory, from a straightforward port to ours.
 
-    python benchmarks/training_step.py [--shards FOLDER] [--output FILE]        (on a machine with a GPU; two minutes)
+    python -m benchmarks.training_step [--shards FOLDER] [--output FILE]        (on a machine with a GPU; two minutes)
 
 One shape: the band of a sphere, radius 0.4 R, half-width 2 voxels, at R = 512 and 1024, and the first of the shards
 that tasks.voxelize left in FOLDER. 512 channels, 4 blocks, 8192 x 64 codes, float16 autocast with loss scaling, AdamW.
@@ -23,7 +23,7 @@ import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks import straightforward  # the root comes first, so that this runs as a plain script
+from benchmarks import straightforward
 from model.quantizer import VectorQuantizer
 from model.sparse import SparseTensor, find_rows, from_arrays
 from model.vae import SDFTarget, SparseSDFVAE, VAEConfig
@@ -206,7 +206,10 @@ def main() -> None:
     if options.shards:
         shapes.append((*first_shape(options.shards), VARIANTS))
     shapes.append(("sphere, R = 1024", sphere(1024), VARIANTS[-2:]))
-    result = {"command": " ".join(["python", *sys.argv]), "device": torch.cuda.get_device_name()}
+    result = {
+        "command": " ".join(["python", "-m", "benchmarks.training_step", *sys.argv[1:]]),
+        "device": torch.cuda.get_device_name(),
+    }
     result |= {"torch": torch.__version__, "shapes": []}
     for name, loaded, variants in shapes:
         latents = loaded.band.grid.pooled(3)

@@ -1,6 +1,6 @@
 """A step of stage 2 in the small setting on a CPU: decoding everything, and what the loss reads.
 
-    python benchmarks/training_step_cpu.py [--output FILE]        (after make repro, nothing beside it; a minute)
+    python -m benchmarks.training_step_cpu [--output FILE]        (after make repro, nothing beside it; a minute)
 
 The first batch of stage 2 in params.yaml, as the stage has it. Variants take turns, so that noise meets all of them;
 medians, and the median over rounds of how much faster than the first a variant was. All take the same loss.
@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from benchmarks import straightforward  # the root comes first, so that this runs as a plain script
+from benchmarks import straightforward
 from benchmarks.training_step import Variant, loss_of
 from model.vae import SDFTarget
 from model.vqvae import VQVAE
@@ -77,7 +77,7 @@ def main() -> None:
         for variant, column, loss in zip(VARIANTS, zip(*rounds, strict=True), losses, strict=True)
     ]
     result = {
-        "command": "python benchmarks/training_step_cpu.py",
+        "command": "python -m benchmarks.training_step_cpu",
         "device": f"CPU, {torch.get_num_threads()} threads",
         "torch": torch.__version__,
         "shapes": len(batch.names),

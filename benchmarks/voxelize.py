@@ -1,8 +1,8 @@
 """Seconds, peak memory and sign errors of mesh to signed distance near the surface, beside libigl, Open3D, trimesh and
 mesh2sdf; one core, the same meshes, one run.
 
-    python benchmarks/voxelize.py FOLDER MESH [MESH ...] --output FILE [--peers PYTHON] [--resolutions 128 256 512]
-    python benchmarks/voxelize.py --device cuda --output FILE     # this project alone, 70 000 triangles at R = 512
+    python -m benchmarks.voxelize FOLDER MESH [MESH ...] --output FILE [--peers PYTHON] [--resolutions 128 256 512]
+    python -m benchmarks.voxelize --device cuda --output FILE     # this project alone, 70 000 triangles at R = 512
 
 The second form needs numpy, scipy, jaxtyping and warp alone, and says how long each part takes.
 
@@ -101,7 +101,7 @@ def measure(job: dict[str, Any]) -> None:
 
 
 def run(python: str, job: dict[str, Any], limit: float) -> dict[str, Any]:
-    command = ["taskset", "-c", "0", python, __file__, "--job", json.dumps(job)]
+    command = ["taskset", "-c", "0", python, "-m", "benchmarks.voxelize", "--job", json.dumps(job)]
     try:
         process = subprocess.run(command, capture_output=True, timeout=limit, text=True, check=False)
     except subprocess.TimeoutExpired:

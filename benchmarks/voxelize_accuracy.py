@@ -1,6 +1,6 @@
 """Distances and signs of model.sdf.voxelize against a float64 brute force, on real meshes.
 
-    python benchmarks/voxelize_accuracy.py FOLDER [--meshes 60] [--samples 600] [--resolution 128] [--output FILE]
+    python -m benchmarks.voxelize_accuracy FOLDER [--meshes 60] [--samples 600] [--resolution 128] [--output FILE]
 
 Meshes are drawn by the hash of their name, half of them closed and half open. Half of each mesh's samples are voxels
 that were stored, half are voxels around random points of the surface, which tells of missed ones. The winding number is

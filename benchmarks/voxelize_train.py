@@ -1,6 +1,6 @@
 """The voxelize stage on a whole folder of meshes: minutes, rejects and bad flips.
 
-    python benchmarks/voxelize_train.py FOLDER --output FILE [--resolution 128]
+    python -m benchmarks.voxelize_train FOLDER --output FILE [--resolution 128]
 
 Runs the stage itself with the parameters of params.yaml, but for the folder, the resolution and the rejected share, in
 a temporary folder that is removed afterwards, on the cores that this process may use.

@@ -1,8 +1,11 @@
 """What holds for every test."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+
+from tests.wheel import SPCONV, build_wheel, make_environment
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -13,3 +16,17 @@ def dvc_by_itself(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as here:
         here.setenv("DVC_GLOBAL_CONFIG_DIR", str(folder))
         yield
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The library's, built from this checkout."""
+    return build_wheel(tmp_path_factory.mktemp("wheel"))
+
+
+@pytest.fixture(scope="session")
+def environment(tmp_path_factory: pytest.TempPathFactory, wheel: Path) -> Path:
+    """A folder such as python -m venv makes, with the wheel, the build of spconv that is here, and what they need."""
+    folder = tmp_path_factory.mktemp("environment")
+    make_environment(folder, wheel, SPCONV)
+    return folder

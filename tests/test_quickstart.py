@@ -1,10 +1,7 @@
-"""README's section "Use it", run as it stands there, on a tokenizer and meshes made for the test."""
+"""README's section "Use it", run as it stands there where nothing but the wheel is installed."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -21,43 +18,22 @@ from model.tokens import Tokens, Vocabulary
 from tasks.evaluate import evaluate
 from tasks.run import load_settings, paths
 from tasks.shards import shards
+from tests.readme import MESH, SECTION, make_project, the_block
 from tests.small_tokenizer import ROOT, small_tokenizer
-
-SECTION = re.search(r"^## Use it\n(.*?)^## ", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
-assert SECTION is not None
-BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", SECTION[1], re.DOTALL | re.MULTILINE)
-MESH = Path("data/meshes/coffeemachine/body1.stl")
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_WAIT_POLICY": "passive", "OMP_NUM_THREADS": "1"}
-
-
-def the_block(language: str) -> str:
-    (block,) = (text for name, text in BLOCKS if name == language)
-    return block
+from tests.wheel import run
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder such as make repro leaves, as far as the section uses it."""
+def project(tmp_path_factory: pytest.TempPathFactory, environment: Path) -> Path:
     root = tmp_path_factory.mktemp("quickstart")
-    small_tokenizer().save_pretrained(root / "artifacts" / "tokenizer")
-    (root / MESH).parent.mkdir(parents=True)
-    mesh = trimesh.creation.capsule(height=1.0, radius=0.4).apply_scale(30).apply_translation([7, -80, 900])
-    mesh.export(root / MESH)
-    command = root / ".venv" / "bin" / "shape-tokenizer"
-    command.parent.mkdir(parents=True)
-    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m model.cli.main "$@"\n')
-    command.chmod(0o755)
+    make_project(root, environment)
     return root
 
 
 @pytest.fixture(scope="module")
 def printed(project: Path) -> str:
     """By the Python lines, which leave body1.ply and body1.npz."""
-    done = subprocess.run(  # noqa: PLW1510 - stderr says more than the exception would
-        [sys.executable, "-c", the_block("python")], cwd=project, env=ENVIRONMENT, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    return run([".venv/bin/python", "-c", the_block("python")], project)
 
 
 def test_the_python_lines_work_as_written(project: Path, printed: str):
@@ -122,10 +98,7 @@ def leave_what_stages_leave() -> None:
 
 
 def test_the_shell_lines_work_as_written(project: Path):
-    done = subprocess.run(  # noqa: PLW1510 - stderr says more than the exception would
-        ["sh", "-e", "-c", the_block("sh")], cwd=project, env=ENVIRONMENT, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
+    run(["sh", "-e", "-c", the_block("sh")], project)
     (line,) = (project / "tokens.jsonl").read_text().splitlines()
     fields = json.loads(line)
     tokenizer = small_tokenizer()
@@ -136,7 +109,7 @@ def test_the_shell_lines_work_as_written(project: Path):
 
 
 def test_the_numbers_of_the_text_are_those_of_the_settings():
-    vocabularies = re.search(r"(\d+) integers here, (\d+) at the published size", SECTION[1])
+    vocabularies = re.search(r"(\d+) integers here, (\d+) at the published size", SECTION)
     assert vocabularies is not None
     expected = [size_of_vocabulary(ROOT / name) for name in ("params.yaml", "presets/published.yaml")]
     assert [int(number) for number in vocabularies.groups()] == expected

@@ -1,35 +1,17 @@
-"""What changed between two evaluations, shape by shape:
+"""`shape-tokenizer compare`: what changed between two evaluations."""
 
-.venv/bin/dvc get . artifacts/evaluation --rev HEAD~1 -o /tmp/before
-.venv/bin/python -m model.cli.compare /tmp/before artifacts/evaluation
-.venv/bin/python -m model.cli.compare artifacts/evaluation artifacts/evaluation --rows stage1 stage2
-"""
-
-import argparse
-import sys
 from pathlib import Path
 
-from ..errors import InputError
-from ..report import ROW_TITLES, check_comparable, compare_rows, read_evaluation, show_changes
+from ..report import check_comparable, compare_rows, read_evaluation, show_changes
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m model.cli.compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("old", type=Path, help="folder of an evaluation")
-    parser.add_argument("new", type=Path, help="another, or the same with other rows")
-    parser.add_argument("--rows", nargs=2, choices=ROW_TITLES, default=("stage2", "stage2"), metavar=("OLD", "NEW"))
-    arguments = parser.parse_args()
-    try:
-        old, new = read_evaluation(arguments.old), read_evaluation(arguments.new)
-        check_comparable(old, new)
-    except InputError as error:
-        sys.exit(f"compare: {error}")
-    old_row, new_row = arguments.rows
+def compare_evaluations(old_folder: Path, new_folder: Path, rows: tuple[str, str]) -> None:
+    """Print every figure's change from row `rows[0]` of the old to row `rows[1]` of the new, with its interval.
+
+    Raises InputError where a folder holds no evaluation, or where the two were measured otherwise.
+    """
+    old, new = read_evaluation(old_folder), read_evaluation(new_folder)
+    check_comparable(old, new)
+    old_row, new_row = rows
     print(f"{old['shape'].nunique()} shapes; lengths in the [-1, 1] cube; better and worse: 0 is outside the interval")
     print(show_changes(compare_rows(old[old.row == old_row], new[new.row == new_row], seed=new.attrs["seed"])))
-
-
-if __name__ == "__main__":
-    main()

@@ -30,7 +30,7 @@ The network is the sparse-SDF VAE of Direct3D-S2 ({channels} channels, {blocks} 
 
 ```python
 import trimesh
-from model.tokenizer import ShapeTokenizer
+from shape_tokenizer.tokenizer import ShapeTokenizer
 
 tokenizer = ShapeTokenizer.from_pretrained("path/to/this/folder")
 tokens = tokenizer.encode(trimesh.load_mesh("chair.ply"))

@@ -13,7 +13,7 @@ import torch
 import yaml
 
 from model.checkpoint import export_vae, load_vae
-from model.cli.export_vae import main as export
+from model.cli import main as shape_tokenizer
 from model.errors import InputError
 from model.vae import SparseSDFVAE, VAEConfig
 from tasks.fetch_vae import fetch_vae
@@ -101,12 +101,14 @@ def test_weights_from_the_hub_are_imported_from_where_they_were_fetched_to(proje
 def test_export_writes_what_the_import_reads(project, capsys):
     export_vae(random_vae(), Path("weights.ckpt"), layout="published")
     import_vae(settings("weights.ckpt"))
-    export([str(VAE), "out/again.ckpt"])
+    with pytest.raises(SystemExit, match="0"):
+        shape_tokenizer(["export-vae", str(VAE), "out/again.ckpt"])
+    assert "the VAE of artifacts/vae in the published layout" in capsys.readouterr().out
     before, after = (torch.load(file, weights_only=True)["vae"] for file in ("weights.ckpt", "out/again.ckpt"))
     assert before.keys() == after.keys()
     assert all(torch.equal(before[key], after[key]) for key in before)
-    with pytest.raises(SystemExit, match=r"export_vae: nowhere\.ckpt: no such checkpoint"):
-        export(["nowhere.ckpt", "out/never.ckpt"])
+    with pytest.raises(SystemExit, match=r"shape-tokenizer: nowhere\.ckpt: no such checkpoint"):
+        shape_tokenizer(["export-vae", "nowhere.ckpt", "out/never.ckpt"])
     assert not Path("out/never.ckpt").exists()
 
 

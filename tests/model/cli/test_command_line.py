@@ -2,7 +2,11 @@
 
 import importlib
 import json
+import os
+import subprocess
+import sys
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +14,10 @@ import pytest
 import torch
 import trimesh
 
-from model.cli.main import main
+from model.cli import main
+from model.cli.commands import ROWS
+from model.meshes import SUFFIXES
+from model.report import ROW_TITLES
 from model.sdf import SparseSDF
 from model.tokenizer import ShapeTokenizer
 from model.tokens import Tokens
@@ -261,10 +268,73 @@ def test_what_cannot_begin_says_why_in_one_line(here: Path, arguments: list[str]
 
 def test_wrong_arguments_end_with_2_and_help_with_examples(capsys: pytest.CaptureFixture[str]):
     assert run() == run("melt") == run("encode") == run("decode", "x", "--format", "doc") == 2
+    assert run("compare", "old") == run("export-vae", "a", "b", "--layout", "spconf") == 2
     capsys.readouterr()
-    for arguments in (["--help"], ["encode", "--help"], ["decode", "--help"]):
+    example = "shape-tokenizer encode meshes/ --out tokens.jsonl"
+    for arguments in (["--help"], ["-h"], ["encode", "--help"], ["decode", "--help"]):
         assert run(*arguments) == 0
-        assert "shape-tokenizer encode meshes/ --out tokens.jsonl" in capsys.readouterr().out
+        assert example in capsys.readouterr().out
+    for command in ("compare", "export-vae"):
+        assert run(command, "--help") == 0
+        assert f"shape-tokenizer {command} " in capsys.readouterr().out.split("Example")[1]
+
+
+def test_what_help_lists_is_what_the_rooms_know(capsys: pytest.CaptureFixture[str]):
+    """commands.py repeats it so as not to import them."""
+    assert tuple(ROW_TITLES) == ROWS
+    assert run("encode", "--help") == 0
+    assert f"({', '.join(SUFFIXES)})" in " ".join(capsys.readouterr().out.split())
+
+
+def command(arguments: Sequence[str] = (), **environment: str) -> subprocess.CompletedProcess[str]:
+    """In a process of its own, which says on stderr what it imports."""
+    program = "import sys; from model.cli import main; sys.argv[0] = 'shape-tokenizer'; main()"
+    line = [sys.executable, "-X", "importtime", "-c", program, *arguments]
+    return subprocess.run(line, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, check=False)
+
+
+def test_help_waits_for_no_library():
+    done = command(["encode", "--help"])
+    assert done.returncode == 0
+    imported = {line.split("|")[-1].strip().split(".")[0] for line in done.stderr.splitlines()}
+    assert "click" in imported
+    assert not imported & {"numpy", "pyarrow", "scipy", "torch", "trimesh", "warp"}
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("shape-tokenizer ", {"compare", "decode", "encode", "export-vae"}),
+        ("shape-tokenizer enc", {"encode"}),
+        ("shape-tokenizer decode --fo", {"--format"}),
+        ("shape-tokenizer decode --format ", {"ply", "glb", "obj"}),
+        ("shape-tokenizer compare --rows st", {"stage1", "stage2"}),
+    ],
+)
+def test_a_shell_completes_commands_options_and_choices(words: str, expected: set[str]):
+    asked = {"COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+    done = command(_SHAPE_TOKENIZER_COMPLETE="bash_complete", **asked)
+    assert {line.removeprefix("plain,") for line in done.stdout.splitlines()} == expected, done.stderr
+
+
+def test_bash_takes_the_completions_as_help_says(capsys: pytest.CaptureFixture[str]):
+    assert run("--help") == 0
+    assert 'eval "$(_SHAPE_TOKENIZER_COMPLETE=bash_source shape-tokenizer)"' in capsys.readouterr().out
+    source = command(_SHAPE_TOKENIZER_COMPLETE="bash_source")
+    script = f"{source.stdout}\ncomplete -p shape-tokenizer"
+    asked = subprocess.run(["bash", "-ec", script], capture_output=True, text=True, check=True)
+    assert asked.stdout.strip().endswith("shape-tokenizer")
+
+
+def test_an_interruption_says_so_and_ends_as_shells_report_it(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("model.cli.encode.load_tokenizer", interrupted)
+    assert run("encode", "x.ply") == 130
+    assert "shape-tokenizer: interrupted; what is written so far is whole" in capsys.readouterr().err
 
 
 def test_the_installed_command_is_this_one():

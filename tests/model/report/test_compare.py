@@ -77,9 +77,9 @@ def test_the_command_prints_the_change_and_its_interval(tmp_path: Path):
     (line,) = [line for line in printed.stdout.splitlines() if line.startswith("CD-L1")]
     assert re.sub(" +", " ", line) == "CD-L1 0.02000 0.01800 -0.00200 -0.00200 to -0.00200 3 of 3 better"
     gone = run(tmp_path, new)
-    assert (gone.returncode, gone.stderr.startswith("compare: ")) == (1, True)
+    assert (gone.returncode, gone.stderr.startswith("shape-tokenizer: ")) == (1, True)
 
 
 def run(old: Path, new: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "model.cli.compare", str(old), str(new)]
+    command = [sys.executable, "-m", "model.cli", "compare", str(old), str(new)]
     return subprocess.run(command, check=False, capture_output=True, text=True, cwd=Path(__file__).parents[3])

@@ -1,0 +1,166 @@
+"""The arguments, help and exit codes of `shape-tokenizer`; what is heavy is imported where a command's work begins."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..errors import INTERRUPTED, InputError
+
+if TYPE_CHECKING:
+    from ..checkpoint import Layout
+
+PROGRAM = "shape-tokenizer"
+TOKENIZER = "artifacts/tokenizer"  # where stage 2 leaves it
+FORMATS = ("ply", "glb", "obj")
+LAYOUTS = ("published", "spconv")
+ROWS = ("reference", "floor", "vae", "stage1", "stage2")
+SOME_FAILED = 1
+
+# \b keeps click from filling the lines of the paragraph that follows it.
+EXAMPLES = f"""\
+\b
+Examples:
+  shape-tokenizer encode meshes/ --out tokens.jsonl      a line of integers for each mesh, for a language model
+  shape-tokenizer encode chair.glb table.stl --out t     t/chair.npz and t/table.npz
+  shape-tokenizer decode tokens.jsonl --out decoded      decoded/NAME.ply, in the frame of each original
+  shape-tokenizer decode samples.jsonl --format glb      what a model wrote: {{"tokens": [...]}} a line will do
+
+--tokenizer is a folder, or hf://owner/name[@revision] on the Hugging Face hub; the default is {TOKENIZER}.
+
+\b
+Exit code: 0, all done; 1, some could not be used and are listed on stderr; 2, wrong arguments.
+"""
+COMPLETIONS = """\
+\b
+Completions in bash; zsh and fish are the same with zsh_source and fish_source:
+  eval "$(_SHAPE_TOKENIZER_COMPLETE=bash_source shape-tokenizer)"
+"""
+EXPORT_NOTES = """\
+The original network loads the result of --layout published as it loads its own: the key 'vae' holds the state_dict.
+With the suffix .safetensors the file is the bare state_dict.
+
+\b
+Example:
+  shape-tokenizer export-vae artifacts/tokenizer vae.ckpt
+"""
+COMPARE_EXAMPLES = """\
+\b
+Examples:
+  dvc get . artifacts/evaluation --rev HEAD~1 -o /tmp/before
+  shape-tokenizer compare /tmp/before artifacts/evaluation
+  shape-tokenizer compare artifacts/evaluation artifacts/evaluation --rows stage1 stage2
+"""
+
+
+class _Commands(click.Group):
+    """Ends the program: with one sentence where something cannot be used, and with the exit codes that --help lists."""
+
+    def invoke(self, ctx: click.Context) -> None:
+        """Each command returns how many of its inputs could not be used, or None where it has but one."""
+        try:
+            num_failed = super().invoke(ctx)
+        except InputError as error:
+            sys.exit(f"{PROGRAM}: {error}")
+        except BrokenPipeError:
+            raise  # click's: the reader of stdout has gone
+        except OSError as error:
+            file = f": {error.filename}" if error.filename else ""
+            sys.exit(f"{PROGRAM}: {error.strerror or error}{file}; mend it and run the command again")
+        except KeyboardInterrupt:
+            print(f"{PROGRAM}: interrupted; what is written so far is whole", file=sys.stderr)
+            sys.exit(INTERRUPTED)
+        ctx.exit(SOME_FAILED if num_failed else 0)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command with these arguments, by default those of the process. Raises SystemExit with the exit code."""
+    commands.main(arguments, prog_name=PROGRAM)
+
+
+@click.group(
+    cls=_Commands,
+    epilog=f"{EXAMPLES}\n{COMPLETIONS}",
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120, "show_default": True},
+)
+def commands() -> None:
+    """Meshes to tokens and back."""
+
+
+def _path(metavar: str) -> dict[str, Any]:
+    """A file or folder. Whether it is there is the command's to find out: one that is missing does not end a batch."""
+    return {"type": click.Path(path_type=Path), "metavar": metavar}
+
+
+_tokenizer = click.option(
+    "--tokenizer", type=click.Path(), default=TOKENIZER, metavar="FOLDER", help="Folder or hf://owner/name."
+)
+_device = click.option(
+    "--device", metavar="NAME", help="cpu, cuda, cuda:1 ...  [default: cuda where there is one]", show_default=False
+)
+
+
+@commands.command(epilog=EXAMPLES, short_help="Mesh files to tokens.")
+@click.argument("meshes", nargs=-1, required=True, **_path("MESH_OR_FOLDER..."))
+@click.option(
+    "--out",
+    default="tokens.jsonl",
+    help="FILE.jsonl: a flat sequence a line; FILE.parquet: a row a mesh; else a folder of npz files.",
+    **_path("PATH"),
+)
+@click.option("--max-seconds", type=float, default=600, metavar="SECONDS", help="To read and voxelize one mesh.")
+@click.option("--max-memory-gb", type=float, default=3.0, metavar="GB", help="For the same.")
+@_tokenizer
+@_device
+def encode(
+    meshes: tuple[Path, ...], out: Path, max_seconds: float, max_memory_gb: float, tokenizer: str, device: str | None
+) -> int:
+    """Mesh files (.obj, .stl, .ply, .glb, .off), and folders of them at any depth, to tokens."""
+    from ..jobs import Limits
+    from .encode import encode_files
+
+    return encode_files(meshes, out, limits=Limits(max_seconds, max_memory_gb), tokenizer=tokenizer, device=device)
+
+
+@commands.command(epilog=EXAMPLES, short_help="Tokens to mesh files.")
+@click.argument("tokens", nargs=-1, required=True, **_path("TOKENS_OR_FOLDER..."))
+@click.option("--out", default="decoded", **_path("FOLDER"))
+@click.option("--format", "mesh_format", type=click.Choice(FORMATS), default=FORMATS[0], help="Of the meshes.")
+@_tokenizer
+@_device
+def decode(tokens: tuple[Path, ...], out: Path, mesh_format: str, tokenizer: str, device: str | None) -> int:
+    """Tokens (.jsonl, .parquet, .npz, and folders of them) to mesh files."""
+    from .decode import decode_files
+
+    return decode_files(tokens, out, mesh_format=mesh_format, tokenizer=tokenizer, device=device)
+
+
+@commands.command("export-vae", epilog=EXPORT_NOTES, short_help="A VAE for users of the original network.")
+@click.argument("source", type=click.Path(), metavar="SOURCE")
+@click.argument("target", **_path("TARGET"))
+@click.option("--layout", type=click.Choice(LAYOUTS), default=LAYOUTS[0])
+def export(source: str, target: Path, layout: "Layout") -> None:
+    """Write the encoder and the decoder of a VAE or of a trained tokenizer in another layout.
+
+    SOURCE is a file or folder of weights, or hf://owner/name/path; TARGET the file to write, .ckpt or .safetensors.
+    """
+    from ..checkpoint import export_vae, load_vae
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    export_vae(load_vae(source), target, layout=layout)
+    print(f"{target}: the VAE of {source} in the {layout} layout")
+
+
+@commands.command(epilog=COMPARE_EXAMPLES, short_help="What changed between two evaluations.")
+@click.argument("old", **_path("OLD"))
+@click.argument("new", **_path("NEW"))
+@click.option("--rows", nargs=2, type=click.Choice(ROWS), default=("stage2", "stage2"), help="Of OLD and of NEW.")
+def compare(old: Path, new: Path, rows: tuple[str, str]) -> None:
+    """What changed between two evaluations, shape by shape.
+
+    OLD is the folder of an evaluation; NEW another, or the same with other --rows.
+    """
+    from .compare import compare_evaluations
+
+    compare_evaluations(old, new, rows)

@@ -1,0 +1,18 @@
+"""--tokenizer and --device."""
+
+import torch
+
+from ..device import pick_device
+from ..errors import InputError
+from ..tokenizer import ShapeTokenizer
+
+
+def load_tokenizer(source: str, device_name: str | None) -> ShapeTokenizer:
+    """The saved one, on that device or on the GPU where there is one. Raises InputError where either can't be used."""
+    try:
+        device = torch.device(device_name) if device_name else pick_device()
+    except RuntimeError as error:
+        raise InputError(f"--device is {device_name}; expected cpu or cuda; correct it") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"--device is {device_name} but there is no GPU that torch can use; leave it out")
+    return ShapeTokenizer.from_pretrained(source, device=device)

@@ -1,0 +1,35 @@
+"""What the worker processes of `shape-tokenizer encode` do. It imports no torch, which they would load for nothing."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..errors import InputError
+from ..jobs import GB
+from ..meshes import load_mesh, memory_to_load
+from ..sdf import SparseSDF, voxelize
+
+
+class VoxelizeJob(NamedTuple):
+    name: str
+    path: Path
+    options: tuple[tuple[str, Any], ...]  # of model.sdf.voxelize
+    max_memory_gb: float
+
+
+def voxelize_file(job: VoxelizeJob) -> SparseSDF | str:
+    """The grid of a mesh file, or the reason why there is none."""
+    try:
+        needed = memory_to_load(job.path) / GB
+        if needed > job.max_memory_gb:
+            return f"reading it takes about {needed:.1f} GB of memory; simplify the mesh or raise --max-memory-gb"
+        mesh = load_mesh(job.path)
+        return voxelize(mesh.vertices, mesh.faces, **dict(job.options))
+    except InputError as error:
+        return str(error)
+    except OSError as error:
+        return f"the file can't be opened ({error.strerror}); check its permissions"
+    except MemoryError:
+        return "there was not enough memory for it; simplify the mesh or raise --max-memory-gb"
+    except Exception as error:  # noqa: BLE001 - one mesh must not end the run, and its line says what happened
+        what = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        return f"voxelizing it failed ({what}); this is a fault of ours, please report it"
