@@ -21,7 +21,10 @@ _OBJ_VERTEX = re.compile(rb"(?m)^[ \t]*v[ \t]+[-+.\d]")
 # What lies in a folder of meshes in a mesh's place, by how it begins: what it is, and what to do.
 _STAND_INS = [
     (rb"version https://git-lfs", "a Git LFS pointer, not the mesh itself; run git lfs pull"),
-    (rb"\s*<(!doctype html|html|head|body)\b", "a web page (HTML), as a failed download leaves it; download the mesh again"),
+    (
+        rb"\s*<(!doctype html|html|head|body)\b",
+        "a web page (HTML), as a failed download leaves it; download the mesh again",
+    ),
     (rb"\x00\x05\x16[\x00\x07]", "metadata of macOS (AppleDouble, files that begin with ._), not the mesh; remove it"),
     (rb"PK\x03\x04", "a ZIP archive, as 3MF and USDZ are; unpack it, or convert it to GLB"),
     (rb"\x1f\x8b|BZh\d|\xfd7zXZ|7z\xbc\xaf|Rar!|\x28\xb5\x2f\xfd", "compressed; unpack it"),
@@ -93,9 +96,9 @@ def format_of(content: bytes, suffix: str) -> str:
     if suffix != ".obj" and b"\0" not in head and _OBJ_VERTEX.search(head.replace(b"\r", b"\n")):
         return ".obj"
     if suffix not in (".obj", ".off", ".stl") or (suffix == ".stl" and b"\0" not in content):
-        begin = {".ply": " with the line ply", ".glb": " with glTF", ".stl": " with solid"}.get(suffix, "")
+        line = {".ply": " with the line ply", ".glb": " with glTF", ".stl": " with solid"}.get(suffix, "")
         raise InputError(
-            f"it does not begin as {suffix or 'a mesh'} does{begin}, nor as another format that is read; export it again"
+            f"it does not begin as {suffix or 'a mesh'} does{line}, nor as another format that is read; export it again"
         )
     return suffix
 

@@ -84,7 +84,9 @@ class Triangles:
         """The vertices, moved by each morph target as far as its weight says."""
         targets = self._primitive.targets
         if any(weights) and len(weights) != len(targets):
-            raise InputError(f"{self._place} has {len(targets)} morph targets but {len(weights)} weights; export it again")
+            raise InputError(
+                f"{self._place} has {len(targets)} morph targets but {len(weights)} weights; export it again"
+            )
         vertices = self.vertices
         for number, (weight, target) in enumerate(zip(weights, targets, strict=False)):
             if weight and "POSITION" in target:

@@ -124,7 +124,9 @@ def _composed(
     """Scaled, then turned by the unit quaternions x y z w, then moved."""
     length = np.linalg.norm(rotation, axis=1, keepdims=True)
     if not (length > 0).all():
-        raise InputError(f"the rotation of {what} is {rotation[(~(length > 0))[:, 0]][0].tolist()}; expected a unit quaternion")
+        raise InputError(
+            f"the rotation of {what} is {rotation[(~(length > 0))[:, 0]][0].tolist()}; expected a unit quaternion"
+        )
     x, y, z, w = (rotation / length).T
     turned = np.array(
         [

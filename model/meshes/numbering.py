@@ -4,7 +4,9 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Float, Int
 
-_MIX = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9], np.uint64)  # odd, their bits in no pattern
+_MIX = np.array(
+    [0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9], np.uint64
+)  # odd, their bits in no pattern
 
 
 def number_rows(

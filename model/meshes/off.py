@@ -33,7 +33,9 @@ def read(content: bytes) -> RawMesh:
     if header and header[2]:
         raise InputError("it is a binary OFF; only OFF as text is read; export it as text, or as PLY")
     if kind.endswith(b"n"):
-        raise InputError("it is an nOFF, with any number of dimensions; expected OFF, which has three; export it as OFF")
+        raise InputError(
+            "it is an nOFF, with any number of dimensions; expected OFF, which has three; export it as OFF"
+        )
     if header:
         text = b" " * header.end() + text[header.end() :]
     lines = Lines(text, numbered=original)

@@ -29,7 +29,7 @@ def read(content: bytes) -> RawMesh:
     for element in header.elements:
         if element.name == "vertex":
             vertices.append(_positions(rows.read(element, ("x", "y", "z"))))
-        elif element.name in ("face", "tristrips") and element.count:
+        elif element.name in ("face", "tristrips") and element.num_rows:
             name = next((p.name for p in element.properties if p.name in _LISTS and p.count_type), None)
             if name is None:
                 raise InputError(
@@ -40,8 +40,8 @@ def read(content: bytes) -> RawMesh:
             (polygons if element.name == "face" else strips).append(found)
         else:
             rows.read(element, ())
-            if element.count:
-                notes.append(f"rows of element {element.name} ignored: {element.count}")
+            if element.num_rows:
+                notes.append(f"rows of element {element.name} ignored: {element.num_rows}")
     notes += rows.finish()
     if len(vertices) != 1:
         raise InputError(f"it has {len(vertices)} elements called vertex; expected one; export it again")
@@ -50,7 +50,7 @@ def read(content: bytes) -> RawMesh:
     faces = [triangulate(vertices[0], found) for found in polygons]
     triangles = [part.faces for part in faces] + [_of_strips(strip, len(vertices[0])) for strip in strips]
     if not sum(map(len, triangles)):
-        names = ", ".join(f"{element.name} ({element.count})" for element in header.elements)
+        names = ", ".join(f"{element.name} ({element.num_rows})" for element in header.elements)
         raise InputError(f"the file holds no faces, only {names}; expected triangles; export it as a surface")
     return RawMesh(vertices[0], np.concatenate(triangles), (*notes, *(note for part in faces for note in part.notes)))
 

@@ -22,7 +22,7 @@ class BinaryRows:
 
     def read(self, element: Element, names: Sequence[str]) -> list[Column]:
         """The next element's columns of these names, after which the one after it is next."""
-        if not element.count or not element.properties:
+        if not element.num_rows or not element.properties:
             return [Column.empty() for _ in names]
         return self._uniform(element, names) or self._ragged(element, names)
 
@@ -47,15 +47,15 @@ class BinaryRows:
             sizes.append(size)
             fields.append((f"value {number}", one.type, (size,)))
             place += size * one.num_bytes
-        if element.count * (place - self._place) > len(self._content) - self._place:
+        if element.num_rows * (place - self._place) > len(self._content) - self._place:
             return None if element.has_lists else self._refuse_cut(element)
-        rows = np.frombuffer(self._content, np.dtype(fields), count=element.count, offset=self._place)
+        rows = np.frombuffer(self._content, np.dtype(fields), count=element.num_rows, offset=self._place)
         for number, one in enumerate(element.properties):
             if one.count_type and (rows[f"count {number}"] != sizes[number]).any():
                 return None
         self._place += rows.nbytes
         numbers = [element.number_of(name) for name in names]
-        return [Column(rows[f"value {i}"].reshape(-1), np.full(element.count, sizes[i])) for i in numbers]
+        return [Column(rows[f"value {i}"].reshape(-1), np.full(element.num_rows, sizes[i])) for i in numbers]
 
     def _length_of_list(self, element: Element, one: Property, place: int) -> tuple[int, int]:
         """The length at a place, and where the values after it begin."""
@@ -71,9 +71,9 @@ class BinaryRows:
         steps = [
             (gap, struct.Struct(_code(one.count_type)), one.num_bytes) for gap, one in zip(gaps, lists, strict=False)
         ]
-        found, content, place, num_rows = list[int](), self._content, self._place, 0
+        found, content, place, num_found = list[int](), self._content, self._place, 0
         try:
-            while num_rows < element.count:
+            while num_found < element.num_rows:
                 found.append(place)
                 for gap, unpacker, size in steps:
                     (count,) = unpacker.unpack_from(content, place + gap)
@@ -81,13 +81,13 @@ class BinaryRows:
                     found += (place, count)
                     place += count * size
                 place += gaps[-1]
-                num_rows += 1
+                num_found += 1
         except struct.error:
-            self._refuse_cut(element, num_rows)
+            self._refuse_cut(element, num_found)
         if place > len(content):
-            self._refuse_cut(element, num_rows - 1)
+            self._refuse_cut(element, num_found - 1)
         self._place = place
-        table = np.array(found).reshape(element.count, -1)
+        table = np.array(found).reshape(element.num_rows, -1)
         counts = table[:, 2::2]
         if counts.min() < 0:
             raise InputError(
@@ -115,7 +115,7 @@ class BinaryRows:
     def _refuse_cut(self, element: Element, num_rows: int | None = None) -> NoReturn:
         found = "before its rows are complete" if num_rows is None else f"after {num_rows}"
         raise InputError(
-            f"the header declares {element.count} rows of element {element.name} but the file ends {found}; it is cut; "
+            f"the header declares {element.num_rows} rows of element {element.name} but the file ends {found}; it is cut; "
             "export it again"
         )
 

@@ -44,7 +44,7 @@ class Property(NamedTuple):
 
 class Element(NamedTuple):
     name: str
-    count: int  # rows
+    num_rows: int
     properties: list[Property]
 
     @property
@@ -103,7 +103,9 @@ def read_header(content: bytes) -> Header:
             case ["property", type_, name] if type_ in _TYPES and elements:
                 elements[-1].properties.append(Property(name, (order or "") + _TYPES[type_]))
             case _:
-                raise InputError(f"line {number}: got {' '.join(words)[:60]!r}, which no header of a PLY has; correct it")
+                raise InputError(
+                    f"line {number}: got {' '.join(words)[:60]!r}, which no header of a PLY has; correct it"
+                )
     if order is None:
         raise InputError("the header has no line that begins with format ascii or format binary; export it again")
     return Header(elements, order == "", end.end(), len(lines) - 1)

@@ -22,13 +22,13 @@ class TextRows:
         rows = self._lines.rows(np.ones(len(self._lines), bool))
         self._values: Float[np.ndarray, " num_words"] = rows.all_floats()
         self._first: Int[np.ndarray, " num_lines_and_1"] = rows.first
-        self._num_rows = sum(element.count for element in header.elements if element.properties)
+        self._num_rows = sum(element.num_rows for element in header.elements if element.properties)
         self._by_line = len(self._lines) == self._num_rows
         self._line, self._word = 0, 0  # the next
 
     def read(self, element: Element, names: Sequence[str]) -> list[Column]:
         """The next element's columns of these names, after which the one after it is next."""
-        if not element.count or not element.properties:
+        if not element.num_rows or not element.properties:
             return [Column.empty() for _ in names]
         starts = self._starts_by_line(element) if self._by_line else self._starts_in_stream(element)
         columns, at = dict[str, Column](), starts.copy()
@@ -44,7 +44,7 @@ class TextRows:
         if self._by_line and (at != ends).any():
             row = int(np.argmax(at != ends))
             raise InputError(
-                f"line {self._lines.number(self._line - element.count + row)}: a row of element {element.name} has "
+                f"line {self._lines.number(self._line - element.num_rows + row)}: a row of element {element.name} has "
                 f"{ends[row] - starts[row]} words; the header declares {at[row] - starts[row]}; export it again"
             )
         chosen = (columns[element.properties[element.number_of(name)].name] for name in names)
@@ -60,17 +60,17 @@ class TextRows:
         return []
 
     def _starts_by_line(self, element: Element) -> Int[np.ndarray, " num_rows"]:
-        self._line += element.count
-        return self._first[self._line - element.count : self._line]
+        self._line += element.num_rows
+        return self._first[self._line - element.num_rows : self._line]
 
     def _starts_in_stream(self, element: Element) -> Int[np.ndarray, " num_rows"]:
         """Where the rows begin, each of which only the one before says."""
         lists = [number for number, one in enumerate(element.properties) if one.count_type]
-        values, word, starts = self._values, self._word, np.empty(element.count, np.int64)
+        values, word, starts = self._values, self._word, np.empty(element.num_rows, np.int64)
         room = len(values) - word
-        if element.count * len(element.properties) > room:
+        if element.num_rows * len(element.properties) > room:
             self._refuse_cut(element, room // len(element.properties))
-        for row in range(element.count):
+        for row in range(element.num_rows):
             starts[row] = word
             longer = 0  # than without the lists' values
             for number in lists:
@@ -96,6 +96,6 @@ class TextRows:
 
     def _refuse_cut(self, element: Element, row: int) -> None:
         raise InputError(
-            f"the header declares {element.count} rows of element {element.name} but the file ends after {row}; it is "
+            f"the header declares {element.num_rows} rows of element {element.name} but the file ends after {row}; it is "
             "cut; export it again"
         )

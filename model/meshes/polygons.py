@@ -109,7 +109,7 @@ def _are_stars(
         corners = [[vertices[polygons[:, i], axis].astype(np.float64) for axis in range(3)] for i in range(size)]
         spokes = [[corner[axis] - corners[0][axis] for axis in range(3)] for corner in corners[1:]]
         crosses = [_cross(a, b) for a, b in pairwise(spokes)]
-        normal = [sum(cross[axis] for cross in crosses) for axis in range(3)]  # twice the vector area (Newell)
+        normal = [np.sum([cross[axis] for cross in crosses], axis=0) for axis in range(3)]  # twice the area (Newell)
         upward = [_dot(cross, normal) for cross in crosses]
         star = np.maximum.reduce(upward) > 0
         for part in upward:
@@ -117,7 +117,7 @@ def _are_stars(
         if size > 4:  # many corners may wind around the first one more than once
             length = np.sqrt(_dot(normal, normal))
             dots = (_dot(a, b) * length for a, b in pairwise(spokes))
-            turns = sum(np.arctan2(part, dot) for part, dot in zip(upward, dots, strict=True))
+            turns = np.sum([np.arctan2(part, dot) for part, dot in zip(upward, dots, strict=True)], axis=0)
             star &= turns < 2 * np.pi - 1e-6
     return star
 
