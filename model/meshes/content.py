@@ -80,30 +80,42 @@ def format_of(content: bytes, suffix: str) -> str:
         return ".ply"
     if len(content) >= 84 and len(content) == stl.declared_length(content):
         return ".stl"
-    head = content[:_HEAD]
-    for begin, what in _STAND_INS:
-        if re.match(begin, head, re.IGNORECASE):
-            raise InputError(f"it is {what}")
-    if not content.strip(b"\0"):
-        raise InputError("it holds nothing but zeros: it was never written to its end; copy or download it again")
-    text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
-    if text.startswith(b"{"):
-        return ".gltf"
-    if is_stl_text(content):
-        return ".stl"
-    if off.HEADER.match(re.sub(rb"^(\s*#[^\r\n]*[\r\n])+", b"", text)):
-        return ".off"
-    if suffix != ".obj" and b"\0" not in head and _OBJ_VERTEX.search(head.replace(b"\r", b"\n")):
-        return ".obj"
-    if suffix not in (".obj", ".off", ".stl") or (suffix == ".stl" and b"\0" not in content):
-        line = {".ply": " with the line ply", ".glb": " with glTF", ".stl": " with solid"}.get(suffix, "")
-        raise InputError(
-            f"it does not begin as {suffix or 'a mesh'} does{line}, nor as another format that is read; export it again"
-        )
-    return suffix
+    _refuse_stand_ins(content)
+    if (found := _format_of_text(content, suffix)) is not None:
+        return found
+    if suffix in (".obj", ".off") or (suffix == ".stl" and b"\0" in content):
+        return suffix
+    line = {".ply": " with the line ply", ".glb": " with glTF", ".stl": " with solid"}.get(suffix, "")
+    raise InputError(
+        f"it does not begin as {suffix or 'a mesh'} does{line}, nor as another format that is read; export it again"
+    )
 
 
 def is_stl_text(content: bytes) -> bool:
     """Whether this is STL as text: a binary one may begin with solid too, but has zeros in it."""
-    begin = content[:_HEAD].removeprefix(b"\xef\xbb\xbf").lstrip()
-    return re.match(rb"solid\b", begin, re.IGNORECASE) is not None and b"\0" not in content
+    return re.match(rb"solid\b", _begin(content), re.IGNORECASE) is not None and b"\0" not in content
+
+
+def _begin(content: bytes) -> bytes:
+    return content[:_HEAD].removeprefix(b"\xef\xbb\xbf").lstrip()
+
+
+def _refuse_stand_ins(content: bytes) -> None:
+    for begin, what in _STAND_INS:
+        if re.match(begin, content[:_HEAD], re.IGNORECASE):
+            raise InputError(f"it is {what}")
+    if not content.strip(b"\0"):
+        raise InputError("it holds nothing but zeros: it was never written to its end; copy or download it again")
+
+
+def _format_of_text(content: bytes, suffix: str) -> str | None:
+    begin = _begin(content)
+    if begin.startswith(b"{"):
+        return ".gltf"
+    if is_stl_text(content):
+        return ".stl"
+    if off.HEADER.match(re.sub(rb"^(\s*#[^\r\n]*[\r\n])+", b"", begin)):
+        return ".off"
+    if suffix != ".obj" and b"\0" not in begin and _OBJ_VERTEX.search(begin.replace(b"\r", b"\n")):
+        return ".obj"
+    return None

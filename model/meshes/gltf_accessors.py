@@ -111,7 +111,7 @@ class Arrays:
         stride = view.stride or size
         if count and offset + stride * (count - 1) + size > view.length:
             raise InputError(
-                f"{what} has {count} elements of {size} bytes, which bufferViews[{view_number}] with {view.length} bytes "
+                f"{what} has {count} elements of {size} bytes, which bufferViews[{view_number}] of {view.length} bytes "
                 "can't hold; it is damaged; export it again"
             )
         if count and view.offset + offset + stride * (count - 1) + size > len(self._buffer(view.buffer)):

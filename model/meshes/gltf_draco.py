@@ -36,8 +36,8 @@ class Draco:
             raise InputError(f"{place} can't be decoded ({DRACO}: {error}); export it again, or without it") from error
         if primitive.indices is not None and arrays.count(primitive.indices) != self.faces.size and primitive.mode == 4:
             raise InputError(
-                f"{place} declares {arrays.count(primitive.indices)} indices but {self.faces.size} are compressed in it; "
-                "it is damaged; export it again"
+                f"{place} declares {arrays.count(primitive.indices)} indices but {self.faces.size} are "
+                "compressed in it; it is damaged; export it again"
             )
 
     def attribute(self, name: str, count: int) -> Shaped[np.ndarray, "count num_components"] | None:

@@ -128,7 +128,7 @@ def parse_document(text: bytes) -> Document:
             raise InputError(f"it is glTF {version}; only glTF 2.0 is read; convert it to 2.0") from error
         problems = [_describe(detail) for detail in error.errors(include_url=False)]
         raise InputError(f"its JSON is not as glTF 2.0 says: {'; '.join(problems[:3])}; export it again") from error
-    if not (document.asset.min_version or document.asset.version).startswith("2."):
+    if not (document.asset.min_version or document.asset.version).startswith("2"):
         version = document.asset.min_version or document.asset.version
         raise InputError(f"it is glTF {version}; only glTF 2.0 is read; convert it to 2.0")
     return document

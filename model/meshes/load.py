@@ -1,12 +1,11 @@
 """From a file to a mesh."""
 
-import hashlib
 from pathlib import Path
 
 from ..errors import InputError
-from . import gltf, gltf_file, obj, off, ply, stl
+from . import gltf, obj, off, ply, stl
 from .cleaning import clean
-from .content import State, format_of, is_stl_text, read_bytes, state_of
+from .content import format_of, is_stl_text, read_bytes
 from .mesh import Mesh
 from .raw import RawMesh
 
@@ -46,7 +45,7 @@ def _read_beside(folder: Path, name: str) -> bytes:
         return read_bytes(folder / name)
     except OSError as error:
         raise InputError(
-            f"its data is in the file {name!r}, which can't be opened ({error.strerror}); put it there, or export one .glb"
+            f"its data is in the file {name!r}, which can't be opened ({error.strerror}); put it there"
         ) from error
     except InputError as error:
         raise InputError(f"its data is in the file {name!r}: {error}") from error

@@ -11,7 +11,7 @@ from .numbering import number_rows
 
 @dataclass(frozen=True, eq=False)
 class Mesh:
-    """A triangle mesh in the frame of its file, cleaned: every face has three different vertices, every vertex a face."""
+    """A triangle mesh in its file's frame, cleaned: a face has three different vertices, a vertex has a face."""
 
     vertices: Float[np.ndarray, "num_vertices 3"]  # float64
     faces: Int[np.ndarray, "num_faces 3"]  # int64, counterclockwise from outside

@@ -9,14 +9,13 @@ from jaxtyping import Float, Int, UInt8
 from ..errors import InputError
 from .polygons import Polygons, triangulate
 from .raw import RawMesh
-from .text import Lines, Rows, with_newlines, without_comments
+from .text import Lines, Rows, whole_text, without_comments
 
 _LONGEST = 16  # bytes of a statement's name that are looked at
 _MAX_NUMBERS = 8  # of a vertex: x y z, then a weight, a colour or both
 # What a file may say besides its faces without having another shape.
-_HARMLESS = set(
-    "vt vn vp g o s mg usemtl mtllib usemap maplib bevel c_interp d_interp lod shadow_obj trace_obj".split()
-)
+_NAMES = {"g", "o", "s", "mg", "usemtl", "mtllib", "usemap", "maplib"}
+_LOOKS = {"vt", "vn", "vp", "bevel", "c_interp", "d_interp", "lod", "shadow_obj", "trace_obj"}
 _LINES_AND_POINTS = {"l": "lines", "p": "points", "curv": "curves", "curv2": "curves"}
 # Statements of free-form surfaces, and of other files: leaving them out would leave a part of the shape out.
 _SHAPES = {
@@ -35,8 +34,9 @@ def read(content: bytes) -> RawMesh:
 
     Relative indices count from the vertices read so far, absolute ones from the file's first, both from 1.
     """
-    text = with_newlines(content)
-    lines = Lines(without_comments(_joined(text)), numbered=text)
+    text = whole_text(content)
+    plain, comments = without_comments(text)
+    lines = Lines(_joined(plain), numbered=text)
     first, second = _lower(lines.bytes_at(0)), _lower(lines.bytes_at(1))
     if ((first == ord("f")) & (second == ord("o"))).any():  # fo is an old name of f
         return read(re.sub(rb"(?m)^([ \t]*f)o(?=[ \t])", rb"\1 ", text))
@@ -48,16 +48,25 @@ def read(content: bytes) -> RawMesh:
     if len(rows) == 0:
         raise InputError("the file holds no faces; expected lines that begin with f; export it as a surface")
     corners, counts = rows.leading_integers()
+    _check_end(content, comments, len(vertices), counts)
     corners = _resolved(rows, corners, counts, np.cumsum(is_vertex)[is_face], len(vertices))
     faces, polygon_notes = triangulate(vertices, Polygons(corners, counts))
     return RawMesh(vertices, faces, notes + vertex_notes + polygon_notes)
 
 
 def _joined(text: bytes) -> bytes:
-    """Lines continued by a backslash made one; every byte keeps its place."""
+    """Lines of vertices and faces that end with a backslash joined to the next; every byte keeps its place.
+
+    Other lines hold names, and a name may end so: a folder of textures on Windows does.
+    """
     if b"\\" not in text:
         return text
-    return re.sub(rb"\\[ \t]*\n", lambda match: b" " * len(match[0]), text)
+    joined = bytearray(text)
+    for match in re.finditer(rb"\\[ \t]*\n", text):
+        begin = joined.rfind(b"\n", 0, match.start()) + 1
+        if re.match(rb"[ \t]*(v|vt|vn|f|fo|l|p)[ \t]", joined[begin : match.start()], re.IGNORECASE):
+            joined[match.start() : match.end()] = b" " * len(match[0])
+    return bytes(joined)
 
 
 def _lower(letters: UInt8[np.ndarray, "*shape"]) -> UInt8[np.ndarray, "*shape"]:
@@ -81,7 +90,7 @@ def _check_others(lines: Lines, rows: Int[np.ndarray, " num_others"]) -> tuple[s
             )
         if not re.match(r"[a-z]\w*$", name):
             raise InputError(f"line {lines.number(row)}: {lines.line(row)} is no statement of an OBJ; export it again")
-        if name not in _HARMLESS:
+        if name not in _NAMES | _LOOKS:
             ignored[_LINES_AND_POINTS.get(name, f"unknown statements {name}")] += count
     return tuple(f"{what} ignored: {count}" for what, count in sorted(ignored.items()))
 
@@ -100,6 +109,30 @@ def _vertices(rows: Rows) -> tuple[Float[np.ndarray, "num_vertices 3"], tuple[st
         notes = (f"weights of vertices ignored: {num_weighted}",) if num_weighted else ()
         return np.ascontiguousarray(numbers[:, :3]), notes
     return rows.floats(3), ()
+
+
+def _check_end(content: bytes, comments: list[bytes], num_vertices: int, counts: Int[np.ndarray, " num_faces"]) -> None:
+    """Raise InputError where the file ends early, as far as an OBJ tells.
+
+    It declares no numbers; but exporters write them in comments ("# Vertices: 8", "# 12 faces"), and a last line
+    without newline that names one or two vertices of a face is not whole.
+    """
+    if counts[-1] < 3 and re.search(rb"[\r\n][ \t]*f[ \t][^\r\n]*\Z", content[-200:]):
+        raise InputError(f"the file ends within a face, after {counts[-1]} corners; it is cut; export it again")
+    num_triangles = int(np.maximum(counts - 2, 0).sum())
+    found = {"vertices": num_vertices, "faces": max(len(counts), num_triangles), "triangles": num_triangles}
+    for style in (rb"#\s*(\d+) (%s)\s*$", rb"#\s*(?:number of )?(%s)\s*:\s*(\d+)\s*$"):
+        declared = Counter[str]()
+        for comment in comments:
+            if match := re.match(style % b"vertices|faces|triangles", comment, re.IGNORECASE):
+                number, name = sorted(match.groups())  # digits are before letters
+                declared[name.decode().lower()] += int(number)
+        for name, number in declared.items():
+            if number > found[name]:
+                raise InputError(
+                    f"its comments say that it has {number} {name} but it has {found[name]}; it is cut; export it "
+                    "again, or remove the comments if it is whole"
+                )
 
 
 def _resolved(

@@ -14,9 +14,9 @@ from ..errors import InputError
 from .numbering import runs
 from .polygons import Polygons, triangulate
 from .raw import RawMesh, check_indices
-from .text import Lines, with_newlines, without_comments
+from .text import Lines, whole_text, without_comments
 
-HEADER = re.compile(rb"\s*((?:ST)?C?N?4?n?)OFF(?:\s+(BINARY)\b)?", re.IGNORECASE)
+HEADER = re.compile(rb"\s*((?:ST)?C?N?4?n?)OFF(?=[\s\d]|$)(?:\s+(BINARY)\b)?", re.IGNORECASE)
 
 
 class _Counts(NamedTuple):
@@ -26,8 +26,8 @@ class _Counts(NamedTuple):
 
 def read(content: bytes) -> RawMesh:
     """Raises InputError where vertices or faces are missing, too many or not as the format says."""
-    original = with_newlines(content)
-    text = without_comments(original)
+    original = whole_text(content)
+    text, _ = without_comments(original)
     header = HEADER.match(text)
     kind = header[1] if header else b""
     if header and header[2]:
@@ -41,7 +41,7 @@ def read(content: bytes) -> RawMesh:
     lines = Lines(text, numbered=original)
     rows = lines.rows(np.ones(len(lines), bool))
     values, first = rows.all_floats(), rows.first
-    counts = _declared(values, first)
+    counts = _declared(values)
     size = 4 if b"4" in kind else 3  # the fourth divides the others
     starts = _starts_by_line(lines, values, first, counts, size)
     if isinstance(starts, InputError):
@@ -67,7 +67,7 @@ def read(content: bytes) -> RawMesh:
     return RawMesh(vertices, faces, (*notes, f"lines after the last face ignored: {num_after}") if num_after else notes)
 
 
-def _declared(values: Float[np.ndarray, " num_words"], first: Int[np.ndarray, " num_lines_and_1"]) -> _Counts:
+def _declared(values: Float[np.ndarray, " num_words"]) -> _Counts:
     counts = values[:2]
     if len(counts) < 2 or not ((counts >= 0) & (counts == np.floor(counts)) & (counts < 2**40)).all():
         raise InputError("its first numbers are not those of vertices and faces; the file is no OFF; export it again")
@@ -85,7 +85,7 @@ def _starts_by_line(
     num_lines = sum(counts)
     if len(lines) - 1 < num_lines or first[1] > 3:
         return InputError(
-            f"the file declares {counts.vertices} vertices and {counts.faces} faces but has {len(lines) - 1} lines of "
+            f"it declares {counts.vertices} vertices and {counts.faces} faces but has {len(lines) - 1} lines of "
             "them; it is cut; export it again"
         )
     starts, lengths = first[1 : num_lines + 1], np.diff(first[1 : num_lines + 2])
@@ -96,7 +96,7 @@ def _starts_by_line(
         row = int(np.argmax(wrong))
         what = f"vertex {row}" if row < counts.vertices else f"face {row - counts.vertices}"
         return InputError(
-            f"line {lines.number(1 + row)}: {what} is {lines.line(1 + row)}; expected at least {needed[row]:g} numbers; "
+            f"line {lines.number(1 + row)}: {what} is {lines.line(1 + row)}; expected {needed[row]:g} numbers or more; "
             "the file is damaged; export it again"
         )
     return starts

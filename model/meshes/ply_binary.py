@@ -2,14 +2,13 @@
 
 import struct
 from collections.abc import Sequence
-from typing import NoReturn
 
 import numpy as np
 from jaxtyping import Int
 
 from ..errors import InputError
 from .numbering import runs
-from .ply_header import Column, Element, Header, Property
+from .ply_header import Column, Element, Header, Property, refuse_cut
 
 _FEW = 8  # bytes after the last row that may be anything
 
@@ -48,7 +47,7 @@ class BinaryRows:
             fields.append((f"value {number}", one.type, (size,)))
             place += size * one.num_bytes
         if element.num_rows * (place - self._place) > len(self._content) - self._place:
-            return None if element.has_lists else self._refuse_cut(element)
+            return None if element.has_lists else refuse_cut(element)
         rows = np.frombuffer(self._content, np.dtype(fields), count=element.num_rows, offset=self._place)
         for number, one in enumerate(element.properties):
             if one.count_type and (rows[f"count {number}"] != sizes[number]).any():
@@ -61,7 +60,7 @@ class BinaryRows:
         """The length at a place, and where the values after it begin."""
         unpacker = struct.Struct(_code(one.count_type))
         if place + unpacker.size > len(self._content):
-            self._refuse_cut(element)
+            refuse_cut(element)
         return max(0, unpacker.unpack_from(self._content, place)[0]), place + unpacker.size
 
     def _ragged(self, element: Element, names: Sequence[str]) -> list[Column]:
@@ -83,9 +82,9 @@ class BinaryRows:
                 place += gaps[-1]
                 num_found += 1
         except struct.error:
-            self._refuse_cut(element, num_found)
+            refuse_cut(element, num_found)
         if place > len(content):
-            self._refuse_cut(element, num_found - 1)
+            refuse_cut(element, num_found - 1)
         self._place = place
         table = np.array(found).reshape(element.num_rows, -1)
         counts = table[:, 2::2]
@@ -111,13 +110,6 @@ class BinaryRows:
         first = _stepped(begins, counts, one.num_bytes)
         content = np.frombuffer(self._content, np.uint8)
         return Column(content[first[:, None] + np.arange(one.num_bytes)].reshape(-1).view(one.type), counts)
-
-    def _refuse_cut(self, element: Element, num_rows: int | None = None) -> NoReturn:
-        found = "before its rows are complete" if num_rows is None else f"after {num_rows}"
-        raise InputError(
-            f"the header declares {element.num_rows} rows of element {element.name} but the file ends {found}; it is cut; "
-            "export it again"
-        )
 
 
 def _stepped(

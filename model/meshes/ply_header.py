@@ -1,7 +1,7 @@
 """The header of a PLY: what the rows after it are."""
 
 import re
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import numpy as np
 from jaxtyping import Int
@@ -82,7 +82,8 @@ class Header(NamedTuple):
 def read_header(content: bytes) -> Header:
     """Raises InputError with the line that is not as the format says."""
     newline = next(end for end in (b"\r\n", b"\r", b"\n") if content[3:].lstrip(b" \t").startswith(end))
-    end = re.search(newline + rb"[ \t]*end_header[ \t]*(" + newline + rb"|\Z)", content)
+    blank = rb"[ \t\r]*" if newline == b"\n" else rb"[ \t]*"
+    end = re.search(newline + blank + rb"end_header" + blank + rb"(" + newline + rb"|\Z)", content)
     if end is None:
         raise InputError("the header has no line end_header; the file is cut or no PLY; export it again")
     lines = [line.split() for line in content[: end.end()].decode("latin-1").split(newline.decode())]
@@ -109,3 +110,12 @@ def read_header(content: bytes) -> Header:
     if order is None:
         raise InputError("the header has no line that begins with format ascii or format binary; export it again")
     return Header(elements, order == "", end.end(), len(lines) - 1)
+
+
+def refuse_cut(element: Element, num_found: int | None = None) -> NoReturn:
+    """Raise InputError: the file ends before the rows that an element declares."""
+    found = "before its rows are complete" if num_found is None else f"after {num_found}"
+    raise InputError(
+        f"the header declares {element.num_rows} rows of element {element.name} but the file ends {found}; it is cut; "
+        "export it again"
+    )

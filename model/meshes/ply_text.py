@@ -7,8 +7,8 @@ from jaxtyping import Float, Int
 
 from ..errors import InputError
 from .numbering import runs
-from .ply_header import Column, Element, Header
-from .text import Lines, with_newlines
+from .ply_header import Column, Element, Header, refuse_cut
+from .text import Lines, whole_text
 
 
 class TextRows:
@@ -18,7 +18,7 @@ class TextRows:
     """
 
     def __init__(self, content: bytes, header: Header) -> None:
-        self._lines = Lines(with_newlines(content[header.length :]), first=header.num_lines + 1)
+        self._lines = Lines(whole_text(content[header.length :]), first=header.num_lines + 1)
         rows = self._lines.rows(np.ones(len(self._lines), bool))
         self._values: Float[np.ndarray, " num_words"] = rows.all_floats()
         self._first: Int[np.ndarray, " num_lines_and_1"] = rows.first
@@ -54,8 +54,7 @@ class TextRows:
         """Raise InputError if words follow the last row."""
         if self._word != len(self._values) and not self._by_line:
             raise InputError(
-                f"the header declares {self._num_rows} rows, which the file's {len(self._lines)} lines are more than; it "
-                "is damaged; export it again"
+                f"more words follow the {self._num_rows} rows that the header declares; it is damaged; export it again"
             )
         return []
 
@@ -69,17 +68,17 @@ class TextRows:
         values, word, starts = self._values, self._word, np.empty(element.num_rows, np.int64)
         room = len(values) - word
         if element.num_rows * len(element.properties) > room:
-            self._refuse_cut(element, room // len(element.properties))
+            refuse_cut(element, room // len(element.properties))
         for row in range(element.num_rows):
             starts[row] = word
             longer = 0  # than without the lists' values
             for number in lists:
                 if word + number + longer >= len(values):
-                    self._refuse_cut(element, row)
+                    refuse_cut(element, row)
                 longer += int(self._counts(np.array([word + number + longer]), element)[0])
             word += len(element.properties) + longer
             if word > len(values):
-                self._refuse_cut(element, row)
+                refuse_cut(element, row)
         self._word = word
         return starts
 
@@ -93,9 +92,3 @@ class TextRows:
                 "the file is damaged; export it again"
             )
         return counts.astype(np.int64)
-
-    def _refuse_cut(self, element: Element, row: int) -> None:
-        raise InputError(
-            f"the header declares {element.num_rows} rows of element {element.name} but the file ends after {row}; it is "
-            "cut; export it again"
-        )

@@ -174,13 +174,11 @@ def _with_border(triangles: Int[np.ndarray, "num_cut 3"], size: int) -> Int[np.n
     """
     if len(triangles) > size - 2:
         return None
-    following: dict[int, int] = {}
     edges = {(a, b) for t in triangles.tolist() for a, b in ((t[0], t[1]), (t[1], t[2]), (t[2], t[0]))}
     if len(edges) != 3 * len(triangles):
         return None
     border = [(a, b) for a, b in edges if (b, a) not in edges]
-    for a, b in border:
-        following[a] = b
+    following = dict(border)
     if len(following) != len(border) or len(border) != size - (size - 2 - len(triangles)):
         return None
     added = []

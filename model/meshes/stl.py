@@ -1,8 +1,8 @@
 """STL, binary and as text.
 
-Binary (3D Systems, 1989): 80 bytes of any content, the number of triangles as uint32, then 50 bytes for each: normal and
-three corners as float32, and 2 bytes of any content; little-endian. Text: "solid name", facets, "endsolid name", and
-more such solids. The text has no count; what begins must end.
+Binary (3D Systems, 1989), little-endian: 80 bytes of any content, the number of triangles as uint32, then 50 bytes for
+each: the normal and three corners as float32, and 2 bytes of any content. Text: "solid name", facets, "endsolid name",
+and more such solids; there is no count, but what begins must end.
 """
 
 import re

@@ -14,9 +14,16 @@ _BLANK = 32  # this byte and all below it separate words
 _NEWLINE = ord("\n")
 _MANY_RUNS = 4096  # of chosen lines, above which a mask is faster than slices
 
-# What strtod takes, and what the C library of Microsoft wrote for values that are not numbers: 1.#IND, -1.#INF, 1.#QNAN.
+# What strtod takes, and what Microsoft's C library wrote for values that are not numbers: 1.#IND, -1.#INF, 1.#QNAN.
 _NUMBER = re.compile(rb"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$|[+-]?(nan(\(\w*\))?|inf(inity)?)$", re.IGNORECASE)
 MICROSOFT_NAN = re.compile(rb"[+-]?\d\.#(IND|INF|QNAN|SNAN)\d*", re.IGNORECASE)
+
+
+def whole_text(content: bytes) -> bytes:
+    """As with_newlines, of a file that is all text. Raises InputError for one with a zero byte, which no text has."""
+    if (place := content.find(b"\0")) >= 0:
+        raise InputError(f"byte {place} is 0, which text never has: it was not written whole; copy or export it again")
+    return with_newlines(content)
 
 
 def with_newlines(content: bytes) -> bytes:
@@ -30,13 +37,22 @@ def with_newlines(content: bytes) -> bytes:
     return content if content.endswith(b"\n") else content + b"\n"
 
 
-def without_comments(text: bytes) -> bytes:
-    """The text with spaces in place of everything from a # to the end of its line."""
-    if b"#" not in text:
-        return text
+class WithoutComments(NamedTuple):
+    text: bytes  # with spaces in place of everything from a # to the end of its line
+    comments: list[bytes]
+
+
+def without_comments(text: bytes) -> WithoutComments:
+    """A text's comments apart. The # of 1.#IND is none: that is a value that is no number."""
     if b".#" in text:
         text = MICROSOFT_NAN.sub(lambda match: b"nan".ljust(len(match[0])), text)
-    return re.sub(rb"#[^\n]*", lambda match: b" " * len(match[0]), text)
+    begin, comments, plain = text.find(b"#"), list[bytes](), bytearray()
+    while begin >= 0:
+        end = text.find(b"\n", begin)
+        comments.append(text[begin:end])
+        plain += text[len(plain) : begin] + b" " * (end - begin)
+        begin = text.find(b"#", end)
+    return WithoutComments(bytes(plain + text[len(plain) :]) if comments else text, comments)
 
 
 class Lines:
@@ -163,8 +179,9 @@ class Rows:
         if len(starts) != len(self._starts):
             leading = self.text[starts - 1] <= _BLANK
             starts, ends = starts[leading], ends[leading]
-        if len(starts) != len(self._starts):  # a word begins with a slash
-            self._refuse_corner(int(np.flatnonzero(self.text[self._starts] == ord("/"))[0]))
+        slash = self.text[self._starts] == ord("/")  # begins the word
+        if slash.any():
+            self._refuse_corner(int(np.argmax(slash)))
         sign = self.text[starts]
         negative = sign == ord("-")
         digits = ends - starts - (negative | (sign == ord("+")))
