@@ -26,12 +26,12 @@ class _Counts(NamedTuple):
 
 def read(content: bytes) -> RawMesh:
     """Raises InputError where vertices or faces are missing, too many or not as the format says."""
+    if (header := HEADER.match(content)) and header[2]:
+        raise InputError("it is a binary OFF; only OFF as text is read; export it as text, or as PLY")
     original = whole_text(content)
     text, _ = without_comments(original)
     header = HEADER.match(text)
     kind = header[1] if header else b""
-    if header and header[2]:
-        raise InputError("it is a binary OFF; only OFF as text is read; export it as text, or as PLY")
     if kind.endswith(b"n"):
         raise InputError(
             "it is an nOFF, with any number of dimensions; expected OFF, which has three; export it as OFF"

@@ -1,5 +1,6 @@
 """Polygons of any number of corners to triangles, concave ones by ear clipping in their own plane."""
 
+from collections import Counter
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -36,22 +37,23 @@ def triangulate(vertices: Float[np.ndarray, "num_vertices 3"], polygons: Polygon
     if len(sizes) and (sizes == 3).all():
         return Triangulation(corners.reshape(-1, 3), ())
     first = np.cumsum(sizes) - sizes
-    pieces, owners, notes = [], [], []
+    pieces, owners, notes = [], [], Counter[str]()
     for size in np.unique(sizes).tolist():
         rows = np.flatnonzero(sizes == size)
         if size < 3:
-            notes.append(f"points and edges among the faces ignored: {len(rows)}")
+            notes["points and edges among the faces ignored"] += len(rows)
             continue
         group = corners[first[rows, None] + np.arange(size)]
         triangles, num_crossed = _of_one_size(vertices, group)
         if num_crossed:
-            notes.append(f"polygons that cross themselves, cut from their first corner: {num_crossed}")
+            notes["polygons that cross themselves, cut from their first corner"] += num_crossed
         pieces.append(triangles.reshape(-1, 3))
         owners.append(np.repeat(rows, size - 2))
+    counted = tuple(f"{what}: {number}" for what, number in notes.items())
     if not pieces:
-        return Triangulation(np.zeros((0, 3), np.int64), tuple(notes))
+        return Triangulation(np.zeros((0, 3), np.int64), counted)
     faces, owner = np.concatenate(pieces), np.concatenate(owners)
-    return Triangulation(faces[np.argsort(owner, kind="stable")] if len(pieces) > 1 else faces, tuple(notes))
+    return Triangulation(faces[np.argsort(owner, kind="stable")] if len(pieces) > 1 else faces, counted)
 
 
 def _of_one_size(

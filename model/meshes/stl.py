@@ -53,13 +53,7 @@ def read_text(content: bytes) -> RawMesh:
 
     A last solid without "endsolid" counts as whole if the surface is closed: nothing is missing then.
     """
-    text = with_newlines(content)
-    try:
-        parser = _read_lines(text)
-    except InputError:
-        if (apart := _one_statement_a_line(text)) == text:
-            raise
-        parser = _read_lines(apart)
+    parser = _parsed(with_newlines(content))
     vertices = np.concatenate(parser.corners)
     if len(vertices) == 0:
         raise InputError(_NO_FACES)
@@ -73,6 +67,20 @@ def read_text(content: bytes) -> RawMesh:
             "export it again, or add the line endsolid if it is whole"
         )
     return RawMesh(vertices, faces, (*notes, f"endsolid missing: {parser.num_open}"))
+
+
+def _parsed(text: bytes) -> "_Parser":
+    """A text with a statement on each line, as almost all are, or with its lines broken elsewhere."""
+    try:
+        parser = _read_lines(text)
+    except InputError as error:
+        try:
+            return _read_lines(_one_statement_a_line(text))
+        except InputError:
+            raise error from None  # which has the file's own line numbers
+    if not any(map(len, parser.corners)) and b"facet" in text.lower():  # on the line of the name
+        return _read_lines(_broken(text))
+    return parser
 
 
 def _read_lines(text: bytes) -> "_Parser":

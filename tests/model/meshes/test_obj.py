@@ -28,7 +28,9 @@ DIALECTS = {
     "no final newline": PLAIN.rstrip(),
     "trailing comments": PLAIN.replace("\n", "  # v 9 9 9\n"),
     "comments that look like data": "# v 1 2 3\n#f 1 2 3\n" + PLAIN,
-    "slashes": "\n".join(V + ["vt 0 0", "vn 0 0 1"] + [f.replace(" ", "/1/1 ").replace("f/1/1", "f") + "/1/1" for f in F]),
+    "slashes": "\n".join(
+        V + ["vt 0 0", "vn 0 0 1"] + [f.replace(" ", "/1/1 ").replace("f/1/1", "f") + "/1/1" for f in F]
+    ),
     "double slashes": "\n".join(V + ["vn 0 0 1"] + [f.replace(" ", "//1 ").replace("f//1", "f") + "//1" for f in F]),
     "one slash": "\n".join(V + ["vt 0 0"] + [f.replace(" ", "/1 ").replace("f/1", "f") + "/1" for f in F]),
     "mixed slashes": "\n".join(V + ["vt 0 0"] + [F[0].replace(" 3", " 3/1").replace(" 2", " 2//1")] + F[1:]),
@@ -108,7 +110,9 @@ def test_unknown_statements_and_weights_are_noted(load: Load) -> None:
     assert mesh.notes == ("unknown statements vendor_thing ignored: 1", "weights of vertices ignored: 8")
 
 
-@pytest.mark.parametrize("value", ["nan", "-nan(ind)", "1.#IND", "-1.#IND00", "1.#QNAN", "1.#INF", "inf", "-Infinity", "1e999"])
+@pytest.mark.parametrize(
+    "value", ["nan", "-nan(ind)", "1.#IND", "-1.#IND00", "1.#QNAN", "1.#INF", "inf", "-Infinity", "1e999"]
+)
 def test_values_that_are_no_numbers_cost_their_faces(load: Load, value: str) -> None:
     lines = [*V, f"v 5 {value} 5", *F, "f 1 2 9"]
     mesh = load("\n".join(lines), "box.obj")
