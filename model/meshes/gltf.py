@@ -130,11 +130,12 @@ class _Reader:
         if shown.node.skin is not None:
             if INSTANCING in shown.node.extensions:
                 raise InputError(f"{shown.place} has a skin and instances, which glTF does not have; export it again")
+            joints = self._joints(shown.node.skin)
             if not triangles.has_joints:  # still, its node's transform does not count
                 self._counts["primitives with a skin but without joints left unposed"] += 1
                 self._parts.append(_Part(vertices, faces))
                 return
-            vertices, mirrored = triangles.posed(vertices, self._joints(shown.node.skin))
+            vertices, mirrored = triangles.posed(vertices, joints)
             self._counts["primitives posed by their skins"] += 1
             self._parts.append(_Part(vertices, faces[:, ::-1] if mirrored else faces))
             return

@@ -13,6 +13,10 @@ F = [f"f {a + 1} {b + 1} {c + 1} {d + 1}" for a, b, c, d in QUADS]
 PLAIN = "\n".join(V + F) + "\n"
 
 
+def attributed(end: str) -> list[str]:
+    return ["f " + " ".join(f"{i + 1}{end}" for i in quad) for quad in QUADS]
+
+
 def relative(polygons: list[tuple[int, ...]], num_read: int) -> list[str]:
     return ["f " + " ".join(str(i - num_read) for i in polygon) for polygon in polygons]
 
@@ -28,12 +32,10 @@ DIALECTS = {
     "no final newline": PLAIN.rstrip(),
     "trailing comments": PLAIN.replace("\n", "  # v 9 9 9\n"),
     "comments that look like data": "# v 1 2 3\n#f 1 2 3\n" + PLAIN,
-    "slashes": "\n".join(
-        V + ["vt 0 0", "vn 0 0 1"] + [f.replace(" ", "/1/1 ").replace("f/1/1", "f") + "/1/1" for f in F]
-    ),
-    "double slashes": "\n".join(V + ["vn 0 0 1"] + [f.replace(" ", "//1 ").replace("f//1", "f") + "//1" for f in F]),
-    "one slash": "\n".join(V + ["vt 0 0"] + [f.replace(" ", "/1 ").replace("f/1", "f") + "/1" for f in F]),
-    "mixed slashes": "\n".join(V + ["vt 0 0"] + [F[0].replace(" 3", " 3/1").replace(" 2", " 2//1")] + F[1:]),
+    "slashes": "\n".join([*V, "vt 0 0", "vn 0 0 1", *attributed("/1/1")]),
+    "double slashes": "\n".join([*V, "vn 0 0 1", *attributed("//1")]),
+    "one slash": "\n".join([*V, "vt 0 0", *attributed("/1")]),
+    "mixed slashes": "\n".join([*V, "vt 0 0", F[0].replace(" 3", " 3/1").replace(" 2", " 2//1"), *F[1:]]),
     "colours": "\n".join([v + " 0.5 0.5 0.5" for v in V] + F),
     "some colours": "\n".join([v + " 0.5 0.5 0.5" * (i % 2) for i, v in enumerate(V)] + F),
     "weight 1": "\n".join([v + " 1.0" for v in V] + F),

@@ -1,91 +1,18 @@
 """PLY as text and binary, with the types, elements and properties that programs write."""
 
-import numpy as np
 import pytest
 
 from model.errors import InputError
 from tests.model.meshes.conftest import Load
+from tests.model.meshes.ply_writer import FORMATS, MIXED, Dialect, Face, ply, rows
 from tests.model.meshes.truths import BOX, BOX_TRUTH, C_OUTLINE, C_TRUTH, QUADS, TRIANGLES, assert_truth, prism
-
-FORMATS = ("ascii", "binary_little_endian", "binary_big_endian")
-MIXED = [*QUADS[:3], *TRIANGLES[6:]]
-Face = tuple[int, ...]
-
-
-class Writer:
-    """Values one after another, as text or binary."""
-
-    def __init__(self, kind: str) -> None:
-        self.kind, self.order = kind, {"binary_little_endian": "<", "binary_big_endian": ">"}.get(kind, "")
-        self.parts: list[bytes] = []
-
-    def value(self, value: float, dtype: str) -> None:
-        number = np.array([value]).astype(dtype)
-        if self.order:
-            self.parts.append(number.astype(self.order + dtype).tobytes())
-        else:
-            self.parts.append(f"{number[0]} ".encode())
-
-    def end_row(self) -> None:
-        if not self.order:
-            self.parts.append(b"\n")
-
-
-def ply(
-    kind: str = "ascii",
-    *,
-    vertices: np.ndarray = BOX,
-    faces: list[Face] = MIXED,
-    point: tuple[str, str] = ("float", "f4"),
-    count: tuple[str, str] = ("uchar", "u1"),
-    index: tuple[str, str] = ("int", "i4"),
-    name: str = "vertex_indices",
-    extra: bool = False,
-    newline: bytes = b"\n",
-    comment: bytes = b"comment made by a test",
-    order: str = "xyz",
-    lists_of_vertices: bool = False,
-) -> bytes:
-    header = [b"ply", f"format {kind} 1.0".encode(), comment, f"element vertex {len(vertices)}".encode()]
-    header += [f"property {point[0]} {axis}".encode() for axis in order]
-    header += [b"property uchar red", b"property double quality"] if extra else []
-    header += [b"property list ushort short around"] if lists_of_vertices else []
-    header += [f"element face {len(faces)}".encode()]
-    header += [b"property short group"] if extra else []
-    header += [f"property list {count[0]} {index[0]} {name}".encode()]
-    header += [b"property list uchar float texcoord", b"property uchar flags"] if extra else []
-    writer = Writer(kind)
-    for number, vertex in enumerate(vertices):
-        for axis in order:
-            writer.value(vertex["xyz".index(axis)], point[1])
-        for value, dtype in ((200, "u1"), (0.25, "f8")) if extra else ():
-            writer.value(value, dtype)
-        if lists_of_vertices:
-            writer.value(number % 3, "u2")
-            for value in range(number % 3):
-                writer.value(value, "i2")
-        writer.end_row()
-    for number, face in enumerate(faces):
-        if extra:
-            writer.value(-7, "i2")
-        writer.value(len(face), count[1])
-        for corner in face:
-            writer.value(corner, index[1])
-        if extra:
-            writer.value(number % 4, "u1")
-            for value in range(number % 4):
-                writer.value(value / 2, "f4")
-            writer.value(3, "u1")
-        writer.end_row()
-    body = b"".join(writer.parts)
-    return newline.join([*header, b"end_header"]) + newline + (body if writer.order else body.replace(b"\n", newline))
 
 
 @pytest.mark.parametrize("kind", FORMATS)
 @pytest.mark.parametrize("faces", [TRIANGLES, QUADS, MIXED], ids=["triangles", "quads", "mixed"])
 @pytest.mark.parametrize("extra", [False, True])
 def test_faces_of_any_size_beside_other_properties(load: Load, kind: str, faces: list[Face], extra: bool) -> None:
-    mesh = load(ply(kind, faces=faces, extra=extra), "box.ply")
+    mesh = load(ply(kind, faces=faces, dialect=Dialect(extra=extra)), "box.ply")
     assert_truth(mesh, BOX_TRUTH)
     assert mesh.is_closed
     assert mesh.notes == ()
@@ -95,20 +22,28 @@ def test_faces_of_any_size_beside_other_properties(load: Load, kind: str, faces:
 @pytest.mark.parametrize("faces", [TRIANGLES, MIXED], ids=["triangles", "mixed"])
 @pytest.mark.parametrize(
     ("count", "index"),
-    [("uchar u1", "int i4"), ("uint8 u1", "int32 i4"), ("char i1", "uint u4"), ("ushort u2", "short i2")]
-    + [("int i4", "uchar u1"), ("uint32 u4", "uint16 u2"), ("short i2", "char i1"), ("uchar u1", "float f4")],
+    [
+        ("uchar u1", "int i4"),
+        ("uint8 u1", "int32 i4"),
+        ("char i1", "uint u4"),
+        ("ushort u2", "short i2"),
+        ("int i4", "uchar u1"),
+        ("uint32 u4", "uint16 u2"),
+        ("short i2", "char i1"),
+        ("uchar u1", "float f4"),
+    ],
 )
 def test_types_of_lists(load: Load, kind: str, faces: list[Face], count: str, index: str) -> None:
     count_type, index_type = (tuple(words.split()) for words in (count, index))
-    assert_truth(load(ply(kind, faces=faces, count=count_type, index=index_type), "box.ply"), BOX_TRUTH)
+    assert_truth(
+        load(ply(kind, faces=faces, dialect=Dialect(count=count_type, index=index_type)), "box.ply"), BOX_TRUTH
+    )
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-@pytest.mark.parametrize(
-    "point", [("float", "f4"), ("float32", "f4"), ("double", "f8"), ("uchar", "u1"), ("short", "i2")]
-)
+@pytest.mark.parametrize("point", [("float", "f4"), ("double", "f8"), ("uchar", "u1"), ("int16", "i2")])
 def test_types_and_order_of_coordinates(load: Load, kind: str, point: tuple[str, str]) -> None:
-    assert_truth(load(ply(kind, point=point, order="zxy"), "box.ply"), BOX_TRUTH)
+    assert_truth(load(ply(kind, dialect=Dialect(point=point, order="zxy")), "box.ply"), BOX_TRUTH)
 
 
 @pytest.mark.parametrize("kind", FORMATS)
@@ -118,16 +53,16 @@ def test_types_and_order_of_coordinates(load: Load, kind: str, point: tuple[str,
         {"newline": b"\r\n"},
         {"newline": b"\r"},
         {"name": "vertex_index"},
-        {"comment": b"comment caf\xe9"},
-        {"comment": b"comment element face 99"},
-        {"comment": b"obj_info num_cols 512"},
+        {"comment": "comment café"},
+        {"comment": "comment element face 99"},
+        {"comment": "obj_info num_cols 512"},
         {"lists_of_vertices": True},
         {"lists_of_vertices": True, "extra": True},
     ],
     ids=str,
 )
 def test_dialects_of_the_header(load: Load, kind: str, changes: dict) -> None:
-    assert_truth(load(ply(kind, **changes), "box.ply"), BOX_TRUTH)
+    assert_truth(load(ply(kind, dialect=Dialect(**changes)), "box.ply"), BOX_TRUTH)
 
 
 @pytest.mark.parametrize("kind", FORMATS)
@@ -140,13 +75,13 @@ def test_concave_caps(load: Load, kind: str, first: int) -> None:
 
 
 def test_faces_before_vertices_and_other_elements(load: Load) -> None:
-    rows = "".join(f"{x} {y} {z}\n" for x, y, z in BOX)
+    points = "".join(f"{x} {y} {z}\n" for x, y, z in BOX)
     text = (
         "ply\nformat ascii 1.0\nelement edge 2\nproperty int vertex1\nproperty int vertex2\nelement face 6\n"
         "property list uchar int vertex_indices\nelement camera 0\nproperty float f\nelement vertex 8\nproperty float x\n"
         "property float y\nproperty float z\nend_header\n0 1\n1 2\n"
         + "".join(f"4 {a} {b} {c} {d}\n" for a, b, c, d in QUADS)
-        + rows
+        + points
     )
     mesh = load(text, "box.ply")
     assert_truth(mesh, BOX_TRUTH)
@@ -163,20 +98,12 @@ def test_a_face_may_take_several_lines_if_all_words_are_there(load: Load) -> Non
 @pytest.mark.parametrize("kind", FORMATS)
 def test_strips(load: Load, kind: str) -> None:
     strip = [0, 2, 1, 3, 7, 2, 6, 0, 4, 1, 5, 7, 4, 6, -1, 6, 4, 7, -1, 0, 1]  # a box, a face of it again, nothing
-    writer = Writer(kind)
-    for vertex in BOX:
-        for value in vertex:
-            writer.value(value, "f4")
-        writer.end_row()
-    writer.value(len(strip), "i4")
-    for value in strip:
-        writer.value(value, "i4")
-    writer.end_row()
+    table = [[(value, "f4") for value in vertex] for vertex in BOX] + [[(v, "i4") for v in (len(strip), *strip)]]
     header = (
         f"ply\nformat {kind} 1.0\nelement vertex 8\nproperty float x\nproperty float y\nproperty float z\n"
         "element tristrips 1\nproperty list int int vertex_indices\nend_header\n"
     )
-    mesh = load(header.encode() + b"".join(writer.parts), "box.ply")
+    mesh = load(header.encode() + rows(kind, table), "box.ply")
     assert_truth(mesh, BOX_TRUTH)
     assert mesh.is_closed
 
@@ -219,17 +146,15 @@ REFUSED = {
     "no line end_header": b"ply\nformat ascii 1.0\nelement vertex 3\n",
     "no line that begins with format": b"ply\nelement vertex 0\nend_header\n",
     "but no y": ply().replace(b"property float y", b"property float why"),
-    "no list called vertex_indices": ply(name="corners"),
+    "no list called vertex_indices": ply(dialect=Dialect(name="corners")),
     "0 elements called vertex": ply().replace(b"element vertex", b"element vertices"),
     "2000000000 rows of element face": ply(FORMATS[1]).replace(b"element face 9", b"element face 2000000000"),
     "2000000000 rows of element vertex": ply(FORMATS[1]).replace(b"element vertex 8", b"element vertex 2000000000"),
     "1000000 rows of element vertex": ply().replace(b"element vertex 8", b"element vertex 1000000"),
-    "9 rows of element face but the file ends after 3": ply(FORMATS[1], count=("char", "i1")).replace(
+    "9 rows of element face but the file ends after 3": ply(FORMATS[1], dialect=Dialect(count=("char", "i1"))).replace(
         b"\4\0\0\0\0\2", b"\xfc\0\0\0\0\2"
     ),
-    "line 11: a row of element vertex has 4 words; the header declares 3": ply().replace(
-        b"0.0 0.0 0.0", b"0.0 0.0 0.0 7"
-    ),
+    "line 11: a row of element vertex has 4 words; .* declares 3": ply().replace(b"0.0 0.0 0.0", b"0.0 0.0 0.0 7"),
     "line 12: 'x' is no number": ply().replace(b"1.0 0.0 0.0", b"x 0.0 0.0", 1),
     "fractions": ply().replace(b"4 0 2 3 1", b"4 0 2 3.5 1"),
 }

@@ -120,5 +120,5 @@ def test_a_long_text_is_read_in_pieces(load: Load, monkeypatch: pytest.MonkeyPat
 
 
 def test_two_boxes_side_by_side_keep_both(load: Load) -> None:
-    both = np.concatenate([CORNERS, CORNERS + [5, 0, 0]])
+    both = np.concatenate([CORNERS, CORNERS + np.array([5, 0, 0])])
     assert_truth(load(binary(both), "boxes.stl"), Truth(44, 12, (0, 0, 0), (6, 2, 3)))
