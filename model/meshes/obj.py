@@ -38,7 +38,8 @@ def read(content: bytes) -> RawMesh:
     plain, comments = without_comments(text)
     lines = Lines(_joined(plain), numbered=text)
     first, second = _lower(lines.bytes_at(0)), _lower(lines.bytes_at(1))
-    if ((first == ord("f")) & (second == ord("o"))).any():  # fo is an old name of f
+    old_faces = (first == ord("f")) & (second == ord("o")) & (lines.bytes_at(2) <= ord(" "))
+    if old_faces.any():  # fo is an old name of f
         return read(re.sub(rb"(?m)^([ \t]*f)o(?=[ \t])", rb"\1 ", text))
     is_vertex, is_face = ((first == ord(letter)) & (second <= ord(" ")) for letter in "vf")
     attribute = (first == ord("v")) & np.isin(second, [ord("t"), ord("n")])

@@ -78,8 +78,8 @@ def test_faces_before_vertices_and_other_elements(load: Load) -> None:
     points = "".join(f"{x} {y} {z}\n" for x, y, z in BOX)
     text = (
         "ply\nformat ascii 1.0\nelement edge 2\nproperty int vertex1\nproperty int vertex2\nelement face 6\n"
-        "property list uchar int vertex_indices\nelement camera 0\nproperty float f\nelement vertex 8\nproperty float x\n"
-        "property float y\nproperty float z\nend_header\n0 1\n1 2\n"
+        "property list uchar int vertex_indices\nelement camera 0\nproperty float f\nelement vertex 8\n"
+        "property float x\nproperty float y\nproperty float z\nend_header\n0 1\n1 2\n"
         + "".join(f"4 {a} {b} {c} {d}\n" for a, b, c, d in QUADS)
         + points
     )
@@ -141,7 +141,7 @@ REFUSED = {
     "no faces, only vertex \\(8\\), face \\(0\\)": ply(faces=[]),
     "line 3: got 'property float red'": b"ply\nformat ascii 1.0\nproperty float red\nend_header\n",
     "line 3: got 'element vertex many'": b"ply\nformat ascii 1.0\nelement vertex many\nend_header\n",
-    "line 4: got 'property quaternion x'": b"ply\nformat ascii 1.0\nelement vertex 3\nproperty quaternion x\nend_header\n",
+    "line 4: got 'property other x'": b"ply\nformat ascii 1.0\nelement vertex 3\nproperty other x\nend_header\n",
     "line 2: got 'format binary_middle_endian 1.0'": b"ply\nformat binary_middle_endian 1.0\nend_header\n",
     "no line end_header": b"ply\nformat ascii 1.0\nelement vertex 3\n",
     "no line that begins with format": b"ply\nelement vertex 0\nend_header\n",
