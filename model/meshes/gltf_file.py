@@ -1,7 +1,6 @@
 """A glTF file: its JSON document and its buffers, which may be in it, in the JSON or in other files."""
 
 import base64
-import binascii
 import posixpath
 from collections.abc import Callable
 from typing import NamedTuple
@@ -100,7 +99,7 @@ def _inline(uri: str, number: int) -> bytes:
     head, _, data = uri.partition(",")
     try:
         return base64.b64decode(data) if head.lower().endswith(";base64") else unquote_to_bytes(data)
-    except binascii.Error as error:
+    except ValueError as error:  # binascii.Error is one
         raise InputError(f"the data of buffers[{number}] is no base64 ({error}); it is cut; export it again") from error
 
 

@@ -43,13 +43,7 @@ def read(content: bytes) -> RawMesh:
     values, first = rows.all_floats(), rows.first
     counts = _declared(values)
     size = 4 if b"4" in kind else 3  # the fourth divides the others
-    starts = _starts_by_line(lines, values, first, counts, size)
-    if isinstance(starts, InputError):
-        if (in_stream := _starts_in_stream(values, 3 if first[1] != 2 else 2, counts, size)) is None:
-            raise starts
-        starts, num_after = in_stream, 0
-    else:
-        num_after = len(lines) - 1 - sum(counts)
+    starts, num_after = _starts(lines, values, first, counts, size)
     vertices = values[starts[: counts.vertices, None] + np.arange(size)]
     if size == 4:
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -65,6 +59,32 @@ def read(content: bytes) -> RawMesh:
     if not len(faces):
         raise InputError("the file holds no faces; expected polygons; export it as a surface")
     return RawMesh(vertices, faces, (*notes, f"lines after the last face ignored: {num_after}") if num_after else notes)
+
+
+def _starts(
+    lines: Lines,
+    values: Float[np.ndarray, " num_words"],
+    first: Int[np.ndarray, " num_lines_and_1"],
+    counts: _Counts,
+    size: int,
+) -> tuple[Int[np.ndarray, " num_vertices_and_faces"], int]:
+    """The first word of each vertex and of each face, and how many lines come after the last."""
+    by_line = _starts_by_line(lines, values, first, counts, size)
+    num_after = len(lines) - 1 - sum(counts)
+    ways = [by_line] if not isinstance(by_line, InputError) and not num_after else []
+    for num_counts in {3, min(3, int(first[1]))} - {1}:  # of edges too, unless two numbers are alone on the first line
+        in_stream = _starts_in_stream(values, num_counts, counts, size)
+        if in_stream is not None and not any(np.array_equal(in_stream, way) for way in ways):
+            ways.append(in_stream)
+    if len(ways) > 1:
+        raise InputError(
+            "its numbers can be read in two ways; write three counts, then each vertex and each face on its own line"
+        )
+    if ways:
+        return ways[0], 0
+    if isinstance(by_line, InputError):
+        raise by_line
+    return by_line, num_after
 
 
 def _declared(values: Float[np.ndarray, " num_words"]) -> _Counts:

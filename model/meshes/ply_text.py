@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 
 from ..errors import InputError
 from .numbering import runs
-from .ply_header import Column, Element, Header, refuse_cut
+from .ply_header import Column, Element, Header, Property, refuse_cut
 from .text import Lines, whole_text
 
 
@@ -47,8 +47,15 @@ class TextRows:
                 f"line {self._lines.number(self._line - element.num_rows + row)}: a row of element {element.name} has "
                 f"{ends[row] - starts[row]} words; the header declares {at[row] - starts[row]}; export it again"
             )
-        chosen = (columns[element.properties[element.number_of(name)].name] for name in names)
-        return [Column(self._values[runs(begins, counts)], counts) for begins, counts in chosen]
+        return [self._column(element.properties[element.number_of(name)], *columns[name]) for name in names]
+
+    def _column(
+        self, one: Property, begins: Int[np.ndarray, " num_rows"], counts: Int[np.ndarray, " num_rows"]
+    ) -> Column:
+        """Values in the precision that the header declares: a float written with seven digits is that float again."""
+        values = self._values[runs(begins, counts)]
+        with np.errstate(over="ignore"):
+            return Column(values.astype(np.float32) if one.type == "f4" else values, counts)
 
     def finish(self) -> list[str]:
         """Raise InputError if words follow the last row."""
