@@ -1,15 +1,21 @@
-"""Mesh files to triangles.
+"""A mesh file to triangles: one reader a format, what was read held against what the file declares, cleaning.
 
-Reads a file, checks that it is what it says it is, and cleans what was read. Knows files and arrays, nothing of grids
-or networks. A new format is a module here and a suffix in its list.
+May import model.errors alone. A reader returns all that its file holds or raises InputError with the reason; what is
+harmless and left out stands in the mesh's notes. A new format is a module with `read`, named in load.py and content.py.
 """
 
-from .files import SUFFIXES, find_meshes, load_mesh, memory_to_load, printable
+from .files import SUFFIXES, find_meshes, irregular_files, memory_to_load, printable, sha256_of
+from .load import load_mesh
+from .mesh import Mesh, is_closed
 
 __all__ = [
     "SUFFIXES",
+    "Mesh",
     "find_meshes",
+    "irregular_files",
+    "is_closed",
     "load_mesh",
     "memory_to_load",
     "printable",
+    "sha256_of",
 ]

@@ -1,0 +1,121 @@
+"""The arrays of a glTF: accessors over views of buffers, sparse and normalized ones included."""
+
+from functools import cache
+
+import numpy as np
+from jaxtyping import Float, Int, Shaped
+
+from ..errors import InputError
+from .gltf_file import Gltf, ReadFile, read_buffer
+from .gltf_schema import Accessor, BufferView, item
+
+_DTYPES = {5120: "i1", 5121: "u1", 5122: "i2", 5123: "u2", 5125: "u4", 5126: "f4", 5130: "f8"}
+_INDEX_TYPES = (5121, 5123, 5125)
+_COMPONENTS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4, "MAT4": 16}
+_LARGEST = {"i1": 127.0, "u1": 255.0, "i2": 32767.0, "u2": 65535.0}  # what means 1 where normalized
+
+
+class Arrays:
+    """What the accessors of a document hold. Methods raise InputError for what is not as the standard says."""
+
+    def __init__(self, gltf: Gltf, read_file: ReadFile) -> None:
+        self.document = gltf.document
+        self._buffer = cache(lambda number: read_buffer(gltf, number, read_file))
+
+    def has_data(self, number: int) -> bool:
+        """Whether an accessor says where its values are; else an extension may."""
+        accessor = self._accessor(number)
+        return accessor.view is not None or accessor.sparse is not None
+
+    def count(self, number: int) -> int:
+        """Of an accessor's elements."""
+        return self._accessor(number).count
+
+    def values(self, number: int, kind: str, *, what: str) -> Shaped[np.ndarray, "count num_components"]:
+        """An accessor of "VEC3" or the like, of its component type."""
+        return self._values(self._accessor(number), kind, what)
+
+    def floats(self, number: int, kind: str, *, what: str) -> Float[np.ndarray, "count num_components"]:
+        """An accessor of "VEC3" or the like, as float32, or float64 where these are needed for its values."""
+        return self.as_floats(number, self._values(self._accessor(number), kind, what), what=what)
+
+    def as_floats(
+        self, number: int, values: Shaped[np.ndarray, "count num_components"], *, what: str
+    ) -> Float[np.ndarray, "count num_components"]:
+        """Values of an accessor's component type, divided by the type's largest where the accessor is normalized."""
+        dtype = values.dtype.str[1:]
+        if not self._accessor(number).normalized or values.dtype.kind == "f":
+            return values.astype(np.float64 if dtype in ("u4", "f8") else np.float32)
+        if dtype not in _LARGEST:
+            raise InputError(f"{what} is normalized {values.dtype}, which glTF does not have; export it again")
+        return np.maximum(values.astype(np.float64) / _LARGEST[dtype], -1.0)
+
+    def integers(self, number: int, kind: str, *, what: str) -> Int[np.ndarray, "count num_components"]:
+        """An accessor of unsigned integers."""
+        accessor = self._accessor(number)
+        if accessor.component_type not in _INDEX_TYPES:
+            raise InputError(
+                f"{what} has componentType {accessor.component_type}; expected unsigned integers; export it again"
+            )
+        return self._values(accessor, kind, what).astype(np.int64)
+
+    def bytes_of(self, view_number: int) -> bytes:
+        """The bytes of a view."""
+        view = self._view(view_number)
+        return self._buffer(view.buffer)[view.offset : view.offset + view.length]
+
+    def _accessor(self, number: int) -> Accessor:
+        return item(self.document.accessors, number, "accessors")
+
+    def _view(self, number: int) -> BufferView:
+        view = item(self.document.buffer_views, number, "bufferViews")
+        buffer = item(self.document.buffers, view.buffer, "buffers")
+        if view.offset + view.length > buffer.length:
+            raise InputError(
+                f"bufferViews[{number}] ends at byte {view.offset + view.length} of a buffer of {buffer.length}; it is "
+                "damaged; export it again"
+            )
+        return view
+
+    def _values(self, accessor: Accessor, kind: str, what: str) -> Shaped[np.ndarray, "count num_components"]:
+        if accessor.type != kind:
+            raise InputError(f"{what} has type {accessor.type}; expected {kind}; export it again")
+        if accessor.component_type not in _DTYPES:
+            raise InputError(f"{what} has the unknown componentType {accessor.component_type}; export it again")
+        dtype, width = np.dtype("<" + _DTYPES[accessor.component_type]), _COMPONENTS[kind]
+        if accessor.view is None:
+            num_bytes = sum(buffer.length for buffer in self.document.buffers)
+            if accessor.count > num_bytes:
+                raise InputError(f"{what} has {accessor.count} zeros in a file of {num_bytes} bytes; it is damaged")
+            values = np.zeros((accessor.count, width), dtype)
+        else:
+            values = self._dense(accessor.view, accessor.offset, accessor.count, dtype, width, what)
+        if accessor.sparse is None:
+            return values
+        sparse = accessor.sparse
+        if sparse.indices.component_type not in _INDEX_TYPES:
+            raise InputError(f"{what} has sparse indices that are no unsigned integers; export it again")
+        index_type = np.dtype("<" + _DTYPES[sparse.indices.component_type])
+        where = self._dense(sparse.indices.view, sparse.indices.offset, sparse.count, index_type, 1, what)[:, 0]
+        if len(where) and where.max() >= accessor.count:
+            raise InputError(f"{what} has {accessor.count} elements but sparse ones up to {where.max()}; it is damaged")
+        values = values.copy()
+        values[where] = self._dense(sparse.values.view, sparse.values.offset, sparse.count, dtype, width, what)
+        return values
+
+    def _dense(
+        self, view_number: int, offset: int, count: int, dtype: np.dtype, width: int, what: str
+    ) -> Shaped[np.ndarray, "count num_components"]:
+        view = self._view(view_number)
+        size = width * dtype.itemsize
+        stride = view.stride or size
+        if count and offset + stride * (count - 1) + size > view.length:
+            raise InputError(
+                f"{what} has {count} elements of {size} bytes, which bufferViews[{view_number}] of {view.length} bytes "
+                "can't hold; it is damaged; export it again"
+            )
+        if count and view.offset + offset + stride * (count - 1) + size > len(self._buffer(view.buffer)):
+            raise InputError(f"{what} ends after its buffer; it is damaged; export it again")
+        return np.ndarray(
+            (count, width), dtype, self._buffer(view.buffer), view.offset + offset, (stride, dtype.itemsize)
+        )

@@ -1,0 +1,168 @@
+"""Which meshes a glTF shows, and where: its scene, its nodes' transforms, instances and visibility."""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from ..errors import InputError
+from .gltf_accessors import Arrays
+from .gltf_schema import Document, Node, item
+
+INSTANCING, VISIBILITY = "EXT_mesh_gpu_instancing", "KHR_node_visibility"
+
+
+class Shown(NamedTuple):
+    """A node with a mesh that the scene shows."""
+
+    node: Node
+    mesh: int
+    transforms: Float[np.ndarray, "num_instances 4 4"]  # float64, of column vectors, to the scene's frame
+    place: str  # in the document, for messages
+
+
+class Shows(NamedTuple):
+    nodes: list[Shown]
+    worlds: Float[np.ndarray, "num_nodes 4 4"]  # of all nodes of the document, float64
+    notes: tuple[str, ...]
+
+
+def shown_nodes(document: Document, arrays: Arrays) -> Shows:
+    """The nodes of the default scene (or the first, or all where there is none) that have a mesh and are visible.
+
+    Raises InputError where nodes are no trees, or a transform is none.
+    """
+    order, parents = _from_roots(document)
+    worlds = np.tile(np.eye(4), (len(document.nodes), 1, 1))
+    for number in order:
+        local = _local(document.nodes[number], number)
+        parent = parents[number]
+        worlds[number] = local if parent is None else worlds[parent] @ local
+    in_scene = _in_scene(document, order, parents)
+    hidden = _hidden(document, order, parents)
+    found, notes = [], dict[str, int]()
+    for number in order:
+        node = document.nodes[number]
+        if node.mesh is None:
+            continue
+        place = f"nodes[{number}]" + (f" ({node.name[:40]!r})" if node.name else "")
+        if not in_scene[number]:
+            _count(notes, "meshes in other scenes or in none left out")
+        elif hidden[number]:
+            _count(notes, f"nodes hidden by {VISIBILITY} left out")
+        elif not worlds[number, :3, :3].any():
+            _count(notes, "nodes scaled to nothing left out")
+        else:
+            transforms = worlds[number] @ _instances(node, arrays, place)
+            found.append(Shown(node, node.mesh, transforms, place))
+    return Shows(found, worlds, tuple(f"{what}: {number}" for what, number in notes.items()))
+
+
+def _count(notes: dict[str, int], what: str) -> None:
+    notes[what] = notes.get(what, 0) + 1
+
+
+def _from_roots(document: Document) -> tuple[list[int], list[int | None]]:
+    """All nodes, parents before their children, and the parent of each."""
+    parents: list[int | None] = [None] * len(document.nodes)
+    for number, node in enumerate(document.nodes):
+        for child in node.children:
+            item(document.nodes, child, "nodes")
+            if parents[child] is not None:
+                raise InputError(f"nodes[{child}] has two parents; nodes must be trees; export it again")
+            parents[child] = number
+    order = [number for number, parent in enumerate(parents) if parent is None]
+    for number in order:
+        order.extend(document.nodes[number].children)
+    if len(order) < len(document.nodes):
+        raise InputError("some of its nodes are each other's parents; nodes must be trees; export it again")
+    return order, parents
+
+
+def _in_scene(document: Document, order: list[int], parents: list[int | None]) -> list[bool]:
+    inside = [False] * len(document.nodes)
+    if document.scene is None and not document.scenes:
+        return [True] * len(document.nodes)
+    for root in item(document.scenes, document.scene or 0, "scenes").nodes:
+        item(document.nodes, root, "nodes")
+        inside[root] = True
+    for number in order:
+        parent = parents[number]
+        inside[number] |= parent is not None and inside[parent]
+    return inside
+
+
+def _hidden(document: Document, order: list[int], parents: list[int | None]) -> list[bool]:
+    hidden = [False] * len(document.nodes)
+    for number in order:
+        said = document.nodes[number].extensions.get(VISIBILITY)
+        parent = parents[number]
+        hidden[number] = (isinstance(said, dict) and said.get("visible") is False) or (
+            parent is not None and hidden[parent]
+        )
+    return hidden
+
+
+def _local(node: Node, number: int) -> Float[np.ndarray, "4 4"]:
+    if node.matrix is not None:
+        matrix = np.array(node.matrix).reshape(4, 4).T  # it goes column by column
+        if np.abs(matrix[3] - [0, 0, 0, 1]).max() > 1e-6:
+            raise InputError(f"nodes[{number}].matrix is a projection; expected an affine transform; export it again")
+        matrix[3] = [0, 0, 0, 1]
+        return matrix
+    one = [np.array([values]) for values in (node.translation, node.rotation, node.scale)]
+    return _composed(*one, what=f"nodes[{number}]")[0]
+
+
+def _composed(
+    translation: Float[np.ndarray, "num 3"],
+    rotation: Float[np.ndarray, "num 4"],
+    scale: Float[np.ndarray, "num 3"],
+    *,
+    what: str,
+) -> Float[np.ndarray, "num 4 4"]:
+    """Scaled, then turned by the unit quaternions x y z w, then moved."""
+    length = np.linalg.norm(rotation, axis=1, keepdims=True)
+    if not (length > 0).all():
+        raise InputError(
+            f"the rotation of {what} is {rotation[(~(length > 0))[:, 0]][0].tolist()}; expected a unit quaternion"
+        )
+    x, y, z, w = (rotation / length).T
+    turned = np.array(
+        [
+            [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
+            [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
+            [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
+        ]
+    )
+    matrices = np.tile(np.eye(4), (len(translation), 1, 1))
+    matrices[:, :3, :3] = turned.transpose(2, 0, 1) * scale[:, None, :]
+    matrices[:, :3, 3] = translation
+    return matrices
+
+
+def _instances(node: Node, arrays: Arrays, place: str) -> Float[np.ndarray, "num_instances 4 4"]:
+    """Of EXT_mesh_gpu_instancing in the node's frame; the identity for a node without."""
+    said = node.extensions.get(INSTANCING)
+    if said is None:
+        return np.eye(4)[None]
+    what = f"{INSTANCING} of {place}"
+    named = said.get("attributes") if isinstance(said, dict) else None
+    if not isinstance(named, dict) or not all(isinstance(n, int) and n >= 0 for n in named.values()):
+        raise InputError(f"{what} has no attributes; expected accessors; export it again")
+    kinds = {"TRANSLATION": "VEC3", "ROTATION": "VEC4", "SCALE": "VEC3"}
+    read = {
+        name: arrays.floats(named[name], kind, what=f"{name} of {what}").astype(np.float64)
+        for name, kind in kinds.items()
+        if name in named
+    }
+    counts = {len(values) for values in read.values()}
+    if len(counts) != 1:
+        raise InputError(f"the attributes of {what} have {sorted(counts) or 'no'} elements; expected equally many")
+    (count,) = counts
+    return _composed(
+        read.get("TRANSLATION", np.zeros((count, 3))),
+        read.get("ROTATION", np.tile([0.0, 0.0, 0.0, 1.0], (count, 1))),
+        read.get("SCALE", np.ones((count, 3))),
+        what=what,
+    )

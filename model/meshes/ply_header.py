@@ -1,0 +1,121 @@
+"""The header of a PLY: what the rows after it are."""
+
+import re
+from typing import NamedTuple, NoReturn
+
+import numpy as np
+from jaxtyping import Int
+
+from ..errors import InputError
+
+_TYPES = {
+    "char": "i1",
+    "uchar": "u1",
+    "short": "i2",
+    "ushort": "u2",
+    "int": "i4",
+    "uint": "u4",
+    "float": "f4",
+    "double": "f8",
+    "int8": "i1",
+    "uint8": "u1",
+    "int16": "i2",
+    "uint16": "u2",
+    "int32": "i4",
+    "uint32": "u4",
+    "int64": "i8",
+    "uint64": "u8",
+    "float32": "f4",
+    "float64": "f8",
+}
+_BYTE_ORDERS = {"ascii": "", "binary_little_endian": "<", "binary_big_endian": ">"}
+
+
+class Property(NamedTuple):
+    name: str
+    type: str  # of a value, as numpy writes it, in the file's byte order: "<f4"
+    count_type: str = ""  # of a list: that of its length
+
+    @property
+    def num_bytes(self) -> int:
+        """Of one value."""
+        return int(self.type[-1])
+
+
+class Element(NamedTuple):
+    name: str
+    num_rows: int
+    properties: list[Property]
+
+    @property
+    def has_lists(self) -> bool:
+        return any(one.count_type for one in self.properties)
+
+    def number_of(self, name: str) -> int:
+        """A property's place in a row. Raises InputError if there is none of this name."""
+        for number, one in enumerate(self.properties):
+            if one.name == name:
+                return number
+        names = ", ".join(one.name for one in self.properties)
+        raise InputError(f"its element {self.name} has {names}, but no {name}; export it again")
+
+
+class Column(NamedTuple):
+    """A property of all rows of an element."""
+
+    values: np.ndarray  # of the first row, the second, ...
+    counts: Int[np.ndarray, " num_rows"]  # how many of them are of each row: 1, or the lengths of lists
+
+    @staticmethod
+    def empty() -> "Column":
+        """Of no rows."""
+        return Column(np.zeros(0, np.float32), np.zeros(0, np.int64))
+
+
+class Header(NamedTuple):
+    elements: list[Element]
+    is_text: bool
+    length: int  # in bytes, up to the first row
+    num_lines: int
+
+
+def read_header(content: bytes) -> Header:
+    """Raises InputError with the line that is not as the format says."""
+    newline = next(end for end in (b"\r\n", b"\r", b"\n") if content[3:].lstrip(b" \t").startswith(end))
+    blank = rb"[ \t\r]*" if newline == b"\n" else rb"[ \t]*"
+    end = re.search(newline + blank + rb"end_header" + blank + rb"(" + newline + rb"|\Z)", content)
+    if end is None:
+        raise InputError("the header has no line end_header; the file is cut or no PLY; export it again")
+    lines = [line.split() for line in content[: end.end()].decode("latin-1").split(newline.decode())]
+    order, elements = None, list[Element]()
+    for number, words in enumerate(lines[1:], start=2):
+        match words:
+            case [] | ["comment" | "obj_info" | "end_header", *_]:
+                pass
+            case ["format", ("ascii" | "binary_little_endian" | "binary_big_endian") as name, *_]:
+                order = _BYTE_ORDERS[name]
+            case ["element", name, count] if count.isdecimal():
+                elements.append(Element(name, int(count), []))
+            case ["property", "list", count_type, type_, name] if {count_type, type_} <= _TYPES.keys() and elements:
+                byte_order = order or ""
+                elements[-1].properties.append(
+                    Property(name, byte_order + _TYPES[type_], byte_order + _TYPES[count_type])
+                )
+            case ["property", type_, name] if type_ in _TYPES and elements:
+                elements[-1].properties.append(Property(name, (order or "") + _TYPES[type_]))
+            case _:
+                raise InputError(
+                    f"line {number}: got {' '.join(words)[:60]!r}, which no header of a PLY has; correct it"
+                )
+    if order is None:
+        raise InputError("the header has no line that begins with format ascii or format binary; export it again")
+    return Header(elements, order == "", end.end(), len(lines) - 1)
+
+
+def refuse_cut(element: Element, num_found: int | None = None) -> NoReturn:
+    """Raise InputError: the file ends before the rows that an element declares."""
+    found = "before its rows are complete" if num_found is None else f"after {num_found}"
+    raise InputError(
+        f"the header declares {element.num_rows} rows of element {element.name} but the file ends {found}; it is cut; "
+        "export it again"
+    )

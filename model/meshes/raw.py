@@ -1,0 +1,25 @@
+"""What a reader returns."""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from ..errors import InputError
+
+
+class RawMesh(NamedTuple):
+    """The triangles that a file holds, all of them and nothing repaired."""
+
+    vertices: Float[np.ndarray, "num_vertices 3"]  # float32 or float64, in the file's frame
+    faces: Int[np.ndarray, "num_faces 3"]  # int64, each a vertex that is there
+    notes: tuple[str, ...] = ()  # what the file holds besides, each as "what: how much"
+
+
+def check_indices(indices: Int[np.ndarray, " num_indices"], num_vertices: int, what: str) -> None:
+    """Raise InputError if an index names no vertex."""
+    if len(indices) and (indices.min() < 0 or indices.max() >= num_vertices):
+        wrong = int(indices[(indices < 0) | (indices >= num_vertices)][0])
+        raise InputError(
+            f"{what} vertex {wrong} but the file has {num_vertices}, counted from 0; it is damaged; export it again"
+        )
