@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -25,6 +25,7 @@ START_SECONDS = 120.0  # a first start makes the database
 REQUEST_SECONDS = 10.0  # for the server to finish what it is asked
 TRAINER_SECONDS = 40.0  # for a worker to end its run, whose trainer saves its state first
 LOOK_SECONDS = 0.5
+INTERRUPTED = 130  # what a shell reports for Ctrl-C
 HEALTH_SECONDS = 10.0  # from one look at the server's health to the next
 SILENCE_SECONDS = 120.0  # a server without an answer for so long is taken for dead
 
@@ -51,9 +52,7 @@ def main() -> None:
         parts = {"server": running.enter_context(_kept(command, environment, REQUEST_SECONDS))}
         _wait_for(server, parts["server"])
         _end_lost_runs()
-        subprocess.run(
-            _prefect("work-pool", "create", work_pool, "--type", "process", "--overwrite"), check=True, env=environment
-        )
+        _create_work_pool(work_pool)
         subprocess.run(_prefect("--no-prompt", "deploy", "--all"), check=True, env=environment)
         worker = _prefect("worker", "start", "--pool", work_pool)
         parts["worker"] = running.enter_context(_kept(worker, environment, TRAINER_SECONDS))
@@ -128,6 +127,15 @@ def _end_lost_runs() -> None:
             client.set_flow_run_state(run.id, crashed, force=True)
 
 
+def _create_work_pool(name: str) -> None:
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.actions import WorkPoolCreate
+    from prefect.exceptions import ObjectAlreadyExists
+
+    with get_client(sync_client=True) as client, suppress(ObjectAlreadyExists):
+        client.create_work_pool(WorkPoolCreate(name=name, type="process"))
+
+
 def _say_how_to_use(server: LocalServer, deployment: str, proxied: bool) -> None:
     print(
         f"\nserving on {server.page} until Ctrl-C; the page asks for api.auth_string of {SETTINGS}\n"
@@ -167,6 +175,7 @@ if __name__ == "__main__":
         main()
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
+        sys.exit(INTERRUPTED)
     except subprocess.CalledProcessError as error:
         sys.exit(f"`prefect {' '.join(error.cmd[3:])}` failed; its output is above")
     except (EndedError, InputError) as error:

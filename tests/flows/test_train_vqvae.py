@@ -12,7 +12,6 @@ from prefect import State
 from prefect.blocks.webhook import Webhook
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter
-from prefect.testing.utilities import prefect_test_harness
 
 from flows.alerts import WEBHOOK
 from flows.experiment import SNAPSHOT
@@ -24,10 +23,7 @@ from tests.flows.conftest import changes, replace_stage, run
 REFUSAL = "gate: the codebook is not good enough: usage 0.1 (gate.min_usage: >= 0.9): raise stage1.kmeans_iterations"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def server() -> Iterator[None]:
-    with prefect_test_harness(server_startup_timeout=120):
-        yield
+pytestmark = pytest.mark.usefixtures("connected")
 
 
 @pytest.fixture(autouse=True)
