@@ -4,6 +4,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from model.errors import hear_interrupts
+
+hear_interrupts()  # what tests start is told to stop by SIGINT, also where the caller of pytest ignores it
+
 
 @pytest.fixture(scope="session", autouse=True)
 def dvc_by_itself(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:

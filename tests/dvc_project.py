@@ -45,7 +45,7 @@ def write_project(root: Path) -> None:
             module = root / (dependency if dependency.endswith(".py") else f"{dependency}/__init__.py")
             module.parent.mkdir(parents=True, exist_ok=True)
             module.touch()
-    (root / "tasks/run").mkdir()
+    (root / "tasks/run").mkdir(exist_ok=True)
     (root / "tasks/run/check.py").touch()  # what every stage begins with; there is nothing to check here
     for name, stage in stages.items():
         written = [path for kind in ("outs", "metrics", "plots") for path in names(stage.get(kind, []))]

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tqdm import tqdm
 
-from ..errors import INTERRUPTED, InputError
+from ..errors import INTERRUPTED, InputError, hear_interrupts, printable
 from ..files import write_whole
 from ..jobs import GB, Failure, Limits, run_all
-from ..meshes import SUFFIXES, find_meshes, load_mesh, memory_to_load, printable
+from ..meshes import SUFFIXES, find_meshes, load_mesh, memory_to_load
 from ..progress import track
 from ..tokens import Found, check_suffix, count_shapes, inside, read_tokens, write_tokens
 
@@ -41,14 +41,15 @@ Exit code: 0, all done; 1, some could not be used and are listed on stderr; 2, w
 
 
 def main(arguments: list[str] | None = None) -> None:
+    hear_interrupts()
     options = _parser().parse_args(arguments)
     try:
         num_failed = options.run(options)
     except InputError as error:
-        sys.exit(f"shape-tokenizer: {error}")
+        sys.exit(printable(f"shape-tokenizer: {error}"))
     except OSError as error:
         file = f": {error.filename}" if error.filename else ""
-        sys.exit(f"shape-tokenizer: {error.strerror or error}{file}; mend it and run the command again")
+        sys.exit(printable(f"shape-tokenizer: {error.strerror or error}{file}; mend it and run the command again"))
     except KeyboardInterrupt:
         print("shape-tokenizer: interrupted; what is written so far is whole", file=sys.stderr)
         sys.exit(INTERRUPTED)

@@ -12,7 +12,7 @@ import numpy as np
 import trimesh
 from jaxtyping import Float, Int
 
-from ..errors import InputError
+from ..errors import InputError, printable
 
 SUFFIXES = (".obj", ".stl", ".ply", ".glb", ".off")
 
@@ -41,11 +41,6 @@ def find_meshes(directory: Path) -> dict[str, Path]:
         for stem, path in zip(stems, files, strict=True)
     ]
     return {printable(name): path for name, path in zip(names, files, strict=True)}
-
-
-def printable(path: Path | str) -> str:
-    """As text that every terminal and table takes, although a file's name may hold bytes that are no text."""
-    return str(path).encode(errors="backslashreplace").decode()
 
 
 def _files_below(directory: Path) -> Iterator[Path]:
