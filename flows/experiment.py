@@ -17,7 +17,7 @@ from dvc.utils.serialize import load_yaml
 
 from flows.graph import kept_by_git
 from model.errors import InputError
-from model.files import whole_directory
+from model.files import whole_directory, write_whole
 from tasks.run import PARAMS_FILE, ParameterError, load_settings
 
 SNAPSHOT = Path("artifacts/.scratch/before_overrides")  # what put_back() puts back, also after the flow was killed
@@ -43,7 +43,7 @@ def overridden(params: Mapping[str, Any]) -> Iterator[None]:
     _refuse_changed_outputs()
     _take_snapshot(text)
     try:
-        PARAMS_FILE.write_text(text)
+        write_whole(PARAMS_FILE, text)
         yield
     finally:
         put_back()
@@ -71,7 +71,7 @@ def put_back() -> None:
         )
     for path in map(Path, json.loads((SNAPSHOT / "files.json").read_text())):
         if (SNAPSHOT / path).exists():
-            shutil.copyfile(SNAPSHOT / path, path)
+            write_whole(path, (SNAPSHOT / path).read_bytes())
         else:
             path.unlink(missing_ok=True)
     dvc("checkout", "--quiet", "--force", "--allow-missing")
