@@ -1,6 +1,7 @@
 """Other parameters for one run: set, run, kept as a DVC experiment, and the checkout left as it was."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -12,14 +13,17 @@ from typing import Any
 
 from dvc.exceptions import InvalidArgumentError
 from dvc.utils.hydra import apply_overrides
+from dvc.utils.serialize import load_yaml
 
 from flows.graph import kept_by_git
 from model.errors import InputError
-from model.files import whole_directory
+from model.files import whole_directory, write_whole
 from tasks.run import PARAMS_FILE, ParameterError, load_settings
 
 SNAPSHOT = Path("artifacts/.scratch/before_overrides")  # what put_back() puts back, also after the flow was killed
 OVERRIDDEN = "overridden.yaml"  # in there: params.yaml as the run has it
+KEY = re.compile(r"[a-z0-9_]+(\.[a-z0-9_]+)*", re.ASCII)  # Hydra's grammar also has +key, ~key and key@package
+CODE = {"voxelize.dask_scheduler"}  # a parameter that says whose code is run is for params.yaml, which is code, to set
 
 
 @contextmanager
@@ -39,7 +43,7 @@ def overridden(params: Mapping[str, Any]) -> Iterator[None]:
     _refuse_changed_outputs()
     _take_snapshot(text)
     try:
-        PARAMS_FILE.write_text(text)
+        write_whole(PARAMS_FILE, text)
         yield
     finally:
         put_back()
@@ -97,22 +101,46 @@ def _with_overrides(params: Mapping[str, Any]) -> str:
     with TemporaryDirectory() as scratch:
         copy = Path(shutil.copy(PARAMS_FILE, scratch))
         for key, value in params.items():
-            if isinstance(value, dict):
-                raise InputError(
-                    f"params: {key} is a section; name its keys one by one, as in {key}.{next(iter(value), 'key')}"
-                )
+            _refuse_what_is_no_value(key, value)
             try:
-                apply_overrides(copy, [f"{key}={json.dumps(value)}"])
+                apply_overrides(copy, [f"{key}={json.dumps(value, ensure_ascii=False)}"])
             except InvalidArgumentError as error:
                 reason = str(error.__cause__).strip().split("\n")[0]
                 raise InputError(
                     f"params: {key}={value!r} can't be set ({reason}); {PARAMS_FILE} has the keys"
                 ) from error
+            if (became := _value_of(copy, key)) != value:  # Hydra's quoting is not JSON's
+                raise InputError(f"params: {key}={value!r} would become {became!r}; set it in {PARAMS_FILE} instead")
         try:
             load_settings(copy)
         except ParameterError as error:
             raise InputError(f"params: {error}".replace(str(copy), str(PARAMS_FILE))) from error
         return copy.read_text()
+
+
+def _refuse_what_is_no_value(key: str, value: Any) -> None:
+    """Hydra would read more in it: a section as what takes the place of another, ${...} as what it looks up."""
+    if not KEY.fullmatch(key):
+        raise InputError(
+            f"params: {key!r} is no key; expected one of {PARAMS_FILE} by its dotted name, as in stage2.lr"
+        )
+    if key in CODE:
+        raise InputError(f"params: {key} is not for a run to set; set it in {PARAMS_FILE} and commit that")
+    if isinstance(value, dict):
+        raise InputError(
+            f"params: {key} is a section; name its keys one by one, as in {key}.{next(iter(value), 'key')}"
+        )
+    if "${" in json.dumps(value):
+        raise InputError(
+            f"params: {key}={value!r} holds ${{, and nothing is looked up for a run; give the value itself"
+        )
+
+
+def _value_of(file: Path, key: str) -> Any:
+    value = load_yaml(str(file))
+    for part in key.split("."):
+        value = value[part]
+    return value
 
 
 def _refuse_edited_params() -> None:

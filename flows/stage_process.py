@@ -1,5 +1,6 @@
-"""One stage as a child process: `dvc repro --single-item STAGE`, its output line by line, and how it ended in words."""
+"""One stage as a child process, as `dvc repro --single-item STAGE` is: its output line by line, and how it ended."""
 
+import json
 import os
 import re
 import select
@@ -9,23 +10,18 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
 
-from model.errors import INTERRUPTED
+from model.errors import INTERRUPTED, printable
 from tasks.run import ALREADY_RUNNING, REFUSED
 
-KEEPER = Path(__file__).with_name("keeper.py")
+KEEPER, REPRO = Path(__file__).with_name("keeper.py"), Path(__file__).with_name("repro.py")
 LOOK_AROUND_SECONDS = 1.0
 
-PROGRESS = re.compile(r"(?P<stage>.+): (?P<done>\d+) of (?P<total>\d+) \w+s, ")  # as tasks/progress.py writes it
-EXIT_CODE = re.compile(r"failed to run: .*, exited with (-?\d+)$")
-DVC_IS_BUSY = re.compile(r"is busy, it is being blocked by|Unable to acquire lock")
+PROGRESS = re.compile(r"(?P<stage>[\w -]+): (?P<done>\d+) of (?P<total>\d+) \w+s, ")  # as model/progress.py writes it
 
 Outcome = Literal["ran", "restored", "unchanged"]
-OUTCOMES: dict[str, Outcome] = {
-    "didn't change, skipping": "unchanged",
-    "is cached - skipping run": "restored",  # an earlier run had the same inputs: its outputs, from DVC's cache
-}
 
 
 @dataclass(frozen=True)
@@ -60,41 +56,39 @@ def reproduce(
     date are not looked for. Whatever exception ends the wait, be it a cancellation, the stage is told to stop, may save
     its state, and is gone when the exception leaves here. Raises StageError.
     """
-    command = [sys.executable, str(KEEPER), sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item"]
-    command += [*(["--force"] if force else []), *(["--pull", "--allow-missing"] if remote else []), stage]
     started = time.monotonic()
     lines: list[str] = []
-    with subprocess.Popen(
-        command,
-        stdin=subprocess.PIPE,  # the keeper's leash
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        env=os.environ | {"PYTHONUNBUFFERED": "1"},
-        start_new_session=True,  # Ctrl-C is for the flow, which then lets the stage save
-    ) as process:
-        try:
-            for line in _lines(process, orphaned):
-                lines.append(line)
-                on_line(line)
-            code = process.wait()
-        finally:
-            assert process.stdin is not None
-            process.stdin.close()
-            process.wait()
-    if code:
-        raise _failure(stage, lines, code)
-    return StageResult(stage, _outcome(lines), time.monotonic() - started)
-
-
-def _outcome(lines: list[str]) -> Outcome:
-    for text, outcome in OUTCOMES.items():
-        if any(text in line for line in lines):
-            return outcome
-    return "ran"
+    with TemporaryDirectory() as scratch:
+        end = Path(scratch, "end.json")
+        command = [sys.executable, str(KEEPER), sys.executable, "-P", str(REPRO), str(end), stage]
+        command += [*(["--force"] if force else []), *(["--remote"] if remote else [])]
+        with subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,  # the keeper's leash
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=os.environ | {"PYTHONUNBUFFERED": "1"},
+            start_new_session=True,  # Ctrl-C is for the flow, which then lets the stage save
+        ) as process:
+            try:
+                for line in _lines(process, orphaned):
+                    lines.append(line)
+                    on_line(line)
+                process.wait()
+            finally:
+                assert process.stdin is not None
+                process.stdin.close()
+                process.wait()
+        how: dict[str, Any] = {"code": process.returncode}  # where DVC itself was killed
+        if end.exists():
+            how = json.loads(end.read_text())
+    if "outcome" not in how:
+        raise _failure(stage, lines, how)
+    return StageResult(stage, how["outcome"], time.monotonic() - started)
 
 
 def _lines(process: "subprocess.Popen[bytes]", orphaned: Callable[[], bool]) -> Iterator[str]:
-    """Whole lines of the output as they come, until it ends. Raises Orphaned."""
+    """Whole lines of the output as they come, until it ends, without what steers a terminal. Raises Orphaned."""
     assert process.stdout is not None
     descriptor, rest = process.stdout.fileno(), b""
     while True:
@@ -106,26 +100,25 @@ def _lines(process: "subprocess.Popen[bytes]", orphaned: Callable[[], bool]) -> 
         *whole, rest = (rest + read).split(b"\n")
         for line in [*whole, *([rest] if not read else [])]:
             if text := line.decode(errors="replace").rstrip():
-                yield text
+                yield printable(text)
         if not read:
             return
 
 
-def _failure(stage: str, lines: list[str], code: int) -> StageError:
-    """What a failed `dvc repro` means: dvc itself always exits with 255, so its text has to say."""
-    codes = [int(match[1]) for line in lines if (match := EXIT_CODE.search(line))]
-    own_code = codes[-1] if codes else code
-    signal_number = -own_code if own_code < 0 else own_code - 128
+def _failure(stage: str, lines: list[str], how: dict[str, Any]) -> StageError:
+    """What a stage's end means, by what flows/repro.py says of it; the stage's own words only tell why."""
+    code = how.get("code", 0)
+    signal_number = -code if code < 0 else code - 128
     name = stage.rpartition(":")[2]
     own = [line for line in lines if line.startswith(f"{name}: ") and not PROGRESS.match(line)]
     said = own or [line for line in lines if line.startswith("ERROR")] or lines[-1:]
     reason = said[-1] if said else f"{name}: it said nothing"
-    if own_code == ALREADY_RUNNING or (not codes and any(DVC_IS_BUSY.search(line) for line in lines)):
+    if code == ALREADY_RUNNING or "busy" in how:
         return StageStoppedError(f"{reason} (another process works in this checkout)")
-    if own_code == INTERRUPTED:
+    if code == INTERRUPTED:
         return StageError(reason)
-    if 0 < signal_number < 65 and codes:
+    if 0 < signal_number < 65:
         return StageStoppedError(
             f"{name}: killed by signal {signal_number}; where nobody did that, the machine was out of memory"
         )
-    return GateRefusedError(reason) if own_code == REFUSED else StageError(reason)
+    return GateRefusedError(reason) if code == REFUSED else StageError(reason)

@@ -1,7 +1,7 @@
 """The flow train-vqvae: every stage that DVC finds out of date, watched, retried where that helps, stopped cleanly.
 
 DVC owns the graph and decides what runs; `dvc repro` does the same without any of this. A stage is an entry of
-dvc.yaml, and its code is tasks/STAGE.py; a new one changes nothing here. flows/README.md says how to operate it.
+dvc.yaml, and its code is tasks/STAGE.py; a new one changes nothing here. docs/operating.md says how to operate it.
 """
 
 import os
@@ -17,9 +17,10 @@ from prefect.states import Completed, Failed
 from flows.alerts import GATE_REFUSED, alert
 from flows.experiment import dvc, overridden, save
 from flows.graph import plan
+from flows.local_server import bypass_proxies
 from flows.run_page import ProgressBar, show_evaluation, show_stages
 from flows.stage_process import GateRefusedError, StageError, StageResult, StageStoppedError, reproduce
-from model.errors import InputError
+from model.errors import InputError, hear_interrupts
 from tasks.run import AlreadyRunningError, only_one
 
 STARTED_BY = os.getppid()
@@ -98,4 +99,6 @@ def _orphaned() -> bool:
 
 
 if __name__ == "__main__":
+    hear_interrupts()
+    bypass_proxies()
     train_vqvae()

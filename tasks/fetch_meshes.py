@@ -1,6 +1,5 @@
 """Real meshes out of a pinned wheel: `python -m tasks.fetch_meshes`. The wheel is unzipped, never installed."""
 
-import hashlib
 import re
 import subprocess
 import sys
@@ -16,18 +15,28 @@ from tasks.run import MESHES, Settings, run_stage
 def fetch_meshes(settings: Settings) -> None:
     options = settings.fetch_meshes
     with TemporaryDirectory() as downloads:
-        wheel = download_wheel(options.wheel, Path(downloads))
-        check_hash(wheel, options.sha256)
+        wheel = download_wheel(options.wheel, options.sha256, Path(downloads))
         with whole_directory(MESHES) as directory:
             num_files = extract_meshes(wheel, options.pattern, directory)
     print(f"fetch_meshes: {num_files} meshes of {options.wheel} in {MESHES}")
 
 
-def download_wheel(requirement: str, directory: Path) -> Path:
-    """The wheel of one exact requirement, without what it depends on, from where pip is set up to look."""
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input", "--quiet"]
-    command += ["--disable-pip-version-check", "--dest", str(directory), requirement]
+def download_wheel(requirement: str, sha256: str, directory: Path) -> Path:
+    """The wheel of one version of one package, without what it depends on, from where pip is set up to look.
+
+    Nothing that came is run: no package is built, and pip itself refuses a file of another hash. Raises InputError.
+    """
+    requirements = directory / "requirements.txt"  # which alone can hold a hash
+    requirements.write_text(f"{requirement} --hash=sha256:{sha256}\n")
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--require-hashes"]
+    command += ["--no-input", "--quiet", "--disable-pip-version-check", "--dest", str(directory)]
+    command += ["--requirement", str(requirements)]
     finished = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    if other := re.search(r"Got +([0-9a-f]{64})", finished.stdout):
+        raise InputError(
+            f"sha256 of {requirement} is {other[1]}; expected fetch_meshes.sha256 {sha256}; "
+            "the package has been changed: look at it before you change the hash"
+        )
     wheels = sorted(directory.glob("*.whl"))
     if finished.returncode or len(wheels) != 1:
         said = next((line for line in reversed(finished.stdout.splitlines()) if "ERROR" in line), "no reason given")
@@ -36,16 +45,6 @@ def download_wheel(requirement: str, directory: Path) -> Path:
             "fetch_meshes.wheel, or set voxelize.meshes to a folder of your own"
         )
     return wheels[0]
-
-
-def check_hash(wheel: Path, expected: str) -> None:
-    """Raises InputError unless the file's sha256 is the expected one."""
-    got = hashlib.sha256(wheel.read_bytes()).hexdigest()
-    if got != expected:
-        raise InputError(
-            f"sha256 of {wheel.name} is {got}; expected fetch_meshes.sha256 {expected}; "
-            "the package has been changed: look at it before you change the hash"
-        )
 
 
 def extract_meshes(wheel: Path, pattern: str, directory: Path) -> int:

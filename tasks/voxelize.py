@@ -17,10 +17,10 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from model.errors import InputError
+from model.errors import InputError, printable
 from model.files import whole_directory, write_whole
 from model.jobs import GB, Failure, Limits, run_all
-from model.meshes import SUFFIXES, find_meshes, load_mesh, memory_to_load, printable
+from model.meshes import SUFFIXES, find_meshes, load_mesh, memory_to_load
 from model.progress import track
 from model.sdf import normalised_surface, voxelize
 from tasks import shards
@@ -80,7 +80,7 @@ def voxelize_meshes(settings: Settings) -> None:
     rejected = [outcome for outcome in outcomes if outcome.reason]
     rejects = {printable(files[outcome.name]): outcome.reason for outcome in rejected}
     for file, reason in rejects.items():
-        print(f"rejected {file}: {reason}")
+        print(printable(f"rejected {file}: {reason}"))
     _check_share(rejects, len(outcomes), options)
 
     index = _index(usable, options)
@@ -138,8 +138,11 @@ def _voxelize_all(files: dict[str, Path], options: Voxelize) -> Iterator[Outcome
         max_bad_flip_ratio=options.max_bad_flip_ratio if options.mode == "auto" else 0.0,
         version=code_version("voxelize"),
     )
+    tracked = {name: path for name, path in files.items() if _is_text(path.relative_to(options.meshes))}
+    for name in files.keys() - tracked.keys():
+        yield Outcome(name, reason="its name is not UTF-8, and DVC can't track such a file; rename it")
     scratch = VOXELIZE_SCRATCH.absolute()
-    jobs = (Job(name, path.absolute(), recipe, scratch, options.max_memory_gb) for name, path in files.items())
+    jobs = (Job(name, path.absolute(), recipe, scratch, options.max_memory_gb) for name, path in tracked.items())
     _compile_kernels()
     results = run_all(
         _voxelize_file,
@@ -148,12 +151,20 @@ def _voxelize_all(files: dict[str, Path], options: Voxelize) -> Iterator[Outcome
         markers=VOXELIZE_SCRATCH / _MARKERS,
         dask_scheduler=options.dask_scheduler,
     )
-    for job, result in track(results, len(files), description="voxelize", unit="file"):
+    for job, result in track(results, len(tracked), description="voxelize", unit="file"):
         if isinstance(result, Failure):
             remedy = _REMEDY.format("max_seconds" if result.out_of_time else "max_memory_gb")
             yield Outcome(job.name, reason=f"{result.reason}; {remedy}")
         else:
             yield result
+
+
+def _is_text(name: Path) -> bool:
+    try:
+        str(name).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _compile_kernels() -> None:
@@ -226,7 +237,7 @@ def _attempt(job: Job, target: Path) -> None:
     facts = {
         "num_faces": len(mesh.faces),
         "num_dropped_faces": mesh.num_dropped,
-        "watertight": mesh.watertight,
+        "watertight": mesh.is_closed,
         "mode": shape.mode,
         "bad_flip_ratio": shape.bad_flip_ratio,
         "lost_area_share": shape.lost_area_share,  # of parts too thin for a voxel that are not kept as a shell either

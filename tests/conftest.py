@@ -5,7 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from model.errors import hear_interrupts
 from tests.wheel import SPCONV, build_wheel, make_environment
+
+hear_interrupts()  # what tests start is told to stop by SIGINT, also where the caller of pytest ignores it
 
 
 @pytest.fixture(scope="session", autouse=True)

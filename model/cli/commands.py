@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..errors import INTERRUPTED, InputError
+from ..errors import INTERRUPTED, InputError, hear_interrupts, printable
 
 if TYPE_CHECKING:
     from ..checkpoint import Layout
@@ -62,12 +62,12 @@ class _Commands(click.Group):
         try:
             num_failed = super().invoke(ctx)
         except InputError as error:
-            sys.exit(f"{PROGRAM}: {error}")
+            sys.exit(printable(f"{PROGRAM}: {error}"))
         except BrokenPipeError:
             raise  # click's: the reader of stdout has gone
         except OSError as error:
             file = f": {error.filename}" if error.filename else ""
-            sys.exit(f"{PROGRAM}: {error.strerror or error}{file}; mend it and run the command again")
+            sys.exit(printable(f"{PROGRAM}: {error.strerror or error}{file}; mend it and run the command again"))
         except KeyboardInterrupt:
             print(f"{PROGRAM}: interrupted; what is written so far is whole", file=sys.stderr)
             sys.exit(INTERRUPTED)
@@ -76,6 +76,7 @@ class _Commands(click.Group):
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command with these arguments, by default those of the process. Raises SystemExit with the exit code."""
+    hear_interrupts()
     commands.main(arguments, prog_name=PROGRAM)
 
 

@@ -4,7 +4,7 @@ import sys
 
 from tqdm import tqdm
 
-from ..meshes import printable
+from ..errors import printable
 
 
 class Rejects:

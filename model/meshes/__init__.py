@@ -4,7 +4,7 @@ May import model.errors alone. A reader returns all that its file holds or raise
 harmless and left out stands in the mesh's notes. A new format is a module with `read`, named in load.py and content.py.
 """
 
-from .files import SUFFIXES, find_meshes, irregular_files, memory_to_load, printable, sha256_of
+from .files import SUFFIXES, find_meshes, irregular_files, memory_to_load, sha256_of
 from .load import load_mesh
 from .mesh import Mesh, is_closed
 
@@ -16,6 +16,5 @@ __all__ = [
     "is_closed",
     "load_mesh",
     "memory_to_load",
-    "printable",
     "sha256_of",
 ]

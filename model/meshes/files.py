@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from os import walk
 from pathlib import Path
 
-from ..errors import InputError
+from ..errors import InputError, printable
 from .content import state_of
 from .gltf_draco import DRACO
 from .gltf_file import MAGIC, outside_files
@@ -37,11 +37,6 @@ def find_meshes(directory: Path) -> dict[str, Path]:
     if repeated:  # names that are no text, and read like others when made one
         raise InputError(f"two files in {directory} are called {repeated[0]!r} when written as text; rename one")
     return dict(zip(names, files, strict=True))
-
-
-def printable(path: Path | str) -> str:
-    """As text that every terminal and table takes, although a file's name may hold bytes that are no text."""
-    return str(path).encode(errors="backslashreplace").decode()
 
 
 def irregular_files(directory: Path) -> dict[Path, str]:

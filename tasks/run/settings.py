@@ -3,11 +3,12 @@
 There are no defaults here; params.yaml is the only place that holds a value.
 """
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from tasks.run.paths import FETCHED, MESHES, PRETRAINED
@@ -24,6 +25,7 @@ CountOrZero = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 Recon = Literal["l1", "l2", "l1+l2"]
 
 
@@ -46,9 +48,16 @@ class Upstream(Section):
     fetch_vae: Run
 
 
+def _one_version(requirement: str) -> str:
+    """What pip could read otherwise, as an option, a path or an address, is refused."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9.!+]+", requirement):
+        raise ValueError(f"got {requirement!r}; expected one version of one package, as in metaworld==3.1.1")
+    return requirement
+
+
 class FetchMeshes(Section):
-    wheel: str
-    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    wheel: Annotated[str, AfterValidator(_one_version)]
+    sha256: Sha256
     pattern: str
 
 
@@ -135,6 +144,7 @@ class PretrainVae(ShapeTraining):
 
 class FetchVae(Section):
     source: Annotated[str, Field(pattern=r"^(hf://|https://huggingface\.co/)")]
+    sha256: Sha256 | None
 
 
 class ImportVae(Section):

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 
-from model.errors import INTERRUPTED, InputError
+from model.errors import INTERRUPTED, InputError, hear_interrupts, printable
 from tasks.run.paths import RESUME
 from tasks.run.settings import ParameterError, Settings, load_settings
 
@@ -24,6 +24,7 @@ class AlreadyRunningError(RuntimeError):
 
 def run_stage(name: str, stage: Callable[[Settings], None]) -> None:
     """Run one stage and exit: 0 done, 1 with the reason in one sentence, 3 refused with one, 130 interrupted."""
+    hear_interrupts()
     first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started: it holds the lock for all
     try:
         with only_one(name) if first else nullcontext():
@@ -32,13 +33,14 @@ def run_stage(name: str, stage: Callable[[Settings], None]) -> None:
         print(error, file=sys.stderr)
         sys.exit(ALREADY_RUNNING)
     except RefusedError as error:
-        print(f"{name}: {error}", file=sys.stderr)
+        print(printable(f"{name}: {error}"), file=sys.stderr)
         sys.exit(REFUSED)
     except (InputError, ParameterError) as error:
-        sys.exit(f"{name}: {error}")
+        sys.exit(printable(f"{name}: {error}"))
     except OSError as error:
         file = f": {error.filename}" if error.filename else ""
-        sys.exit(f"{name}: {error.strerror or error}{file}; nothing is half-written; mend it and run the stage again")
+        reason = f"{error.strerror or error}{file}"
+        sys.exit(printable(f"{name}: {reason}; nothing is half-written; mend it and run the stage again"))
     except KeyboardInterrupt:
         print(
             f"{name}: interrupted; nothing is half-written, and the next run goes on from what was saved",

@@ -4,11 +4,15 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from prefect.logging.handlers import APILogHandler
+from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
 from tests.dvc_project import write_project
+from tests.flows.served import Served, serving
 
 
 def run(*command: str) -> str:
@@ -60,3 +64,18 @@ def replace_stage(name: str, program: str) -> None:
     """Let another program stand for a stage, as a committed change."""
     Path(f"tasks/{name}.py").write_text(program)
     run("git", "commit", "--quiet", "--all", "--message", f"another {name}")
+
+
+@pytest.fixture(scope="session")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """`make serve`, once for all tests, as it takes a while to start."""
+    with serving(tmp_path_factory.mktemp("served") / "checkout") as running:
+        yield running
+
+
+@pytest.fixture
+def connected(served: Served) -> Iterator[Served]:
+    """What uses Prefect in this process uses that server."""
+    with temporary_settings({PREFECT_API_URL: served.api, PREFECT_API_AUTH_STRING: served.secret}):
+        yield served
+        APILogHandler.flush()

