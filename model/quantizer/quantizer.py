@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Float16, Int, Num
 from torch import Tensor, nn
 
 from ..distributed import all_reduce_sum, global_mean
+from ..operators import operator
 
 MAX_SCORES = 2**20  # of one block on the CPU: 4 MB of float32 stay in a core's cache
 MAX_SCORES_ON_GPU = 2**24  # enough to fill it: 64 MB of float32, 128 MB of float64
@@ -91,12 +92,7 @@ def nearest_codes(
     with torch.autocast(z.device.type, enabled=False):
         codebook = codebook.float()
         origin = codebook.mean(0)
-        if z.is_cuda and z.shape[1] <= MAX_KERNEL_DIM:
-            from .kernel import nearest_by_kernel
-
-            indices, doubtful = nearest_by_kernel(z, codebook, origin)
-        else:
-            indices, doubtful = nearest_by_blocks(z, codebook, origin)
+        indices, doubtful = nearest(z, codebook, origin)
         again = doubtful.nonzero().flatten()  # the only place where the CPU waits for a GPU
         if len(again):
             indices[again] = _nearest_in_float64(z, again, codebook.double(), origin.double())
@@ -117,6 +113,14 @@ def _nearest_in_float64(z: Tensor, rows: Tensor, codebook: Tensor, origin: Tenso
         as_near = (x - codes[first]).square().sum(1) <= (x - codes[nearest]).square().sum(1)
         found.append(torch.where(as_near, first, nearest))
     return torch.cat(found)
+
+
+@operator("(Tensor z, Tensor codebook, Tensor origin) -> (Tensor, Tensor)", cuda=".kernel")
+def nearest(
+    z: Float[Tensor, "num_vectors dim"], codebook: Float[Tensor, "codebook_size dim"], origin: Float[Tensor, " dim"]
+) -> tuple[Int[Tensor, " num_vectors"], Bool[Tensor, " num_vectors"]]:
+    """What Nearest holds, in float32. The origin is where the codes' mean is."""
+    return nearest_by_blocks(z, codebook, origin)
 
 
 def nearest_by_blocks(

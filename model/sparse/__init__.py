@@ -5,7 +5,7 @@ neighbour in plain torch computes, and the tests compare them.
 """
 
 from .child_conv import ChildConv3d
-from .conv import SubMConv3d, compute_dtype, neighbour_table, sum_dtype
+from .conv import SubMConv3d, compute_dtype, sum_dtype
 from .norm import GroupNormSiLU
 from .symmetry import SYMMETRIES, transform_coords
 from .tensor import (
@@ -16,8 +16,10 @@ from .tensor import (
     Subdivision,
     Windows,
     batch_tensors,
+    find_places,
     find_rows,
     from_arrays,
+    neighbour_table,
     voxel_keys,
 )
 
@@ -34,6 +36,7 @@ __all__ = [
     "Windows",
     "batch_tensors",
     "compute_dtype",
+    "find_places",
     "find_rows",
     "from_arrays",
     "neighbour_table",

@@ -6,25 +6,15 @@ children, and no search for neighbours among them. Values and gradients are thos
 """
 
 from functools import cache
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from .conv import (
-    COLUMN_ELEMENTS,
-    NUM_OFFSETS,
-    ROWS_PER_PRODUCT,
-    SubMConv3d,
-    compute_dtype,
-    neighbour_table,
-    sum_dtype,
-    sum_of_products,
-    sum_rows,
-)
-from .tensor import NUM_CHILDREN, SparseTensor, Subdivision
+from ..operators import operator
+from .conv import COLUMN_ELEMENTS, ROWS_PER_PRODUCT, Convolution, Products, SubMConv3d, sum_dtype, sum_of_products
+from .neighbours import NUM_OFFSETS
+from .tensor import NUM_CHILDREN, SparseTensor, Subdivision, neighbour_table
 
 NUM_TAPS = 8  # parents that a child reads
 # By octant bit, tap and kernel element of one axis, whether the tap sums up that element. A lower child (bit 0) finds
@@ -56,52 +46,24 @@ class ChildConv3d(SubMConv3d):
         """`x` holds the parents, which are leading rows of a grid; the result is on step.fine."""
         with torch.autocast(x.feats.device.type, enabled=False):
             summed = _summed_kernels(self.weight.device, self.weight.dtype) @ self.weight.flatten(1, 3)
-        neighbours = neighbour_table(x.grid.whole)
-        feats = _ChildConvolution.apply(x.feats, summed, self.bias, neighbours, step.children, len(step.fine))
+        tables = neighbour_table(x.grid.whole), step.children
+        feats = Convolution.apply(_PRODUCTS, x.feats, summed, self.bias, len(step.fine), *tables)
         return SparseTensor.on(step.fine, feats)
 
 
-class _ChildConvolution(torch.autograd.Function):
-    """`summed` is [out, 64, in]. Parents are the leading rows of the neighbour table; its others count as absent."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, feats: Tensor, summed: Tensor, bias: Tensor, neighbours: Tensor, children: Tensor, num_outputs: int
-    ) -> Tensor:
-        ctx.dtype = feats.dtype
-        feats, summed = feats.to(compute_dtype(feats)), summed.to(compute_dtype(feats))
-        ctx.save_for_backward(feats, summed, neighbours, children)
-        if feats.is_cuda:
-            from .kernels.child_conv import convolve
-
-            return convolve(feats, summed, bias, neighbours, children, num_outputs)
-        return _convolve(feats, summed, bias, neighbours, children, num_outputs)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        feats, summed, neighbours, children = ctx.saved_tensors
-        if feats.is_cuda:
-            from .kernels.child_conv import input_gradient, kernel_gradient
-        else:
-            input_gradient, kernel_gradient = _input_gradient, _kernel_gradient
-        grad_feats = grad_summed = grad_bias = None
-        if ctx.needs_input_grad[0]:
-            grad_feats = input_gradient(grad_output, summed, neighbours, children).to(ctx.dtype)
-        if ctx.needs_input_grad[1]:
-            grad_summed = kernel_gradient(feats, grad_output, neighbours, children)
-            grad_bias = sum_rows(grad_output)
-        return grad_feats, grad_summed, grad_bias, None, None, None
-
-
-def _convolve(
+@operator(
+    "(Tensor feats, Tensor summed, Tensor bias, int num_outputs, Tensor neighbours, Tensor children) -> Tensor",
+    cuda=".kernels.conv",
+)
+def convolve_children(
     feats: Float[Tensor, "num_parents in_channels"],
     summed: Float[Tensor, "out_channels 64 in_channels"],
     bias: Float[Tensor, " out_channels"],
+    num_outputs: int,
     neighbours: Int[Tensor, "27 num_rows"],
     children: Int[Tensor, "8 num_parents"],
-    num_outputs: int,
 ) -> Float[Tensor, "num_outputs out_channels"]:
+    """Parents are the leading rows of the neighbour table; its others count as absent."""
     output = feats.new_empty(num_outputs, len(summed))
     padded = torch.nn.functional.pad(feats, (0, 0, 0, 1))
     for octant, kernel in enumerate(summed.unflatten(1, (NUM_CHILDREN, NUM_TAPS)).unbind(1)):
@@ -111,14 +73,18 @@ def _convolve(
     return output
 
 
-def _input_gradient(
+@operator(
+    "(Tensor grad_output, Tensor summed, int num_parents, Tensor neighbours, Tensor children) -> Tensor",
+    cuda=".kernels.conv",
+)
+def convolve_children_input_gradient(
     grad_output: Float[Tensor, "num_outputs out_channels"],
     summed: Float[Tensor, "out_channels 64 in_channels"],
+    num_parents: int,
     neighbours: Int[Tensor, "27 num_rows"],
     children: Int[Tensor, "8 num_parents"],
 ) -> Float[Tensor, "num_parents in_channels"]:
     """What a child read from a parent at some offset, that parent finds with the mirrored one."""
-    num_parents = children.shape[1]
     total = grad_output.new_zeros(num_parents, summed.shape[2])
     for octant, kernel in enumerate(summed.unflatten(1, (NUM_CHILDREN, NUM_TAPS)).unbind(1)):
         present = (children[octant] >= 0).nonzero()[:, 0]
@@ -133,7 +99,8 @@ def _input_gradient(
     return total
 
 
-def _kernel_gradient(
+@operator("(Tensor feats, Tensor grad_output, Tensor neighbours, Tensor children) -> Tensor", cuda=".kernels.conv")
+def convolve_children_kernel_gradient(
     feats: Float[Tensor, "num_parents in_channels"],
     grad_output: Float[Tensor, "num_outputs out_channels"],
     neighbours: Int[Tensor, "27 num_rows"],
@@ -148,6 +115,9 @@ def _kernel_gradient(
             grads = grad_output.index_select(0, children[octant, parents])
             total[octant] += sum_of_products(grads, _read_parents(padded, neighbours, octant, parents))
     return total.transpose(0, 1).reshape(shape[1], NUM_CHILDREN * NUM_TAPS, -1)
+
+
+_PRODUCTS = Products(convolve_children, convolve_children_input_gradient, convolve_children_kernel_gradient)
 
 
 def _present(children: Int[Tensor, " num_parents"], width: int) -> tuple[Int[Tensor, " num_rows"], ...]:

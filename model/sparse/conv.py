@@ -1,34 +1,23 @@
 """Submanifold 3^3 convolution: the output lives on the input's voxels.
 
-One module, one autograd function over spconv's neighbour search. On CUDA each product is a fused kernel of our own
-(model.conv_cuda); on the CPU, where spconv's forward races between threads and its backward needs a CUDA stream, it is
-a gather and a matrix product in torch. The gradient of the input is the same convolution with the kernel mirrored.
+Products are operators. On CUDA each is a fused kernel of our own (kernels/conv.py); on the CPU, where spconv's forward
+races between threads and its backward needs a CUDA stream, it is a gather and a matrix product in torch. The gradient
+of the input is the same convolution with the kernel mirrored.
 """
 
 import math
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
-from spconv.core import ConvAlgo
-from spconv.pytorch import ops as spconv_ops
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from ..errors import InputError
-from .tensor import Grid, SparseTensor
+from ..operators import operator
+from .neighbours import KERNEL_SIZE, NUM_OFFSETS
+from .tensor import SparseTensor, neighbour_table
 
-KERNEL_SIZE = 3
-NUM_OFFSETS = KERNEL_SIZE**3
-GEOMETRY = {
-    "ksize": [KERNEL_SIZE] * 3,
-    "stride": [1] * 3,
-    "padding": [1] * 3,
-    "dilation": [1] * 3,
-    "out_padding": [0] * 3,
-}
-MAX_PLACES_ON_CPU = 2**32  # spconv's hash table there has keys of 32 bits
 COLUMN_ELEMENTS = 2**23  # gathered at a time: 32 MB of float32
 ROWS_PER_PRODUCT = 4096  # of a sum of products over rows
 
@@ -46,39 +35,51 @@ class SubMConv3d(nn.Module):
     def forward(self, x: SparseTensor, num_outputs: int | None = None) -> SparseTensor:
         """With `num_outputs`, only that many leading rows are computed; their neighbours are found in all rows."""
         num_outputs = len(x.grid) if num_outputs is None else num_outputs
-        feats = _Convolution.apply(x.feats, self.weight, self.bias, neighbour_table(x.grid.whole), num_outputs)
+        neighbours = neighbour_table(x.grid.whole)
+        feats = Convolution.apply(_PRODUCTS, x.feats, self.weight, self.bias, num_outputs, neighbours)
         return SparseTensor.on(x.grid.leading(num_outputs), feats)
 
 
-class _Convolution(torch.autograd.Function):
-    """Rows of the inputs and of the outputs are leading rows of the neighbour table; others count as absent."""
+class Products(NamedTuple):
+    """The three products of a convolution. Last arguments of each are the tables that say which rows meet."""
+
+    convolve: Callable[..., Tensor]
+    input_gradient: Callable[..., Tensor]
+    kernel_gradient: Callable[..., Tensor]
+
+
+class Convolution(torch.autograd.Function):
+    """Rows of the inputs and of the outputs are leading rows of the neighbour table; others count as absent.
+
+    Products are in half precision within autocast, and added up in float32 or more.
+    """
 
     @staticmethod
-    def forward(ctx: Any, feats: Tensor, weight: Tensor, bias: Tensor, neighbours: Tensor, num_outputs: int) -> Tensor:
-        ctx.dtype = feats.dtype
+    def forward(
+        ctx: Any,
+        products: Products,
+        feats: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        num_outputs: int,
+        *tables: Tensor,
+    ) -> Tensor:
+        ctx.products, ctx.dtype = products, feats.dtype
         feats, weight = feats.to(compute_dtype(feats)), weight.to(compute_dtype(feats))
-        ctx.save_for_backward(feats, weight, neighbours)
-        if feats.is_cuda:
-            from .kernels.conv import convolve
-
-            return convolve(feats, weight, bias, neighbours, num_outputs)
-        return _convolve(feats, weight, bias, neighbours, num_outputs)
+        ctx.save_for_backward(feats, weight, *tables)
+        return products.convolve(feats, weight, bias, num_outputs, *tables)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        feats, weight, neighbours = ctx.saved_tensors
-        if feats.is_cuda:
-            from .kernels.conv import input_gradient, kernel_gradient
-        else:
-            input_gradient, kernel_gradient = _input_gradient, _kernel_gradient
+        feats, weight, *tables = ctx.saved_tensors
         grad_feats = grad_weight = grad_bias = None
-        if ctx.needs_input_grad[0]:
-            grad_feats = input_gradient(grad_output, weight, neighbours, len(feats)).to(ctx.dtype)
         if ctx.needs_input_grad[1]:
-            grad_weight = kernel_gradient(feats, grad_output, neighbours).reshape(weight.shape)
-            grad_bias = sum_rows(grad_output)
-        return grad_feats, grad_weight, grad_bias, None, None
+            grad_feats = ctx.products.input_gradient(grad_output, weight, len(feats), *tables).to(ctx.dtype)
+        if ctx.needs_input_grad[2]:
+            grad_weight = ctx.products.kernel_gradient(feats, grad_output, *tables).view(weight.shape)
+            grad_bias = grad_output.sum(0, dtype=sum_dtype(grad_output.dtype))
+        return None, grad_feats, grad_weight, grad_bias, None, *(None for _ in tables)
 
 
 def compute_dtype(feats: Tensor) -> torch.dtype:
@@ -92,17 +93,17 @@ def sum_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def sum_rows(rows: Float[Tensor, "num_rows channels"]) -> Float[Tensor, " channels"]:
-    return rows.sum(0, dtype=sum_dtype(rows.dtype))
-
-
-def _convolve(
+@operator(
+    "(Tensor feats, Tensor weight, Tensor bias, int num_outputs, Tensor neighbours) -> Tensor", cuda=".kernels.conv"
+)
+def convolve(
     feats: Float[Tensor, "num_inputs in_channels"],
     weight: Float[Tensor, "out_channels 3 3 3 in_channels"],
     bias: Float[Tensor, " out_channels"],
-    neighbours: Int[Tensor, "27 num_rows"],
     num_outputs: int,
+    neighbours: Int[Tensor, "27 num_rows"],
 ) -> Float[Tensor, "num_outputs out_channels"]:
+    """The first rows of the convolution; neighbours that are no row of feats count as absent."""
     kernel = weight.flatten(1).T
     output = feats.new_empty(num_outputs, len(weight))
     for rows, columns in _columns(feats, neighbours, num_outputs):
@@ -110,28 +111,33 @@ def _convolve(
     return output
 
 
-def _input_gradient(
+@operator("(Tensor grad_output, Tensor weight, int num_inputs, Tensor neighbours) -> Tensor", cuda=".kernels.conv")
+def convolve_input_gradient(
     grad_output: Float[Tensor, "num_outputs out_channels"],
     weight: Float[Tensor, "out_channels 3 3 3 in_channels"],
-    neighbours: Int[Tensor, "27 num_rows"],
     num_inputs: int,
+    neighbours: Int[Tensor, "27 num_rows"],
 ) -> Float[Tensor, "num_inputs in_channels"]:
     """What a voxel gave at offset k, it gets back from its neighbour at -k."""
     mirrored = weight.flip(1, 2, 3).permute(4, 1, 2, 3, 0)
-    return _convolve(grad_output, mirrored, weight.new_zeros(weight.shape[-1]), neighbours, num_inputs)
+    return convolve(grad_output, mirrored, weight.new_zeros(weight.shape[-1]), num_inputs, neighbours)
 
 
-def _kernel_gradient(
+@operator("(Tensor feats, Tensor grad_output, Tensor neighbours) -> Tensor", cuda=".kernels.conv")
+def convolve_kernel_gradient(
     feats: Float[Tensor, "num_inputs in_channels"],
     grad_output: Float[Tensor, "num_outputs out_channels"],
     neighbours: Int[Tensor, "27 num_rows"],
-) -> Float[Tensor, "out_channels 27*in_channels"]:
+) -> Float[Tensor, "out_channels 27 in_channels"]:
     """Sum over voxels of output gradient times gathered neighbourhood, added up in float32 or more."""
     dtype = sum_dtype(feats.dtype)
     total = torch.zeros(grad_output.shape[1], NUM_OFFSETS * feats.shape[1], dtype=dtype)
     for rows, columns in _columns(feats, neighbours, len(grad_output)):
         total += sum_of_products(grad_output[rows], columns)
-    return total
+    return total.view(len(total), NUM_OFFSETS, -1)
+
+
+_PRODUCTS = Products(convolve, convolve_input_gradient, convolve_kernel_gradient)
 
 
 def sum_of_products(
@@ -158,42 +164,3 @@ def _columns(
         index = neighbours[:, rows].T
         index = torch.where(index < 0, num_inputs, index).clamp_(max=num_inputs).flatten()
         yield rows, padded.index_select(0, index).view(-1, NUM_OFFSETS * channels)
-
-
-def neighbour_table(grid: Grid) -> Int[Tensor, "27 num_voxels"]:
-    """Row of the voxel at each kernel offset (x slowest, as in the weight), or -1 where there is none; int32."""
-    if grid.neighbours is None:
-        grid.neighbours = _search_on_cuda(grid) if grid.coords.is_cuda else _search_on_cpu(grid)
-    return grid.neighbours
-
-
-def _search_on_cpu(grid: Grid) -> Int[Tensor, "27 num_voxels"]:
-    if grid.num_shapes * grid.extent**3 > MAX_PLACES_ON_CPU:
-        raise InputError(
-            f"{grid.num_shapes} shapes of {grid.extent}^3 voxels are more than the CPU's neighbour search tells apart; "
-            f"give it at most {MAX_PLACES_ON_CPU // grid.extent**3} at a time"
-        )
-    _, pairs, counts = spconv_ops.get_indice_pairs(
-        grid.coords, grid.num_shapes, [grid.extent] * 3, ConvAlgo.Native, **GEOMETRY, subm=True
-    )
-    table = torch.full((NUM_OFFSETS, len(grid)), -1, dtype=torch.int32)
-    centre = NUM_OFFSETS // 2
-    table[centre] = torch.arange(len(grid), dtype=torch.int32)
-    for offset in range(centre):  # spconv counts only the first half; the second is its mirror image
-        inputs, outputs = pairs[:, offset, : int(counts[offset])]
-        table[offset, outputs.long()] = inputs
-        table[NUM_OFFSETS - 1 - offset, inputs.long()] = outputs
-    return table
-
-
-def _search_on_cuda(grid: Grid) -> Int[Tensor, "27 num_voxels"]:
-    return spconv_ops.get_indice_pairs_implicit_gemm(
-        grid.coords,
-        grid.num_shapes,
-        [grid.extent] * 3,
-        ConvAlgo.MaskImplicitGemm,
-        **GEOMETRY,
-        subm=True,
-        is_train=False,
-        do_sort=False,
-    )[2]

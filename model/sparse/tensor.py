@@ -1,8 +1,8 @@
 """Sparse voxel tensors: features on a set of voxels, and everything that follows from the coordinates alone.
 
 Features change at every layer, coordinates only where the network pools or subdivides. A `Grid` therefore holds what
-depends on coordinates (neighbours, attention windows, parents, children), each made when first asked for and then
-shared by every tensor on that grid.
+depends on coordinates (neighbours, attention windows, parents, children), each found when first asked for and then
+shared by every tensor on that grid. Only this module writes into a grid.
 """
 
 from dataclasses import dataclass, field
@@ -14,6 +14,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from .neighbours import find_neighbours
 
 CHILD_OFFSETS = torch.tensor([[x, y, z] for x in (0, 1) for y in (0, 1) for z in (0, 1)], dtype=torch.int32)
 NUM_CHILDREN = len(CHILD_OFFSETS)
@@ -84,7 +86,7 @@ class Grid:
         self.num_shapes = num_shapes
         self.extent = extent  # every x, y and z is below it
         self.places = places
-        self.neighbours: Tensor | None = None  # [27, num_voxels], found by model.conv when first asked for
+        self.neighbours: Tensor | None = None  # once neighbour_table has been asked for them
         self._whole: Grid | None = None
 
     def __len__(self) -> int:
@@ -121,14 +123,6 @@ class Grid:
         """Keys in ascending order, and the row of each."""
         keys, order = self.keys.sort()
         return keys, order
-
-    @cached_property
-    def membership(self) -> Float[Tensor, "num_voxels num_shapes"]:
-        """One-hot: the shape of each voxel. Sums over shapes as a product with it are free of atomics.
-
-        For the CPU: on a GPU a batch has shapes enough to make it larger than all else.
-        """
-        return torch.nn.functional.one_hot(self.coords[:, 0].long(), self.num_shapes).float()
 
     @cached_property
     def voxels_per_shape(self) -> Int[Tensor, "num_shapes 1"]:
@@ -258,17 +252,32 @@ class _PoolMean(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, feats: Tensor, pooling: Pooling) -> Tensor:
         ctx.pooling = pooling
-        absent = pooling.children < 0
-        padded = torch.nn.functional.pad(feats, (0, 0, 0, 1))
-        rows = torch.where(absent, len(feats), pooling.children).T.flatten()
-        sums = padded.index_select(0, rows).view(-1, NUM_CHILDREN, feats.shape[1]).sum(1)
-        return sums / pooling.divisor[:, None].to(feats.dtype)
+        return mean_of_children(feats, pooling.children, pooling.divisor)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None]:
-        share = grad_output / ctx.pooling.divisor[:, None].to(grad_output.dtype)
-        return share.index_select(0, ctx.pooling.parent), None
+        return share_of_children(grad_output, ctx.pooling.parent, ctx.pooling.divisor), None
+
+
+def mean_of_children(
+    feats: Float[Tensor, "num_voxels channels"],
+    children: Int[Tensor, "8 num_coarse"],
+    divisor: Float[Tensor, " num_coarse"],
+) -> Float[Tensor, "num_coarse channels"]:
+    padded = torch.nn.functional.pad(feats, (0, 0, 0, 1))
+    rows = torch.where(children < 0, len(feats), children).T.flatten()
+    sums = padded.index_select(0, rows).view(-1, NUM_CHILDREN, feats.shape[1]).sum(1)
+    return sums / divisor[:, None].to(feats.dtype)
+
+
+def share_of_children(
+    grad_coarse: Float[Tensor, "num_coarse channels"],
+    parent: Int[Tensor, " num_voxels"],
+    divisor: Float[Tensor, " num_coarse"],
+) -> Float[Tensor, "num_voxels channels"]:
+    """The gradient of mean_of_children."""
+    return (grad_coarse / divisor[:, None].to(grad_coarse.dtype)).index_select(0, parent)
 
 
 def from_arrays(
@@ -291,6 +300,13 @@ def batch_tensors(tensors: list[SparseTensor]) -> SparseTensor:
     return SparseTensor.on(grid, torch.cat([t.feats for t in tensors]))
 
 
+def neighbour_table(grid: Grid) -> Int[Tensor, "27 num_voxels"]:
+    """Row of the voxel at each kernel offset (x slowest, as in the weight), or -1 where there is none; int32."""
+    if grid.neighbours is None:
+        grid.neighbours = find_neighbours(grid.coords, num_shapes=grid.num_shapes, extent=grid.extent)
+    return grid.neighbours
+
+
 def find_rows(
     coords: Int[Tensor, "num_wanted 4"], grid: Grid
 ) -> tuple[Int[Tensor, " num_wanted"], Bool[Tensor, " num_wanted"]]:
@@ -300,6 +316,17 @@ def find_rows(
     wanted = voxel_keys(coords, grid.extent)
     position = torch.searchsorted(sorted_keys, wanted).clamp_(max=len(grid) - 1)
     return order[position], inside & (sorted_keys[position] == wanted)
+
+
+def find_places(
+    coords: Int[Tensor, "num_voxels 4"], bricks: Grid, side: int
+) -> tuple[Int[Tensor, " num_voxels"], Bool[Tensor, " num_voxels"]]:
+    """As in Places: where voxels stand in bricks, and whether their brick is there."""
+    corners = coords.clone()
+    corners[:, 1:] //= side
+    brick, found = find_rows(corners, bricks)
+    x, y, z = (coords[:, 1:] % side).long().unbind(1)
+    return ((brick * side + x) * side + y) * side + z, found
 
 
 def voxel_keys(coords: Int[Tensor, "num_voxels 4"], extent: int) -> Int[Tensor, " num_voxels"]:

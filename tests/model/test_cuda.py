@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from model.quantizer.quantizer import MAX_KERNEL_DIM, nearest_codes
 from model.sparse import ChildConv3d, Grid, GroupNormSiLU, SparseTensor, Subdivision, SubMConv3d
+from model.sparse.neighbours import find_by_keys, find_neighbours
 from model.vae import HEAD_CHANNELS, SparseSDFVAE, VAEConfig
 from model.vae.layers import WindowAttention
 from model.vae.network import NUM_LEVELS, make_ahead
@@ -42,6 +43,13 @@ def check(layer: nn.Module, feats: Tensor, run: Callable[[nn.Module, Tensor, str
     ours = torch.autograd.grad(got, [feats, *layer.parameters()], upstream.cuda())
     for ours_, truth in zip([got, *ours], [expected, *gradients], strict=True):
         assert relative_error(ours_.cpu(), truth) <= TOLERANCE[dtype]
+
+
+def test_neighbours():
+    coords = random_coords(num_shapes=3, extent=14, seed=0)
+    expected = find_by_keys(coords, extent=14)
+    assert torch.equal(find_by_keys(coords.cuda(), extent=14).cpu(), expected)
+    assert torch.equal(find_neighbours(coords.cuda(), num_shapes=3, extent=14).cpu(), expected)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

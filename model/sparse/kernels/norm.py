@@ -4,16 +4,13 @@ A program takes a part of the rows of one shape. Sums are in float32 and in a fi
 channel, mean and inverse standard deviation of the channel's group.
 """
 
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 import triton
 import triton.language as tl
 from jaxtyping import Float
 from torch import Tensor
-from torch.autograd.function import once_differentiable
-
-from ..tensor import Grid, Pooling, ShapeRows
 
 TILE = 4096  # elements at a time
 NUM_PROGRAMS = 2048
@@ -228,91 +225,48 @@ def norm_silu(
     feats: Float[Tensor, "num_voxels channels"],
     weight: Float[Tensor, " channels"],
     bias: Float[Tensor, " channels"],
-    grid: Grid,
+    shape_rows: Sequence[Tensor],
     num_groups: int,
     eps: float,
-) -> Float[Tensor, "num_voxels channels"]:
-    return _NormSiLU.apply(feats, weight, bias, grid, num_groups, eps, None)[0]
+    tables: Sequence[Tensor],
+) -> list[Tensor]:
+    moments = _moments(feats, shape_rows, num_groups, eps)
+    children, result_rows = (tables[0], tables[2:]) if tables else (None, shape_rows)
+    num_shapes, pooled, channels = len(moments), children is not None, feats.shape[1]
+    results = [feats.new_empty(len(result_rows[0]), channels) for _ in range(2 if pooled else 1)]
+    given = feats, *result_rows, moments, weight, bias, children, results[0], results[-1], len(results[0])
+    _forward_kernel[num_shapes, _num_splits(num_shapes)](*given, channels, *_tile(channels), pooled)
+    return [moments, *results]
 
 
-def norm_silu_pool(
+def norm_silu_gradients(
     feats: Float[Tensor, "num_voxels channels"],
     weight: Float[Tensor, " channels"],
     bias: Float[Tensor, " channels"],
-    grid: Grid,
+    moments: Float[Tensor, "num_shapes 2 channels"],
+    shape_rows: Sequence[Tensor],
     num_groups: int,
-    eps: float,
-) -> tuple[Float[Tensor, "num_coarse channels"], Float[Tensor, "num_coarse channels"]]:
-    """Pooled activation, and the input pooled without it."""
-    return _NormSiLU.apply(feats, weight, bias, grid, num_groups, eps, grid.pooling)
-
-
-class _NormSiLU(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        feats: Tensor,
-        weight: Tensor,
-        bias: Tensor,
-        grid: Grid,
-        num_groups: int,
-        eps: float,
-        pooling: Pooling | None,
-    ) -> tuple[Tensor, Tensor | None]:
-        feats = feats.contiguous()
-        channels = feats.shape[1]
-        moments = _moments(feats, grid.shape_rows, num_groups, eps)
-        result = grid if pooling is None else pooling.coarse
-        activated = feats.new_empty(len(result), channels)
-        plain = None if pooling is None else torch.empty_like(activated)
-        block, rows = _tile(channels)
-        order, offsets = result.shape_rows
-        _forward_kernel[_programs(result)](
-            feats,
-            order,
-            offsets,
-            moments,
-            weight,
-            bias,
-            None if pooling is None else pooling.children,
-            activated,
-            plain,
-            len(result),
-            channels,
-            block,
-            rows,
-            pooling is not None,
-        )
-        ctx.save_for_backward(feats, weight, bias, moments)
-        ctx.grid, ctx.pooling, ctx.num_groups = grid, pooling, num_groups
-        return activated, plain
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_activated: Tensor, grad_plain: Tensor | None) -> tuple[Tensor | None, ...]:
-        feats, weight, bias, moments = ctx.saved_tensors
-        grid, pooling = ctx.grid, ctx.pooling
-        num_shapes, channels = grid.num_shapes, feats.shape[1]
-        (block, rows), width = _tile(channels), channels // ctx.num_groups
-        programs = _programs(grid)
-        partial = torch.empty(programs[1], num_shapes, 2, channels, device=feats.device)
-        grad_feats = torch.empty_like(feats)
-        pooled: tuple[Tensor | None, ...] = (None, None, None)
-        if pooling is not None and grad_plain is not None:
-            pooled = grad_plain.contiguous(), pooling.parent, pooling.divisor
-        given = (feats, *grid.shape_rows, moments, weight, bias, grad_activated.contiguous(), *pooled, partial)
-        static = (channels, block, rows, pooling is not None, width)
-        _backward_kernel[programs](*given, None, None, *static, True)
-        sums = partial.sum(0)  # by shape and channel
-        counts = grid.voxels_per_shape[:, :, None].clamp(min=1) * width
-        group_means = (sums * weight).view(num_shapes, 2, ctx.num_groups, width).sum(3) / counts
-        _backward_kernel[programs](*given, group_means, grad_feats, *static, False)
-        grad_bias, grad_weight = sums.sum(0)
-        return grad_feats, grad_weight, grad_bias, None, None, None, None
+    grads: Sequence[Tensor],
+    tables: Sequence[Tensor],
+) -> list[Tensor]:
+    num_shapes, channels = len(moments), feats.shape[1]
+    (block, rows), width = _tile(channels), channels // num_groups
+    programs = num_shapes, _num_splits(num_shapes)
+    partial = torch.empty(programs[1], num_shapes, 2, channels, device=feats.device)
+    grad_feats = torch.empty_like(feats)
+    given = feats, *shape_rows, moments, weight, bias, grads[0], grads[-1], *(tables or (None, None)), partial
+    static = channels, block, rows, len(tables) > 0, width
+    _backward_kernel[programs](*given, None, None, *static, True)
+    sums = partial.sum(0)  # by shape and channel
+    counts = shape_rows[1].diff()[:, None, None].clamp(min=1) * width
+    group_means = (sums * weight).view(num_shapes, 2, num_groups, width).sum(3) / counts
+    _backward_kernel[programs](*given, group_means, grad_feats, *static, False)
+    grad_bias, grad_weight = sums.sum(0)
+    return [grad_feats, grad_weight, grad_bias]
 
 
 def _moments(
-    feats: Float[Tensor, "num_voxels channels"], shape_rows: ShapeRows, num_groups: int, eps: float
+    feats: Float[Tensor, "num_voxels channels"], shape_rows: Sequence[Tensor], num_groups: int, eps: float
 ) -> Float[Tensor, "num_shapes 2 channels"]:
     order, offsets = shape_rows
     num_shapes, channels = len(offsets) - 1, feats.shape[1]
@@ -324,10 +278,6 @@ def _moments(
     sums = partial.sum(0)
     _moments_kernel[(num_shapes,)](feats, order, offsets, sums, moments, eps, channels, block, channels // num_groups)
     return moments
-
-
-def _programs(grid: Grid) -> tuple[int, int]:
-    return grid.num_shapes, _num_splits(grid.num_shapes)
 
 
 def _num_splits(num_shapes: int) -> int:

@@ -77,7 +77,6 @@ def test_group_norm_has_the_gradients_of_its_formula():
 def test_group_norm_keeps_its_input_and_no_other_large_tensor():
     x, kept = random_tensor(32, num_shapes=2), []
     feats = x.feats.half().requires_grad_()
-    x.grid.membership  # noqa: B018  # made here, once for all layers
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
         output = GroupNormSiLU(32)(x.with_feats(feats)).feats
     assert output.dtype == torch.float16

@@ -1,0 +1,80 @@
+"""Which voxels lie next to each other: spconv's search where there is a wheel of it, else one in plain torch."""
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from ..errors import InputError
+
+try:
+    from spconv.core import ConvAlgo
+    from spconv.pytorch import ops as spconv_ops
+except ImportError:  # macOS, aarch64, a Python newer than its wheels
+    spconv_ops = None
+
+KERNEL_SIZE = 3
+NUM_OFFSETS = KERNEL_SIZE**3
+CENTRE = NUM_OFFSETS // 2  # of two opposite offsets the numbers add up to NUM_OFFSETS - 1
+MAX_PLACES_ON_CPU = 2**32  # spconv's hash table there has keys of 32 bits
+
+
+def find_neighbours(
+    coords: Int[Tensor, "num_voxels 4"], *, num_shapes: int, extent: int
+) -> Int[Tensor, "27 num_voxels"]:
+    """Row of the voxel at each offset of a 3^3 kernel (x slowest), or -1 where there is none; int32.
+
+    Coordinates are batch, x, y, z, int32, the batch index below `num_shapes`, the others below `extent`. Raises
+    InputError for what spconv cannot tell apart on the CPU.
+    """
+    if spconv_ops is None:
+        return find_by_keys(coords, extent=extent)
+    if coords.is_cuda:
+        return _find_by_spconv_on_cuda(coords, num_shapes, extent)
+    return _find_by_spconv_on_cpu(coords, num_shapes, extent)
+
+
+def find_by_keys(coords: Int[Tensor, "num_voxels 4"], *, extent: int) -> Int[Tensor, "27 num_voxels"]:
+    """In plain torch, on any device: a search among sorted keys, for half of the offsets, of which it fills both."""
+    place = (extent + 2) ** 2, extent + 2, 1  # a rim of absent voxels, so that none is found on the other side
+    batch, x, y, z = coords.long().unbind(1)
+    keys, order = (((batch * place[1] + x + 1) * place[1] + y + 1) * place[1] + z + 1).sort()
+    table = torch.full((NUM_OFFSETS, len(coords)), -1, dtype=torch.int32, device=coords.device)
+    rows = order.int()
+    table[CENTRE, order] = rows
+    for offset in range(CENTRE):
+        step = (offset // 9 - 1) * place[0] + (offset // 3 % 3 - 1) * place[1] + offset % 3 - 1
+        wanted = keys + step
+        position = torch.searchsorted(keys, wanted).clamp_(max=len(keys) - 1)
+        found = keys[position] == wanted
+        here, there = rows[found], rows[position[found]]
+        table[offset, here.long()] = there
+        table[NUM_OFFSETS - 1 - offset, there.long()] = here
+    return table
+
+
+def _find_by_spconv_on_cpu(coords: Tensor, num_shapes: int, extent: int) -> Tensor:
+    if num_shapes * extent**3 > MAX_PLACES_ON_CPU:
+        raise InputError(
+            f"{num_shapes} shapes of {extent}^3 voxels are more than the CPU's neighbour search tells apart; "
+            f"give it at most {MAX_PLACES_ON_CPU // extent**3} at a time"
+        )
+    _, pairs, counts = spconv_ops.get_indice_pairs(coords, num_shapes, [extent] * 3, ConvAlgo.Native, **_geometry())
+    table = torch.full((NUM_OFFSETS, len(coords)), -1, dtype=torch.int32)
+    table[CENTRE] = torch.arange(len(coords), dtype=torch.int32)
+    for offset in range(CENTRE):  # spconv counts only the first half; the second is its mirror image
+        inputs, outputs = pairs[:, offset, : int(counts[offset])]
+        table[offset, outputs.long()] = inputs
+        table[NUM_OFFSETS - 1 - offset, inputs.long()] = outputs
+    return table
+
+
+def _find_by_spconv_on_cuda(coords: Tensor, num_shapes: int, extent: int) -> Tensor:
+    algorithm, modes = ConvAlgo.MaskImplicitGemm, {"is_train": False, "do_sort": False}
+    return spconv_ops.get_indice_pairs_implicit_gemm(
+        coords, num_shapes, [extent] * 3, algorithm, **_geometry(), **modes
+    )[2]
+
+
+def _geometry() -> dict[str, object]:
+    lists = {"ksize": KERNEL_SIZE, "stride": 1, "padding": 1, "dilation": 1, "out_padding": 0}
+    return {name: [value] * 3 for name, value in lists.items()} | {"subm": True}
