@@ -26,6 +26,7 @@ import trimesh
 import warp as wp
 from torch import nn
 
+from model.bricks import BRICK_SIZE
 from model.checkpoint import load_vae
 from model.errors import InputError
 from model.meshes import find_meshes, load_mesh
@@ -34,7 +35,7 @@ from model.sdf import SparseSDF, voxelize
 from model.sparse import Grid, SparseTensor, find_rows, from_arrays
 from model.tokenizer import ShapeTokenizer, decoded_surface
 from model.tokenizer.tokenizer import Tokens
-from model.vae import DOWNSAMPLING, SparseSDFVAE, VAEConfig
+from model.vae import SparseSDFVAE, VAEConfig
 from model.vqvae import VQVAE
 
 T = TypeVar("T")
@@ -185,7 +186,7 @@ def decoded_field(tokenizer: ShapeTokenizer, tokens: Tokens) -> torch.Tensor:
 
 def as_indices(tokenizer: ShapeTokenizer, tokens: Tokens) -> tuple[torch.Tensor, Grid]:
     coords = torch.from_numpy(np.pad(tokens.coords, ((0, 0), (1, 0))).astype(np.int32)).to(tokenizer.device)
-    grid = Grid(coords, num_shapes=1, extent=tokenizer.resolution // DOWNSAMPLING)
+    grid = Grid(coords, num_shapes=1, extent=tokenizer.resolution // BRICK_SIZE)
     return torch.from_numpy(tokens.indices).to(tokenizer.device), grid
 
 
@@ -209,7 +210,7 @@ def sphere_shell(resolution: int) -> SparseSDF:
     def distance(voxels: np.ndarray) -> np.ndarray:
         return np.linalg.norm(voxels + 0.5 - resolution / 2, axis=-1) - 0.4 * resolution
 
-    side = resolution // DOWNSAMPLING
+    side = resolution // BRICK_SIZE
     cells = np.stack(np.unravel_index(np.arange(side**3), (side,) * 3), 1)
     cells = cells[
         np.abs(distance(cells * 8.0 + 3.5)) < 8.1
@@ -286,9 +287,9 @@ def true_field(decoded: SparseTensor, latents: Grid, grid: SparseSDF) -> SparseT
     values = np.where(grid.brick_inside, np.float32(-1), np.float32(1))
     values[grid.brick_band] = grid.sdf
     bricks = decoded.coords.clone()
-    bricks[:, 1:] //= DOWNSAMPLING
+    bricks[:, 1:] //= BRICK_SIZE
     brick, _ = find_rows(bricks, latents)  # bricks of a SparseSDF are in C order, as tokens are
-    x, y, z = (decoded.coords[:, 1:] % DOWNSAMPLING).long().unbind(1)
+    x, y, z = (decoded.coords[:, 1:] % BRICK_SIZE).long().unbind(1)
     return decoded.with_feats(torch.from_numpy(values).to(brick.device)[brick, x, y, z][:, None])
 
 

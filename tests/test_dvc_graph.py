@@ -27,7 +27,9 @@ STAGES: dict[str, dict[str, Any]] = {  # an optional one is below `do`
 }
 
 # Modules whose content cannot change a result: what settings holds is tracked as params, the rest carries or shows it.
-PLUMBING = {"model", "model.errors", "model.files", "model.progress", "tasks.run"}
+# bricks holds a number that the shards' format and model.sdf's kernels cannot do without.
+PLUMBING = {"model", "tasks.run"}
+PLUMBING |= {f"model.{name}" for name in ("bricks", "errors", "files", "operators", "progress", "warp")}
 PLUMBING |= {f"tasks.run.{name}" for name in ("code", "paths", "settings", "stage")}
 
 # What each stage reads and writes, in the words of the code.

@@ -15,14 +15,15 @@ from jaxtyping import Float, Int
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from ..bricks import BRICK_SIZE, BRICK_VOXELS
 from ..checkpoint import save_weights
 from ..errors import InputError
 from ..hub import local_path
 from ..quantizer import VectorQuantizer
-from ..sdf import BRICK_VOXELS, Mode, SparseSDF, Surface, extract_from_bricks, voxelize
-from ..sparse import Grid, SparseTensor, batch_tensors, find_rows, from_arrays
+from ..sdf import Mode, SparseSDF, Surface, extract_from_bricks, voxelize
+from ..sparse import Grid, SparseTensor, batch_tensors, find_places, from_arrays
 from ..tokens import Tokens, Vocabulary
-from ..vae import DOWNSAMPLING, SparseSDFVAE, VAEConfig
+from ..vae import SparseSDFVAE, VAEConfig
 from ..vqvae import VQVAE
 from .card import model_card
 
@@ -74,7 +75,7 @@ class ShapeTokenizer:
     @property
     def vocabulary(self) -> Vocabulary:
         """Of the flat sequences; vocabulary.size is what a language model needs to know."""
-        return Vocabulary(len(self.vqvae.quantizer.codebook), self.resolution // DOWNSAMPLING)
+        return Vocabulary(len(self.vqvae.quantizer.codebook), self.resolution // BRICK_SIZE)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -190,7 +191,7 @@ class ShapeTokenizer:
         self.check(tokens)
         tokens = tokens.in_c_order()
         coords = torch.from_numpy(np.pad(tokens.coords, ((0, 0), (1, 0))).astype(np.int32))
-        grid = Grid(coords.to(self.device), num_shapes=1, extent=self.resolution // DOWNSAMPLING)
+        grid = Grid(coords.to(self.device), num_shapes=1, extent=self.resolution // BRICK_SIZE)
         indices = torch.from_numpy(tokens.indices.astype(np.int64)).to(self.device)
         surface = decoded_surface(self.vqvae.decode_indices(indices, grid), grid, resolution=self.resolution)
         return trimesh.Trimesh(*surface.in_frame(tokens.center, tokens.scale), process=False)
@@ -234,13 +235,10 @@ def decoded_surface(decoded: SparseTensor, latents: Grid, *, resolution: int) ->
     That of model.sdf.extract_mesh, on the field's own device and without moving the place of every voxel to the host
     and back. Voxels come in any order, each in a latent voxel.
     """
-    bricks = decoded.coords.clone()
-    bricks[:, 1:] //= DOWNSAMPLING
-    brick, found = find_rows(bricks, latents)
+    place, found = find_places(decoded.coords, latents, BRICK_SIZE)
     assert found.all(), "a decoded voxel lies in no latent voxel"
-    x, y, z = (decoded.coords[:, 1:] % DOWNSAMPLING).long().unbind(1)
     values = decoded.feats.new_full((len(latents) * BRICK_VOXELS,), torch.nan, dtype=torch.float32)
-    values[((brick * DOWNSAMPLING + x) * DOWNSAMPLING + y) * DOWNSAMPLING + z] = decoded.feats[:, 0].float()
+    values[place] = decoded.feats[:, 0].float()
     return extract_from_bricks(
         latents.coords[:, 1:].cpu().numpy(), values.cpu().numpy(), resolution=resolution, device=str(values.device)
     )

@@ -5,11 +5,10 @@ Parameter names are the published ones, and checkpoints depend on them. Stands o
 
 from .layers import HEAD_CHANNELS
 from .losses import Recon, SDFTarget, reconstruction_loss, sign_error_share
-from .network import DOWNSAMPLING, SparseSDFVAE, VAEConfig, kl_divergence, refuse_zero_latents, sample
+from .network import SparseSDFVAE, VAEConfig, kl_divergence, refuse_zero_latents, sample
 from .receptive_field import DecodePlan
 
 __all__ = [
-    "DOWNSAMPLING",
     "HEAD_CHANNELS",
     "DecodePlan",
     "Recon",

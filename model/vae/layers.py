@@ -14,6 +14,7 @@ from ..sparse import SparseTensor, Windows, compute_dtype, sum_dtype
 
 HEAD_CHANNELS = 64
 WINDOW_SIZE = 8
+WINDOW_SHIFTS = (0, 4)  # of even and odd blocks
 
 
 class Recomputable(nn.Module):
@@ -151,6 +152,21 @@ class FeedForward(nn.Module):
     def forward(self, feats: Float[Tensor, "num_voxels channels"]) -> Float[Tensor, "num_voxels channels"]:
         widen, narrow = self.mlp.values()
         return _ActivatedLinear.apply(widen(feats), narrow.weight, narrow.bias, "gelu")
+
+
+class Transformer(nn.ModuleList):
+    """Position embedding, then blocks whose windows are moved in every other one."""
+
+    def __init__(self, channels: int, num_blocks: int):
+        shifts = (WINDOW_SHIFTS[index % 2] for index in range(num_blocks))
+        super().__init__(TransformerBlock(channels, shift=shift) for shift in shifts)
+
+    def forward(self, x: SparseTensor) -> SparseTensor:
+        embedding = position_embedding(x.coords, x.feats.shape[1])
+        x = x.with_feats(x.feats + embedding.to(x.feats.dtype))
+        for block in self:
+            x = block(x)
+        return x
 
 
 def layer_norm(x: SparseTensor, *, eps: float) -> SparseTensor:

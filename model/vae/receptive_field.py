@@ -14,7 +14,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..sparse import NUM_CHILDREN, Grid, Subdivision, find_rows, neighbour_table
+from ..sparse import NUM_CHILDREN, Grid, Subdivision, find_places, neighbour_table
 
 Mask = Bool[Tensor, "num_latents side side side"]
 
@@ -34,7 +34,10 @@ def plan_decode(latents: Grid, wanted: Int[Tensor, "num_wanted 4"], *, num_level
 
     Raises ValueError for a wanted voxel that lies in no latent voxel.
     """
-    return plan_decode_of_places(latents, _places(wanted, latents, 2**num_levels), num_levels=num_levels)
+    wanted_at, found = find_places(wanted, latents, 2**num_levels)
+    if not found.all():
+        raise ValueError(f"voxel {wanted[~found][0].tolist()} lies in no latent voxel; the latents are another shape's")
+    return plan_decode_of_places(latents, wanted_at, num_levels=num_levels)
 
 
 def plan_decode_of_places(latents: Grid, wanted_at: Int[Tensor, " num_wanted"], *, num_levels: int) -> DecodePlan:
@@ -72,17 +75,6 @@ def plan_decode_of_places(latents: Grid, wanted_at: Int[Tensor, " num_wanted"], 
         row.view(-1)[order] = rows.long()
         num_parents = len(first)
     return DecodePlan(tuple(subdivisions))
-
-
-def _places(wanted: Int[Tensor, "num_wanted 4"], latents: Grid, side: int) -> Int[Tensor, " num_wanted"]:
-    """Where each wanted voxel stands in the bricks of the latent voxels."""
-    bricks = wanted.clone()
-    bricks[:, 1:] //= side
-    brick, found = find_rows(bricks, latents)
-    if not found.all():
-        raise ValueError(f"voxel {wanted[~found][0].tolist()} lies in no latent voxel; the latents are another shape's")
-    x, y, z = (wanted[:, 1:] % side).long().unbind(1)
-    return ((brick * side + x) * side + y) * side + z
 
 
 def _indices(mask: Mask) -> Int[Tensor, " num_set"]:

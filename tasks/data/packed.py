@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
-from model.sdf import BRICK_SIZE
+from model.bricks import BRICK_SIZE
 from model.sparse import SYMMETRIES, Grid, Places, SparseTensor, transform_coords, voxel_keys
 from model.vae import SDFTarget
 from tasks.shards import PackedSDF

@@ -11,6 +11,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
+from model.bricks import BRICK_SIZE
 from tasks.run.paths import FETCHED, MESHES, PRETRAINED
 
 PARAMS_FILE = Path("params.yaml")
@@ -63,7 +64,7 @@ class FetchMeshes(Section):
 
 class Voxelize(Section):
     meshes: Path
-    resolution: Annotated[int, Field(ge=24, le=2048, multiple_of=8)]
+    resolution: Annotated[int, Field(ge=24, le=2048, multiple_of=BRICK_SIZE)]
     truncation_voxels: Annotated[float, Field(ge=1, le=8)]
     mode: Literal["auto", "solid", "shell"]
     max_bad_flip_ratio: Share

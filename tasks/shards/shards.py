@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Float, Int, UInt8
 
+from model.bricks import BRICK_SIZE
 from model.errors import InputError
 from model.files import partial_name
 from model.sdf import SparseSDF, Surface, voxel_coords
@@ -105,7 +106,8 @@ def packed_of(row: pa.RecordBatch | pa.Table) -> PackedSDF:
 def shape_of(row: pa.RecordBatch | pa.Table) -> SparseSDF:
     """The inverse of shape_row."""
     packed = packed_of(row)
-    band, inside = (np.unpackbits(bits).reshape(-1, 8, 8, 8).astype(bool) for bits in (packed.band, packed.inside))
+    bricks = -1, BRICK_SIZE, BRICK_SIZE, BRICK_SIZE
+    band, inside = (np.unpackbits(bits).reshape(bricks).astype(bool) for bits in (packed.band, packed.inside))
     metadata = {key.decode(): text.decode() for key, text in row.schema.metadata.items()}
     return SparseSDF(
         coords=voxel_coords(packed.brick_coords, band),

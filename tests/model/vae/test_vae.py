@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 import torch
 
+from model.bricks import BRICK_SIZE
 from model.sparse import Grid, SparseTensor, batch_tensors
-from model.vae import DOWNSAMPLING, SparseSDFVAE, VAEConfig, kl_divergence, sample
+from model.vae import SparseSDFVAE, VAEConfig, kl_divergence, sample
 from model.vae.layers import Recomputable
 from model.vae.network import Posterior
 from tests.shapes import as_target, by_coords, random_tensor, relative_error, ring_and_box, rows_in_order, voxelized
@@ -39,7 +40,7 @@ def single_latent() -> SparseTensor:
 
 def test_latents_live_on_the_occupied_bricks(vae, shape):
     posterior = vae.encode(shape)
-    bricks = torch.cat([shape.coords[:, :1], shape.coords[:, 1:] // DOWNSAMPLING], 1).unique(dim=0)
+    bricks = torch.cat([shape.coords[:, :1], shape.coords[:, 1:] // BRICK_SIZE], 1).unique(dim=0)
     assert torch.equal(posterior.mean.coords[posterior.mean.grid.keys.argsort()], bricks)
     assert posterior.mean.feats.shape == posterior.logvar.feats.shape == (len(bricks), 8)
 
@@ -48,7 +49,7 @@ def test_every_latent_is_decoded_to_its_512_voxels(vae, shape):
     z = vae.encode(shape).mean
     decoded = vae.decode(z)
     assert decoded.feats.shape == (512 * len(z.coords), 1)
-    parents = torch.cat([decoded.coords[:, :1], decoded.coords[:, 1:] // DOWNSAMPLING], 1)
+    parents = torch.cat([decoded.coords[:, :1], decoded.coords[:, 1:] // BRICK_SIZE], 1)
     voxels, counts = parents.unique(dim=0, return_counts=True)
     assert torch.equal(voxels, z.coords[z.grid.keys.argsort()])
     assert set(counts.tolist()) == {512}
