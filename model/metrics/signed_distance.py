@@ -4,10 +4,9 @@ from threading import Lock
 from typing import no_type_check
 
 import numpy as np
-import warp as wp
 from jaxtyping import Bool, Float, Int
 
-wp.config.log_level = wp.LOG_WARNING  # its start-up banner is nothing a stage's user needs
+from ..warp import wp
 
 _FAR = 10.0  # farther than any two points of the cube
 _ONE_AT_A_TIME = Lock()  # comparisons may run in threads; Warp does not say that its launches may

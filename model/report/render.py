@@ -8,11 +8,10 @@ from collections.abc import Sequence
 from typing import NamedTuple, no_type_check
 
 import numpy as np
-import warp as wp
 from jaxtyping import Float, Int, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
-wp.config.log_level = wp.LOG_WARNING  # its start-up banner is nothing a stage's user needs
+from ..warp import wp
 
 AZIMUTH, ELEVATION = -50.0, 28.0
 MARGIN = 1.08  # half width of the picture / half width of what it frames

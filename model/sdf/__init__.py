@@ -4,13 +4,10 @@ Arrays in, arrays out; one convention of space and sign, that of SparseSDF. Uses
 changed here changes the shapes that everything else is trained on.
 """
 
-from .distance import BRICK_SIZE, BRICK_VOXELS
 from .grid import Mode, SparseSDF, normalised_surface, voxel_coords, voxelize
 from .surface import Surface, extract_from_bricks, extract_mesh
 
 __all__ = [
-    "BRICK_SIZE",
-    "BRICK_VOXELS",
     "Mode",
     "SparseSDF",
     "Surface",

@@ -3,9 +3,9 @@
 Going up a line, passing a face from its back to its front is a step out (-1), from front to back a step in (+1).
 """
 
-import warp as wp
-
-from .distance import BRICK_SIZE, BRICK_VOXELS, Bricks
+from ..bricks import BRICK_SIZE, BRICK_VOXELS
+from ..warp import wp
+from .distance import Bricks
 
 # No gradients here: half the code to compile. No fused multiply-add: two faces must agree about their edge to the bit.
 wp.set_module_options({"enable_backward": False, "fuse_fp": False})

@@ -7,13 +7,11 @@ source serves CPU and CUDA. Lengths are in voxels: voxel i of an axis has its ce
 from dataclasses import dataclass
 
 import numpy as np
-import warp as wp
 from jaxtyping import Float, Int
 
-BRICK_SIZE = 8
-BRICK_VOXELS = BRICK_SIZE**3
+from ..bricks import BRICK_SIZE, BRICK_VOXELS
+from ..warp import wp
 
-wp.config.log_level = wp.LOG_ERROR  # no banner
 wp.set_module_options({"enable_backward": False})  # no gradients here: half the code to compile
 
 LONG = 4.0 * BRICK_SIZE  # longer edges are split, so that no thread walks through the whole grid

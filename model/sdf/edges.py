@@ -6,8 +6,9 @@ All edges are sorted on the device, so that those of one pair of vertices are ne
 from typing import NamedTuple
 
 import numpy as np
-import warp as wp
 from jaxtyping import Int
+
+from ..warp import wp
 
 wp.set_module_options({"enable_backward": False})  # no gradients here: half the code to compile
 

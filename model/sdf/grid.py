@@ -6,12 +6,13 @@ from functools import cached_property, partial
 from typing import Literal, NamedTuple
 
 import numpy as np
-import warp as wp
 from jaxtyping import Bool, Float, Int
 
+from ..bricks import BRICK_SIZE
 from ..errors import InputError
+from ..warp import wp
 from .bodies import orient_bodies
-from .distance import BRICK_SIZE, Bricks, band_bricks, short_triangles
+from .distance import Bricks, band_bricks, short_triangles
 from .edges import Edges, find_edges
 from .rows import bad_flip_ratio, band_rows
 from .sign import WoundSurface, brick_insides, cap_holes, insides_of_shell, orient_consistently
@@ -131,6 +132,7 @@ def voxelize(
         bricks = band(corners, level=level)
         inside = insides_of_shell(bricks, level)
     rows = band_rows(bricks, inside, level=level, truncation=truncation_voxels)
+    coords, holds = _bricks_of_band(bricks.coords.numpy(), rows.coords)
     return SparseSDF(
         coords=rows.coords,
         sdf=rows.sdf,
@@ -138,12 +140,22 @@ def voxelize(
         truncation_voxels=float(truncation_voxels),
         center=center,
         scale=scale,
-        brick_coords=bricks.coords.numpy(),
-        brick_inside=inside.numpy().view(bool).reshape(-1, BRICK_SIZE, BRICK_SIZE, BRICK_SIZE),
+        brick_coords=coords,
+        brick_inside=inside.numpy().view(bool).reshape(-1, BRICK_SIZE, BRICK_SIZE, BRICK_SIZE)[holds],
         bad_flip_ratio=field.bad_flip_ratio,
         mode=field.kind,
         lost_area_share=field.lost_share,
     )
+
+
+def _bricks_of_band(
+    bricks: Int[np.ndarray, "num_bricks 3"], band: Int[np.ndarray, "num_voxels 3"]
+) -> tuple[Int[np.ndarray, "num_held 3"], Bool[np.ndarray, " num_bricks"]]:
+    """Those that hold a voxel of the band, and which they are: where a shell meets a solid some may hold none."""
+    shape = bricks.max(0) + 1
+    held = np.unique(np.ravel_multi_index(tuple(band.T // BRICK_SIZE), shape))
+    holds = np.isin(np.ravel_multi_index(tuple(bricks.T), shape), held)
+    return bricks[holds], holds
 
 
 class _Field(NamedTuple):

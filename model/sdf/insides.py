@@ -9,11 +9,12 @@ too long, as it does where a mesh has boundary everywhere, a block's one winding
 """
 
 import numpy as np
-import warp as wp
 from jaxtyping import Float
 
+from ..bricks import BRICK_SIZE
+from ..warp import wp
 from .crossings import count_steps, step_along
-from .distance import BRICK_SIZE, Bricks
+from .distance import Bricks
 from .tree import Tree, edge_tree, next_node, triangle_tree
 from .winding import GROUP_ERROR, winding_number
 

@@ -3,10 +3,11 @@
 from typing import NamedTuple
 
 import numpy as np
-import warp as wp
 from jaxtyping import Float, Int
 
-from .distance import BRICK_SIZE, Bricks, running_sum
+from ..bricks import BRICK_SIZE
+from ..warp import wp
+from .distance import Bricks, running_sum
 
 wp.set_module_options({"enable_backward": False})  # no gradients here: half the code to compile
 

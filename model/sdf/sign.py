@@ -8,11 +8,11 @@ again. The costly solid angles are so needed for the caps only, and on a closed 
 from typing import NamedTuple
 
 import numpy as np
-import warp as wp
 from jaxtyping import Float, Int
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
+from ..warp import wp
 from .crossings import count_crossings
 from .distance import Bricks, split_long
 from .insides import decide_insides

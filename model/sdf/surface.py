@@ -3,11 +3,12 @@
 from typing import Any, NamedTuple
 
 import numpy as np
-import warp as wp
 from jaxtyping import Float, Int
 
+from ..bricks import BRICK_SIZE, BRICK_VOXELS
+from ..warp import wp
 from .cases import CASES, EDGES
-from .distance import BRICK_SIZE, BRICK_VOXELS, number_bricks
+from .distance import number_bricks
 
 wp.set_module_options({"enable_backward": False})  # no gradients here: half the code to compile
 

@@ -9,12 +9,13 @@ from itertools import product
 from typing import Literal, NamedTuple
 
 import numpy as np
-import warp as wp
 from jaxtyping import Bool, Float, Int
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
-from .distance import BRICK_SIZE, BRICK_VOXELS, Bricks, number_bricks, place_of, split_long
+from ..bricks import BRICK_SIZE, BRICK_VOXELS
+from ..warp import wp
+from .distance import Bricks, number_bricks, place_of, split_long
 
 wp.set_module_options({"enable_backward": False})  # no gradients here: half the code to compile
 

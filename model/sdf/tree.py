@@ -5,8 +5,9 @@ and in the end the triangles or edges of a leaf one by one. See next_node for ho
 """
 
 import numpy as np
-import warp as wp
 from jaxtyping import Float, Int
+
+from ..warp import wp
 
 wp.set_module_options({"enable_backward": False})  # no gradients here: half the code to compile
 

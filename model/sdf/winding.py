@@ -5,9 +5,9 @@ may.
 """
 
 import numpy as np
-import warp as wp
 from jaxtyping import Float
 
+from ..warp import wp
 from .tree import Tree, next_node, triangle_tree
 
 wp.set_module_options({"enable_backward": False})  # no gradients here: half the code to compile
