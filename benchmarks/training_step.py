@@ -28,8 +28,6 @@ from model.quantizer import VectorQuantizer
 from model.sparse import SparseTensor, find_rows, from_arrays
 from model.vae import SDFTarget, SparseSDFVAE, VAEConfig
 from model.vqvae import VQVAE, VQVAELoss, vqvae_loss
-from tasks.data.dataset import ShapeDataset, TrainingView, View
-from tasks.shards import open_shards
 
 REPEATS, WARM_UP = 10, 4
 CONVOLUTION_KERNELS = ("convolve", "gradient_kernel", "cumm", "subm_conv_indices", "tv::gemm", "implicit", "spconv")
@@ -78,6 +76,9 @@ def sphere(resolution: int) -> SDFTarget:
 
 
 def first_shape(folder: Path) -> tuple[str, SDFTarget]:
+    from tasks.data.dataset import ShapeDataset, TrainingView, View  # Warp, which the sphere needs not
+    from tasks.shards import open_shards
+
     shards = open_shards(folder)
     name = str(shards.index.index[0])
     dataset = ShapeDataset(shards, shape_voxels=2**31, outside_share=OUTSIDE_SHARE)

@@ -44,7 +44,7 @@ class GroupNormSiLU(nn.Module):
 
 
 class _NormSiLU(torch.autograd.Function):
-    """The activation or, with `pooling`, its mean and that of the input.
+    """The activation or, where it is `pooled`, its mean over children and that of the input.
 
     Keeps its input as it came, in half precision or not, and moments; autograd would keep float32 copies.
     """

@@ -1,5 +1,6 @@
 """The products of submanifold convolutions on CUDA, each one kernel: gather and matrix product fused (Triton).
 
+Functions without an underscore are the operators of conv.py and child_conv.py, where shapes of arguments stand.
 Sums are taken in float32 whatever the inputs are. spconv's kernels, which these replace, add up float16 products in
 float16 on the GPUs at hand, which costs ten times the rounding error; benchmarks/conv_cuda.json has both, with times.
 """
@@ -220,69 +221,41 @@ def _kernel_gradient_kernel(
     tl.store(partial + kernel * C_IN + in_channel[None, :], total, out_exists[:, None] & in_exists[None, :])
 
 
-def convolve(
-    feats: Float[Tensor, "num_inputs in_channels"],
-    weight: Float[Tensor, "out_channels 3 3 3 in_channels"],
-    bias: Float[Tensor, " out_channels"],
-    num_outputs: int,
-    neighbours: Int[Tensor, "27 num_rows"],
-) -> Float[Tensor, "num_outputs out_channels"]:
+def convolve(feats: Tensor, weight: Tensor, bias: Tensor, num_outputs: int, neighbours: Tensor) -> Tensor:
     output = feats.new_empty(num_outputs, weight.shape[0])
     numbers = len(feats), num_outputs, neighbours.shape[1]
     return _launch(_convolve_kernel, feats, (weight, bias, neighbours), output, numbers, False)
 
 
-def convolve_input_gradient(
-    grad_output: Float[Tensor, "num_outputs out_channels"],
-    weight: Float[Tensor, "out_channels 3 3 3 in_channels"],
-    num_inputs: int,
-    neighbours: Int[Tensor, "27 num_rows"],
-) -> Float[Tensor, "num_inputs in_channels"]:
+def convolve_input_gradient(grad_output: Tensor, weight: Tensor, num_inputs: int, neighbours: Tensor) -> Tensor:
     grad_feats = grad_output.new_empty(num_inputs, weight.shape[-1])
     numbers = len(grad_output), num_inputs, neighbours.shape[1]
-    others = weight, None, neighbours
-    return _launch(_convolve_kernel, grad_output, others, grad_feats, numbers, True)
+    return _launch(_convolve_kernel, grad_output, (weight, None, neighbours), grad_feats, numbers, True)
 
 
-def convolve_kernel_gradient(
-    feats: Float[Tensor, "num_inputs in_channels"],
-    grad_output: Float[Tensor, "num_outputs out_channels"],
-    neighbours: Int[Tensor, "27 num_rows"],
-) -> Float[Tensor, "out_channels 27 in_channels"]:
+def convolve_kernel_gradient(feats: Tensor, grad_output: Tensor, neighbours: Tensor) -> Tensor:
     return _kernel_gradient(feats, grad_output, neighbours, None, len(grad_output), NUM_OFFSETS)
 
 
 def convolve_children(
-    feats: Float[Tensor, "num_parents in_channels"],
-    summed: Float[Tensor, "out_channels 64 in_channels"],
-    bias: Float[Tensor, " out_channels"],
-    num_outputs: int,
-    neighbours: Int[Tensor, "27 num_rows"],
-    children: Int[Tensor, "8 num_parents"],
-) -> Float[Tensor, "num_outputs out_channels"]:
+    feats: Tensor, summed: Tensor, bias: Tensor, num_outputs: int, neighbours: Tensor, children: Tensor
+) -> Tensor:
     output, numbers = feats.new_empty(num_outputs, len(summed)), (len(feats), neighbours.shape[1])
     others = summed, bias, neighbours, children
     return _launch(_convolve_children_kernel, feats, others, output, numbers, octants=(len(children),))
 
 
 def convolve_children_input_gradient(
-    grad_output: Float[Tensor, "num_outputs out_channels"],
-    summed: Float[Tensor, "out_channels 64 in_channels"],
-    num_parents: int,
-    neighbours: Int[Tensor, "27 num_rows"],
-    children: Int[Tensor, "8 num_parents"],
-) -> Float[Tensor, "num_parents in_channels"]:
+    grad_output: Tensor, summed: Tensor, num_parents: int, neighbours: Tensor, children: Tensor
+) -> Tensor:
     grad_feats, numbers = grad_output.new_empty(num_parents, summed.shape[2]), (num_parents, neighbours.shape[1])
     others = summed, neighbours, children
     return _launch(_children_input_gradient_kernel, grad_output, others, grad_feats, numbers)
 
 
 def convolve_children_kernel_gradient(
-    feats: Float[Tensor, "num_parents in_channels"],
-    grad_output: Float[Tensor, "num_outputs out_channels"],
-    neighbours: Int[Tensor, "27 num_rows"],
-    children: Int[Tensor, "8 num_parents"],
-) -> Float[Tensor, "out_channels 64 in_channels"]:
+    feats: Tensor, grad_output: Tensor, neighbours: Tensor, children: Tensor
+) -> Tensor:
     return _kernel_gradient(feats, grad_output, neighbours, children, len(feats), NUM_PAIRS)
 
 

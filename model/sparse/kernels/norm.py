@@ -1,7 +1,7 @@
 """Group norm, SiLU and pooling on CUDA (Triton): the input is read twice in each direction, and only it is kept.
 
-A program takes a part of the rows of one shape. Sums are in float32 and in a fixed order. `moments` are, by shape and
-channel, mean and inverse standard deviation of the channel's group.
+Functions without an underscore are the operators of norm.py, where shapes of arguments stand. A program takes a part of
+the rows of one shape. Sums are in float32 and in a fixed order.
 """
 
 from collections.abc import Sequence
@@ -144,24 +144,6 @@ def _forward_kernel(
 
 
 @triton.jit
-def _gradients_at(
-    grad_activated, grad_plain, parent, divisor, row, inside, channel, C: tl.constexpr, POOL: tl.constexpr
-):
-    """What comes back to rows of the input, from the activation and, with POOL, from its own mean."""
-    there = inside[:, None] & (channel < C)[None, :]
-    if POOL:
-        coarse = tl.load(parent + row, inside, 0).to(tl.int64)
-        share = 1 / tl.load(divisor + coarse, inside, 1.0)[:, None]
-        source = coarse[:, None] * C + channel[None, :]
-        g = tl.load(grad_activated + source, there, 0.0).to(tl.float32) * share
-        direct = tl.load(grad_plain + source, there, 0.0).to(tl.float32) * share
-    else:
-        g = tl.load(grad_activated + row[:, None] * C + channel[None, :], there, 0.0).to(tl.float32)
-        direct = tl.zeros_like(g)
-    return g, direct
-
-
-@triton.jit
 def _backward_kernel(
     feats,
     order,
@@ -206,7 +188,15 @@ def _backward_kernel(
         row = tl.load(order + place, inside, 0).to(tl.int64)
         there = inside[:, None] & exists[None, :]
         x = tl.load(feats + row[:, None] * C + channel[None, :], there, 0.0).to(tl.float32)
-        g, direct = _gradients_at(grad_activated, grad_plain, parent, divisor, row, inside, channel, C, POOL)
+        if POOL:
+            coarse = tl.load(parent + row, inside, 0).to(tl.int64)
+            share = 1 / tl.load(divisor + coarse, inside, 1.0)[:, None]
+            source = coarse[:, None] * C + channel[None, :]
+            g = tl.load(grad_activated + source, there, 0.0).to(tl.float32) * share
+            direct = tl.load(grad_plain + source, there, 0.0).to(tl.float32) * share
+        else:
+            g = tl.load(grad_activated + row[:, None] * C + channel[None, :], there, 0.0).to(tl.float32)
+            direct = tl.zeros_like(g)
         _, slope, normed = _norm_silu(x, mean, inverse_std, w, b)
         grad = tl.where(there, g * slope, 0.0)
         if SUMS:
@@ -222,9 +212,9 @@ def _backward_kernel(
 
 
 def norm_silu(
-    feats: Float[Tensor, "num_voxels channels"],
-    weight: Float[Tensor, " channels"],
-    bias: Float[Tensor, " channels"],
+    feats: Tensor,
+    weight: Tensor,
+    bias: Tensor,
     shape_rows: Sequence[Tensor],
     num_groups: int,
     eps: float,
@@ -240,10 +230,10 @@ def norm_silu(
 
 
 def norm_silu_gradients(
-    feats: Float[Tensor, "num_voxels channels"],
-    weight: Float[Tensor, " channels"],
-    bias: Float[Tensor, " channels"],
-    moments: Float[Tensor, "num_shapes 2 channels"],
+    feats: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    moments: Tensor,
     shape_rows: Sequence[Tensor],
     num_groups: int,
     grads: Sequence[Tensor],
