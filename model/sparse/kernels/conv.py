@@ -217,7 +217,8 @@ def _kernel_gradient_kernel(
         source = feats + neighbour.to(tl.int64)[:, None] * C_IN + in_channel[None, :]
         x = tl.load(source, present[:, None] & in_exists[None, :], 0.0)
         total = tl.dot(g, x, total, input_precision=PRECISION)
-    kernel = (split.to(tl.int64) * C_OUT + out_channel[:, None]) * tl.num_programs(0) + element
+    num_elements: tl.constexpr = 64 if CHILDREN else 27
+    kernel = (split.to(tl.int64) * C_OUT + out_channel[:, None]) * num_elements + element
     tl.store(partial + kernel * C_IN + in_channel[None, :], total, out_exists[:, None] & in_exists[None, :])
 
 
