@@ -87,7 +87,7 @@ class Voxelize(Section):
 
 
 class Training(Section):
-    """What the training loop of tasks/training.py reads, whichever stage calls it."""
+    """What the training loop of tasks/training reads, whichever stage calls it."""
 
     steps: Count
     lr: Positive
