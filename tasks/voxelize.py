@@ -20,9 +20,9 @@ import pyarrow as pa
 from model.errors import InputError, printable
 from model.files import whole_directory, write_whole
 from model.jobs import GB, Failure, Limits, run_all
-from model.meshes import SUFFIXES, find_meshes, load_mesh, memory_to_load
+from model.meshes import SUFFIXES, ChangedError, Mesh, find_meshes, load_mesh, memory_to_load, sha256_of
 from model.progress import track
-from model.sdf import normalised_surface, voxelize
+from model.sdf import Surface, normalised_surface, voxelize
 from tasks import shards
 from tasks.run import METRICS, SDF, TIMINGS, VOXELIZE_SCRATCH, Settings, Voxelize, code_version, run_stage
 
@@ -94,6 +94,8 @@ def voxelize_meshes(settings: Settings) -> None:
     _forget_all_but(usable + rejected)
 
     _print_kinds(index)
+    for line in _summary_of_notes(index):
+        print(line)
     print(
         f"voxelize: {len(usable)} of {len(outcomes)} meshes in {time.monotonic() - started:.0f} s, {len(rejected)} "
         f"rejected; {metrics['num_train']} train, {metrics['num_val']} val, {metrics['num_test']} test"
@@ -185,17 +187,18 @@ def _voxelize_file(job: Job) -> Outcome:
         if needed > job.max_memory_gb:
             remedy = _REMEDY.format(f"max_memory_gb ({job.max_memory_gb:g})")
             return Outcome(job.name, reason=f"reading this file takes about {needed:.1f} GB of memory; {remedy}")
-        if not job.path.is_file():
-            return Outcome(job.name, reason="it is no ordinary file; expected a mesh; remove it")
-        with job.path.open("rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        sha256 = sha256_of(job.path)
+    except InputError as error:
+        return Outcome(job.name, reason=str(error))
     except OSError as error:
         return Outcome(job.name, reason=f"the file can't be opened ({error.strerror}); check its permissions")
     key = job.recipe.key(sha256, job.path.suffix)
     done, refused = (_scratch_file(job.scratch, key, kind) for kind in ("parquet", "json"))
     if not done.is_file() and not refused.is_file():
         try:
-            _attempt(job, done)
+            _attempt(job, sha256, done)
+        except ChangedError as error:
+            return Outcome(job.name, reason=str(error))
         except InputError as error:
             write_whole(refused, json.dumps({"reason": str(error)}))
         except MemoryError:
@@ -213,11 +216,19 @@ def _scratch_file(scratch: Path, key: str, kind: str) -> Path:
     return scratch / key[:2] / f"{key}.{kind}"
 
 
-def _attempt(job: Job, target: Path) -> None:
+def _load(path: Path, sha256: str) -> Mesh:
+    """The mesh of a file with this hash. Raises InputError saying why there is none."""
+    mesh = load_mesh(path)
+    if sha256_of(path) != sha256:
+        raise ChangedError("the file changed while it was read; wait until it is written, then run again")
+    return mesh
+
+
+def _attempt(job: Job, sha256: str, target: Path) -> None:
     """Writes the shape and its facts to `target`. Raises InputError saying why there is none."""
     started = time.monotonic()
     recipe = job.recipe
-    mesh = load_mesh(job.path)
+    mesh = _load(job.path, sha256)
     shape = voxelize(
         mesh.vertices,
         mesh.faces,
@@ -238,6 +249,7 @@ def _attempt(job: Job, target: Path) -> None:
         "num_faces": len(mesh.faces),
         "num_dropped_faces": mesh.num_dropped,
         "watertight": mesh.is_closed,
+        "notes": mesh.notes,
         "mode": shape.mode,
         "bad_flip_ratio": shape.bad_flip_ratio,
         "lost_area_share": shape.lost_area_share,  # of parts too thin for a voxel that are not kept as a shell either
@@ -275,8 +287,19 @@ def _index(usable: list[Outcome], options: Voxelize) -> pd.DataFrame:
     for outcome in usable:
         split = split_of(outcome.sha256, val_share=options.val_share, test_share=options.test_share)
         facts = {key: value for key, value in (outcome.facts or {}).items() if key != "seconds"}
+        facts["notes"] = "; ".join(facts["notes"])
         rows.append({"name": outcome.name, "split": split, "sha256": outcome.sha256, **facts})
     return pd.DataFrame(rows)
+
+
+def _summary_of_notes(index: pd.DataFrame) -> list[str]:
+    """For each kind of note, how many meshes have it, and one of them."""
+    names: dict[str, list[str]] = {}
+    for name, notes in zip(index.name, index.notes, strict=True):
+        for kind in dict.fromkeys(note.rpartition(": ")[0] for note in notes.split("; ") if note):
+            names.setdefault(kind, []).append(name)
+    column = f"column notes of {SDF / shards.INDEX}"
+    return [f"{kind}: {len(found)} meshes, such as {found[0]} ({column})" for kind, found in sorted(names.items())]
 
 
 def _metrics(index: pd.DataFrame, *, num_rejected: int) -> dict[str, float]:
@@ -319,10 +342,17 @@ def _write_dataset(
     schema = pa.schema([("file", pa.string()), ("reason", pa.string())])
     table = pa.table({"file": list(rejects), "reason": list(rejects.values())}, schema=schema)
     shards.write_table(directory / shards.REJECTS, table)
-    surfaces = ((name, load_mesh(files[name])) for name in index.name[index.split == "test"])
-    shards.write_surfaces(
-        directory / shards.SURFACES, ((name, normalised_surface(m.vertices, m.faces)) for name, m in surfaces)
-    )
+    test = index[index.split == "test"]
+    surfaces = ((name, _surface(files[name], sha256)) for name, sha256 in zip(test.name, test.sha256, strict=True))
+    shards.write_surfaces(directory / shards.SURFACES, surfaces)
+
+
+def _surface(path: Path, sha256: str) -> Surface:
+    try:
+        mesh = _load(path, sha256)
+    except InputError as error:  # it was read well before
+        raise InputError(f"{printable(path)}: {error}") from error
+    return normalised_surface(mesh.vertices, mesh.faces)
 
 
 def _forget_all_but(outcomes: list[Outcome]) -> None:

@@ -4,12 +4,14 @@ May import model.errors alone. A reader returns all that its file holds or raise
 harmless and left out stands in the mesh's notes. A new format is a module with `read`, named in load.py and content.py.
 """
 
+from .content import ChangedError
 from .files import SUFFIXES, find_meshes, irregular_files, memory_to_load, sha256_of
 from .load import load_mesh
 from .mesh import Mesh, is_closed
 
 __all__ = [
     "SUFFIXES",
+    "ChangedError",
     "Mesh",
     "find_meshes",
     "irregular_files",

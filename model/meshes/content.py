@@ -40,6 +40,10 @@ _STAND_INS = [
 ]
 
 
+class ChangedError(InputError):
+    """A file is being written: no verdict on its content, and another attempt may find it whole."""
+
+
 class State(NamedTuple):
     """What changes when a file is written: two equal ones mean the same content."""
 
@@ -59,11 +63,11 @@ def state_of(path: Path) -> State:
 
 
 def read_bytes(path: Path) -> bytes:
-    """The file's content. Raises InputError for what is no ordinary file, and if it changes meanwhile."""
+    """The file's content. Raises InputError for what is no ordinary file, ChangedError if it changes meanwhile."""
     before = state_of(path)
     content = path.read_bytes()
     if state_of(path) != before or len(content) != before.size:
-        raise InputError("the file changed while it was read; wait until it is written, then run again")
+        raise ChangedError("the file changed while it was read; wait until it is written, then run again")
     return content
 
 

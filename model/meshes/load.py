@@ -48,4 +48,4 @@ def _read_beside(folder: Path, name: str) -> bytes:
             f"its data is in the file {name!r}, which can't be opened ({error.strerror}); put it there"
         ) from error
     except InputError as error:
-        raise InputError(f"its data is in the file {name!r}: {error}") from error
+        raise type(error)(f"its data is in the file {name!r}: {error}") from error

@@ -179,7 +179,7 @@ def test_what_can_be_cleaned_is_cleaned_and_recorded(here: Path) -> None:
     assert dropped == {"unused_nan": 0, "two_not_finite": 2, "degenerate": 5, "repeated": 14, "double_sided": 320}
     expected = voxelize(ball.vertices, ball.faces, resolution=24, truncation_voxels=2.0)
     for mesh in meshes.values():
-        assert mesh.watertight
+        assert mesh.is_closed
         shape = voxelize(mesh.vertices, mesh.faces, resolution=24, truncation_voxels=2.0)
         assert np.array_equal(shape.coords, expected.coords)
         assert np.abs(shape.sdf - expected.sdf).max() < 1e-5
@@ -284,14 +284,14 @@ def test_scenes_are_flattened_with_their_transforms(here: Path) -> None:
     mesh = load_mesh(Path("scene.glb"))
     assert len(mesh.faces) == 24
     assert np.ptp(mesh.vertices, axis=0) == pytest.approx([6, 1, 1])
-    assert mesh.watertight
+    assert mesh.is_closed
 
 
 @pytest.mark.parametrize("size", [1e-9, 1.0, 1e12])
 def test_vertices_are_merged_whatever_the_size(here: Path, size: float) -> None:
     trimesh.creation.icosphere(2).apply_scale(size).export("ball.ply")
     ball = load_mesh(Path("ball.ply"))
-    assert ball.watertight
+    assert ball.is_closed
     assert (len(ball.vertices), len(ball.faces)) == (162, 320)
 
 
@@ -306,7 +306,7 @@ def test_seams_of_normals_are_no_holes(here: Path) -> None:
     Path("box.obj").write_text(text)
     for name in ("box.stl", "box.obj"):
         mesh = load_mesh(Path(name))
-        assert mesh.watertight
+        assert mesh.is_closed
         assert len(mesh.vertices) == 8
 
 

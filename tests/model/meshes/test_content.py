@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from model.errors import InputError
-from model.meshes import load_mesh
+from model.meshes import ChangedError, load_mesh
 from tests.model.meshes.conftest import Load
 from tests.model.meshes.gltf_writer import box_writer
 from tests.model.meshes.ply_writer import FORMATS, ply
@@ -133,5 +133,5 @@ def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path: Path, monkeyp
         return content
 
     monkeypatch.setattr(Path, "read_bytes", read_while_it_grows)
-    with pytest.raises(InputError, match="changed while it was read"):
+    with pytest.raises(ChangedError, match="changed while it was read"):
         load_mesh(path)
