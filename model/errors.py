@@ -1,5 +1,6 @@
 """What goes wrong by the user's hand, how a user's names are told, and being interrupted."""
 
+import errno
 import signal
 import unicodedata
 from pathlib import Path
@@ -28,3 +29,15 @@ def printable(text: Path | str) -> str:
 
 def _is_harmless(letter: str) -> bool:
     return letter.isprintable() or unicodedata.category(letter) == "Zs"  # the space of other scripts
+
+
+_ENVIRONMENT = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG),  # nowhere to write
+    *(errno.EROFS, errno.EACCES, errno.EPERM),  # not allowed to
+    *(errno.EMFILE, errno.ENFILE),  # too many open files
+)
+
+
+def is_of_environment(error: BaseException) -> bool:
+    """Whether the machine is at fault, not an input: its disk is full or read-only, or it allows no more files."""
+    return isinstance(error, OSError) and error.errno in _ENVIRONMENT

@@ -114,15 +114,6 @@ def test_scratch_of_other_parameters_is_cleared(here: Path) -> None:
     assert open_shards(SDF).truncation_voxels == 3.0
 
 
-def test_splits_have_their_shares_and_depend_on_content_alone() -> None:
-    hashes = [f"{i:064x}" for i in np.random.default_rng(0).integers(0, 2**62, 4000) * 4]
-    hashes = [h[-15:] + h[:-15] for h in hashes]
-    splits = pd.Series([stage.split_of(h, val_share=0.1, test_share=0.25) for h in hashes])
-    assert splits.value_counts(normalize=True).to_dict() == pytest.approx(
-        {"train": 0.65, "test": 0.25, "val": 0.1}, abs=0.03
-    )
-
-
 def test_unusable_files_are_listed_with_reasons(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_balls(here / "meshes")
     flat = b"OFF\n3 1 0\n0 0 0\n1 0 0\n0 1 0\n3 0 1 2\n"
@@ -308,6 +299,37 @@ def test_seams_of_normals_are_no_holes(here: Path) -> None:
         mesh = load_mesh(Path(name))
         assert mesh.is_closed
         assert len(mesh.vertices) == 8
+
+
+def test_the_split_that_the_user_brings_counts(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_balls(here / "meshes")
+    names = sorted(find_meshes(Path("meshes")))
+    splits = {name: ("train", "val", "test")[i % 3] for i, name in enumerate(names)}
+    pd.DataFrame(splits.items(), columns=["name", "split"]).to_csv("meshes/split.csv", index=False)
+    stage.voxelize_meshes(settings_for())
+    assert open_shards(SDF).index.split.to_dict() == splits
+    assert "splits are those that meshes says" in capsys.readouterr().out
+
+
+def test_a_full_disk_ends_the_stage_and_drops_no_mesh(here: Path) -> None:
+    """A limit on the size of files stands for it: what voxelize writes does not fit, and no mesh is at fault."""
+    write_balls(here / "meshes")
+    program = (
+        "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))\n"
+        "import runpy; runpy.run_module('tasks.voxelize', run_name='__main__')"
+    )
+    shutil.copy(ROOT / "params.yaml", "params.yaml")
+    parameters = yaml.safe_load(Path("params.yaml").read_text())
+    parameters["voxelize"]["meshes"] = "meshes"
+    Path("params.yaml").write_text(yaml.safe_dump(parameters))
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", program]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert ended.returncode == 1
+    assert ended.stderr.strip().splitlines()[-1].startswith("voxelize: File too large")
+    assert "rejected" not in ended.stdout
+    assert not SDF.exists()
 
 
 def test_files_of_the_same_content_are_all_there_and_in_one_split(here: Path) -> None:
