@@ -44,8 +44,8 @@ def orient_bodies(
 ) -> Orientation | None:
     """The same faces, turned so that all closed bodies face one way and cavities the other; None where they do.
 
-    Vertices in voxels, edges those of the faces. As the size of the winding number tells what is inside, not its sign,
-    the fewer faces are turned. Open bodies stay as they are.
+    Edges are those of the faces, vertices in any unit. As the size of the winding number tells what is inside, not its
+    sign, the fewer faces are turned. Open bodies stay as they are.
     """
     if not edges.branching and not edges.patch.any():
         return None  # one body
@@ -168,8 +168,9 @@ def _find_cavities(
 ) -> tuple[Bool[np.ndarray, " num_bodies"], bool]:
     """Closed bodies that have, all around them, the inside of others that are wound the other way; whether some cross.
 
-    One that lies within another cavity besides is a body again. Where the winding number is the same on both sides of a
-    surface, another one lies on it: that says nothing, so that a body which is there twice is no cavity in itself.
+    One that has nothing solid around it after all, as it lies in another cavity, is a body again. Where the winding
+    number is the same on both sides of a surface, another one lies on it: that says nothing, so that a body which is
+    there twice is no cavity in itself.
     """
     points, normals, owner = _sample(vertices[faces], bodies)
     way = np.sign(bodies.volume)[owner]
@@ -178,9 +179,7 @@ def _find_cavities(
     num_bodies = len(bodies.closed)
 
     def share(samples: Bool[np.ndarray, " num_samples"]) -> Float[np.ndarray, " num_bodies"]:
-        return np.bincount(owner, samples & telling, num_bodies) / np.maximum(
-            np.bincount(owner, telling, num_bodies), 1
-        )
+        return np.bincount(owner, samples & telling, num_bodies) / num_telling
 
     def winding(of: Bool[np.ndarray, " num_bodies"]) -> Float[np.ndarray, "2 num_samples"]:
         return winding_numbers(sides, vertices[faces[of[bodies.of_face]]], device=device).reshape(2, -1)
@@ -189,11 +188,12 @@ def _find_cavities(
     of_inward, of_others = winding(inward), winding(~inward)
     outside, inside = of_inward + of_others
     telling = np.abs(outside - inside) > 0.5
-    like, unlike = np.where(way < 0, of_inward, of_others)[0] * way, np.where(way < 0, of_others, of_inward)[0] * way
-    around = share(unlike < -0.5)
-    within_like = share(like > 0.5)
-    cavity = bodies.closed & (bodies.volume != 0) & (around >= 1 - _STRAY) & (within_like < 1 - _STRAY)
-    return cavity, bool((within_like[cavity] > _STRAY).any())
+    num_telling = np.maximum(np.bincount(owner, telling, num_bodies), 1)
+    unlike = np.where(way < 0, of_others[0], of_inward[0])
+    within = share(unlike * way < -0.5)
+    in_void = share((unlike * way < -0.5) & (outside * way > -0.5))
+    cavity = bodies.closed & (bodies.volume != 0) & (within >= 1 - _STRAY) & (in_void < 1 - _STRAY)
+    return cavity, bool((in_void[cavity] > _STRAY).any())
 
 
 def _sample(

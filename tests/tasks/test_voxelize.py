@@ -229,6 +229,41 @@ def test_modes_and_provenance_are_in_the_index(here: Path) -> None:
     assert (seconds.seconds > 0).all()
 
 
+def test_what_is_too_thin_for_a_voxel_is_kept_or_said_to_be_lost(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_balls(Path("meshes"))
+    fin = trimesh.creation.box((2, 0.01, 1)).apply_translation((1, 0, 0))
+    trimesh.util.concatenate([trimesh.creation.box(), fin]).export("meshes/fin.stl")
+    trimesh.creation.icosphere(3).apply_scale((1, 1, 0.02)).export("meshes/lens.stl")
+    inner = trimesh.creation.icosphere(3).apply_scale(0.99)
+    inner.invert()
+    trimesh.util.concatenate([trimesh.creation.icosphere(3), inner]).export("meshes/hollow.stl")
+    stage.voxelize_meshes(settings_for(max_rejected_share=0.2))
+    index = pd.read_parquet(SDF / "index.parquet").set_index("name")
+    assert index.loc["fin", "mode"] == "mixed"
+    assert index.loc["fin", "lost_area_share"] < 0.01
+    assert index.loc["hollow", "mode"] == "shell"
+    assert "lens" not in index.index
+    said = capsys.readouterr().out
+    assert (
+        "rejected meshes/lens.stl: no voxel is inside it at resolution 24, and it is flat: 0.46 voxels along z" in said
+    )
+    assert "1 meshes are shells, 1 solids with shells for what is too thin for a voxel" in said
+    assert "lose more than" not in said
+    metrics = json.loads(Path("metrics/voxelize.json").read_text())
+    assert (metrics["num_shells"], metrics["num_mixed"]) == (1, 1)
+
+    stage.voxelize_meshes(settings_for(max_rejected_share=0.3, mode="solid"))
+    index = pd.read_parquet(SDF / "index.parquet").set_index("name")
+    assert index.loc["fin", "mode"] == "solid"
+    assert index.loc["fin", "lost_area_share"] == pytest.approx(3 / 10, rel=0.1)  # outside the cube, of both
+    said = capsys.readouterr().out
+    assert index.loc["hollow", "lost_area_share"] > 0.8
+    assert "2 meshes lose more than 0.1% of their area, in parts too thin for a voxel, at most" in said
+    assert "% of hollow (lost_area_share in" in said
+
+
 def test_no_mesh_at_all_says_where_and_what_to_do(here: Path) -> None:
     with pytest.raises(InputError, match=r"no mesh in nowhere.*voxelize\.meshes"):
         stage.voxelize_meshes(settings_for("nowhere"))

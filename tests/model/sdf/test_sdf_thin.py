@@ -6,7 +6,7 @@ import trimesh
 from scipy.spatial.transform import Rotation
 
 from model.sdf import SparseSDF, voxelize
-from tests.model import brute_force_sdf as brute_force
+from tests.model.sdf import brute_force_sdf as brute_force
 
 VOXEL = 2 / 64 / 0.95  # at resolution 64, in units of half the longest side
 
