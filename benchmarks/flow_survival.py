@@ -4,13 +4,14 @@
 
 In a checkout where `make repro` has finished. Takes minutes: each case starts stage 2 with other parameters, strikes
 once a step is saved, waits for what becomes of it, and lets the next run finish. Server and worker are the script's
-own, on a port of their own; the checkout is left as it was.
+own, on a port of their own, with a secret of their own; the checkout is left as it was.
 """
 
 import argparse
 import json
 import os
 import re
+import secrets
 import signal
 import subprocess
 import sys
@@ -24,7 +25,7 @@ from typing import Any
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import LogFilter
 from prefect.client.schemas.objects import FlowRun
-from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 from prefect.states import Cancelling
 from tqdm import tqdm
 
@@ -32,6 +33,7 @@ from tasks.run import RESUME
 
 PORT = 4217
 URL = f"http://127.0.0.1:{PORT}/api"
+SECRET = f"survival:{secrets.token_urlsafe(32)}"
 PATIENCE = 300.0  # seconds until any wait is given up
 LOCK = RESUME / "stage2.lock"
 
@@ -40,7 +42,7 @@ class Prefect:
     """A server and a worker of our own, and the runs on them."""
 
     def __init__(self, home: Path, client: SyncPrefectClient):
-        self.environment = os.environ | {"PREFECT_HOME": str(home), "PREFECT_API_URL": URL}
+        self.environment = environment_of(home)
         self.client = client
         self.worker = self.start("worker", "start", "--pool", "train-vqvae")
 
@@ -185,10 +187,20 @@ def nothing_to_do(prefect: Prefect) -> dict[str, Any]:
     return {"seconds": sorted(seconds), "dvc_repro_seconds": round(time.monotonic() - plain, 1)}
 
 
+def environment_of(home: Path) -> dict[str, str]:
+    return os.environ | {
+        "PREFECT_HOME": str(home),
+        "PREFECT_API_URL": URL,
+        "PREFECT_API_AUTH_STRING": SECRET,
+        "PREFECT_SERVER_API_AUTH_STRING": SECRET,
+    }
+
+
 @contextmanager
 def serving() -> Iterator[Prefect]:
-    with tempfile.TemporaryDirectory() as home, temporary_settings({PREFECT_API_URL: URL}):
-        environment = os.environ | {"PREFECT_HOME": home, "PREFECT_API_URL": URL}
+    ours = {PREFECT_API_URL: URL, PREFECT_API_AUTH_STRING: SECRET}
+    with tempfile.TemporaryDirectory() as home, temporary_settings(ours):
+        environment = environment_of(Path(home))
         command = [sys.executable, "-m", "prefect"]
         server = subprocess.Popen(
             [*command, "server", "start", "--port", str(PORT)],

@@ -43,7 +43,7 @@ def ensure_credentials() -> None:
 
 def _new_settings() -> str:
     home = HOME.absolute()
-    secret = f"{home.parent.name}:{secrets.token_urlsafe(32)}".replace(" ", "-")
+    secret = f"prefect:{secrets.token_urlsafe(32)}"
     values = {"home": str(home), "profiles": str(home / "profiles.toml"), "secret": secret}
     return TEXT.format(**{key: json.dumps(value) for key, value in values.items()})
 

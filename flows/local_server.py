@@ -6,6 +6,7 @@ import os
 import socket
 import urllib.error
 import urllib.request
+from contextlib import suppress
 from dataclasses import dataclass
 from http import HTTPStatus
 from urllib.parse import urlsplit
@@ -82,7 +83,7 @@ class LocalServer:
             for connection in psutil.net_connections("tcp")
             if connection.status == psutil.CONN_LISTEN
             and connection.laddr.port == self.port
-            and (self.host == "localhost" or connection.laddr.ip in hosts)
+            and connection.laddr.ip in hosts
         ]
         return next((connection.pid for connection in found if connection.pid), None)
 
@@ -99,14 +100,15 @@ class LocalServer:
 
 def local_server(url: str) -> LocalServer:
     """Raises InputError for an address that is not this machine's loopback alone."""
-    address = urlsplit(url)
-    host = address.hostname or ""
-    if address.scheme != "http" or not _is_loopback(host) or address.path.rstrip("/") != "/api":
-        raise InputError(
-            f"PREFECT_API_URL is {url}; expected http://127.0.0.1:PORT/api, since what is started here is for this "
-            "machine alone; docs/operating.md says how others may reach a server"
-        )
-    return LocalServer(host, address.port or 4200)
+    with suppress(ValueError):  # no port, no address
+        address = urlsplit(url)
+        port, loopback = address.port or 4200, ipaddress.ip_address(address.hostname or "").is_loopback
+        if address.scheme == "http" and loopback and address.path.rstrip("/") == "/api":
+            return LocalServer(str(address.hostname), port)
+    raise InputError(
+        f"PREFECT_API_URL is {url}; expected http://127.0.0.1:PORT/api, since what is started here is for this machine "
+        "alone; docs/operating.md says how others may reach a server"
+    )
 
 
 def bypass_proxies() -> bool:
@@ -118,10 +120,3 @@ def bypass_proxies() -> bool:
     proxied = "http" in urllib.request.getproxies() and not urllib.request.proxy_bypass("127.0.0.1")
     os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join(filter(None, [others, ON_ITS_OWN]))
     return bool(proxied)
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -4,7 +4,7 @@ import json
 from dataclasses import asdict
 
 from model.checkpoint import Import, import_checkpoint, save_vae
-from model.errors import InputError
+from model.errors import InputError, printable
 from model.files import whole_directory, write_whole
 from tasks.run import METRICS, VAE, Settings, run_stage
 
@@ -32,15 +32,16 @@ def import_vae(settings: Settings) -> None:
     write_whole(METRICS / "import_vae.json", json.dumps(figures, indent=2) + "\n")
     print(report_table(imported))
     for part, reason in imported.ignored.items():
-        print(f"ignored: {part} ({reason})")
+        print(printable(f"ignored: {part} ({reason})"))
     print(f"all-zero layers: {', '.join(zero_layers) or 'none'}")
-    print(f"imported {figures['num_parameters']} parameters under {figures['num_keys']} keys from {imported.file}")
+    where = printable(imported.file)
+    print(f"imported {figures['num_parameters']} parameters under {figures['num_keys']} keys from {where}")
 
 
 def report_table(imported: Import) -> str:
     """One line a key: what it was called, what it is called here, its shape, what was done to it, its norm."""
     rows = [("from", "to", "shape", "transformation", "norm")] + [
-        (key.source, key.target, "x".join(map(str, key.shape)), key.transformation, f"{key.norm:.4g}")
+        (printable(key.source), key.target, "x".join(map(str, key.shape)), key.transformation, f"{key.norm:.4g}")
         for key in imported.keys
     ]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

@@ -78,4 +78,4 @@ def connected(served: Served) -> Iterator[Served]:
     """What uses Prefect in this process uses that server."""
     with temporary_settings({PREFECT_API_URL: served.api, PREFECT_API_AUTH_STRING: served.secret}):
         yield served
-        APILogHandler.flush()
+        APILogHandler().flush()

@@ -1,12 +1,14 @@
 """What runs under the keeper ends with whoever asked for it, with a chance to save first."""
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 KEEPER = [sys.executable, str(Path(__file__).parents[2] / "flows" / "keeper.py")]
@@ -47,10 +49,9 @@ def wait_until(condition, seconds: float = 20.0) -> None:
 
 def runs(folder: Path, name: str = "pid") -> bool:
     try:
-        os.kill(int((folder / name).read_text()), 0)
-    except ProcessLookupError:
+        return psutil.Process(int((folder / name).read_text())).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
         return False
-    return True
 
 
 def exit_code_of(program: str) -> int:
@@ -94,6 +95,23 @@ def test_a_signal_to_the_keeper_does_the_same(tmp_path: Path, number: int):
         keeper.send_signal(number)
         assert keeper.wait(20) == 130
     assert (tmp_path / "saved").exists()
+
+
+def test_ctrl_c_is_heard_although_the_caller_ignores_it(tmp_path: Path):
+    waits = "import pathlib, time; pathlib.Path('pid').touch(); time.sleep(60)"  # Python's own handler, or none
+    words = " ".join(map(shlex.quote, [*KEEPER, sys.executable, "-c", waits]))
+    with subprocess.Popen(["sh", "-c", f"trap '' INT; exec {words}"], cwd=tmp_path, stdin=subprocess.PIPE) as keeper:
+        wait_until((tmp_path / "pid").exists)
+        keeper.send_signal(signal.SIGINT)
+        assert keeper.wait(10) == 130
+
+
+def test_the_death_of_the_keeper_reaches_the_command(tmp_path: Path):
+    keeper = start(tmp_path, TRAINER)
+    keeper.kill()
+    keeper.communicate()
+    wait_until(lambda: not runs(tmp_path, "parent"))
+    os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)  # what the command started is its own to end
 
 
 def test_a_killed_parent_leaves_no_orphan(tmp_path: Path):

@@ -237,7 +237,16 @@ def test_a_port_that_another_process_has_is_refused_with_its_name():
 
 
 @pytest.mark.parametrize(
-    "url", ["http://0.0.0.0:4200/api", "http://example.org/api", "https://127.0.0.1/api", "http://127.0.0.1:4200"]
+    "url",
+    [
+        "http://0.0.0.0:4200/api",
+        "http://example.org/api",
+        "https://127.0.0.1/api",
+        "http://127.0.0.1:4200",
+        "http://127.0.0.1:99999/api",
+        "http://localhost:4200/api",
+        "127.0.0.1:4200/api",
+    ],
 )
 def test_what_others_could_reach_is_not_served(url: str):
     with pytest.raises(InputError, match=rf"PREFECT_API_URL is {url}; expected http://127\.0\.0\.1:PORT/api"):

@@ -89,7 +89,8 @@ def test_exit_code_and_sentence_as_a_shell_sees_them():
     assert process.returncode == 1
 
 
-def test_ctrl_c_leaves_no_output_and_one_sentence(project: Path):
+@pytest.mark.parametrize("handler", [signal.SIG_DFL, signal.SIG_IGN])
+def test_ctrl_c_leaves_no_output_and_one_sentence_whatever_the_caller_makes_of_it(project: Path, handler):
     program = """
 def stage(settings):
     with whole_directory(Path("data/sdf")) as directory:
@@ -98,7 +99,7 @@ def stage(settings):
         time.sleep(60)
 run_stage("voxelize", stage)
 """
-    process = run(program)
+    process = run(program, preexec_fn=lambda: signal.signal(signal.SIGINT, handler))
     assert process.stdout.readline() == "writing\n"
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=10)
