@@ -10,6 +10,7 @@ from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from tests.readme import make_project, the_block
@@ -90,16 +91,23 @@ def test_a_checkout_that_is_installed_for_editing_gives_the_library_the_same_nam
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_a_full_install_of_the_newest_that_is_allowed_runs_readmes_lines(wheel: Path, tmp_path: Path):
+@pytest.mark.parametrize("oldest", [True, False], ids=["oldest", "newest"])
+def test_a_full_install_of_what_the_ranges_allow_runs_readmes_lines(wheel: Path, tmp_path: Path, oldest: bool):
     """With pip, from the index that it is set up for."""
     venv.create(tmp_path / "environment", symlinks=True)
     python = tmp_path / "environment" / "bin" / "python"
-    pip("--python", python, "install", f"{wheel}[{SPCONV}]")
-    make_project(tmp_path / "project", tmp_path / "environment")
+    requirements = required(metadata(wheel), [SPCONV]) if oldest else ()
+    pip("--python", python, "install", f"{wheel}[{SPCONV}]", *map(lower_bound, requirements))
     print(run([sys.executable, "-m", "pip", "--python", python, "list"], tmp_path))
+    make_project(tmp_path / "project", tmp_path / "environment")
     printed = run([python, "-c", the_block("python")], tmp_path / "project")
     run(["sh", "-e", "-c", the_block("sh")], tmp_path / "project")
     sequence = json.loads((tmp_path / "project" / "tokens.jsonl").read_text())["tokens"]
     assert int(printed.split()[0]) < len(sequence)
     absent = f"import importlib.util; print(*(name for name in {ABSENT!r} if importlib.util.find_spec(name)))"
     assert not run([python, "-c", absent], tmp_path).split()
+
+
+def lower_bound(requirement: Requirement) -> str:
+    (version,) = (bound.version for bound in requirement.specifier if bound.operator in (">=", "=="))
+    return f"{requirement.name}=={version}"
