@@ -51,7 +51,7 @@ def test_what_is_imported_is_required(wheel: Path, folders: list[str], extras: l
     assert not missing
 
 
-ABSENT = ["dvc", "fastapi", "flows", "model", "prefect", "pydantic", "pytest", "tasks", "tests"]
+ABSENT = ["dvc", "fastapi", "flows", "model", "prefect", "pytest", "tasks", "tests"]
 
 
 def test_the_library_is_whole_where_neither_dvc_nor_prefect_nor_this_checkout_is(environment: Path, tmp_path: Path):
