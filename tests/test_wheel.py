@@ -67,7 +67,6 @@ print(*(name for name in {ABSENT!r} if importlib.util.find_spec(name)))
     assert run([environment / "bin" / "python", "-c", program], tmp_path).split() == []
 
 
-@pytest.mark.xfail(reason="model.sparse imports spconv", strict=True)
 def test_readmes_lines_say_the_same_without_spconv(environment: Path, tmp_path: Path):
     make_project(tmp_path, environment)
     without = "import sys; sys.modules |= {'cumm': None, 'spconv': None}\n"
