@@ -101,6 +101,11 @@ def _parser() -> argparse.ArgumentParser:
 # --- encode ----------------------------------------------------------------------------------------------------------
 
 
+class Voxelized(NamedTuple):
+    grid: "SparseSDF"
+    notes: tuple[str, ...]  # what was repaired or left out while the file was read
+
+
 class VoxelizeJob(NamedTuple):
     name: str
     path: Path
@@ -173,13 +178,15 @@ def _encode_all(
     with TemporaryDirectory() as markers:
         results = run_all(_voxelize_file, jobs, limits=limits, markers=Path(markers)) if jobs else iter(())
         for job, result in track(results, len(jobs), description="encode", unit="file"):
+            for note in result.notes if isinstance(result, Voxelized) else ():
+                _say(f"note on {job.path}: {note}")
             waiting[job.name] = _encode(result, tokenizer)
             while due is not None and due in waiting:
                 yield due, waiting.pop(due)
                 due = next(order, None)
 
 
-def _encode(result: "SparseSDF | Failure | str", tokenizer: "ShapeTokenizer") -> "Tokens | str":
+def _encode(result: Voxelized | Failure | str, tokenizer: "ShapeTokenizer") -> "Tokens | str":
     if isinstance(result, Failure):
         remedy = "--max-seconds" if result.out_of_time else "--max-memory-gb"
         return f"{result.reason}; simplify the mesh or raise {remedy}"
@@ -188,14 +195,14 @@ def _encode(result: "SparseSDF | Failure | str", tokenizer: "ShapeTokenizer") ->
     import torch
 
     try:
-        return tokenizer.encode(result)
+        return tokenizer.encode(result.grid)
     except InputError as error:
         return str(error)
     except torch.OutOfMemoryError:
-        return f"its {len(result.coords):,} voxels do not fit into the GPU's memory; try --device cpu"
+        return f"its {len(result.grid.coords):,} voxels do not fit into the GPU's memory; try --device cpu"
 
 
-def _voxelize_file(job: VoxelizeJob) -> "SparseSDF | str":
+def _voxelize_file(job: VoxelizeJob) -> Voxelized | str:
     """In a process of its own: the grid of a mesh file, or the reason why there is none."""
     from ..sdf import voxelize
 
@@ -204,7 +211,7 @@ def _voxelize_file(job: VoxelizeJob) -> "SparseSDF | str":
         if needed > job.max_memory_gb:
             return f"reading it takes about {needed:.1f} GB of memory; simplify the mesh or raise --max-memory-gb"
         mesh = load_mesh(job.path)
-        return voxelize(mesh.vertices, mesh.faces, **dict(job.options))
+        return Voxelized(voxelize(mesh.vertices, mesh.faces, **dict(job.options)), mesh.notes)
     except InputError as error:
         return str(error)
     except OSError as error:
@@ -273,8 +280,12 @@ def _load_tokenizer(options: argparse.Namespace) -> "ShapeTokenizer":
 
 
 def _report(failure: str) -> None:
+    _say(f"rejected {failure}")
+
+
+def _say(line: str) -> None:
     """On stderr, above the progress bar where there is one."""
-    tqdm.write(printable(f"rejected {failure}"), file=sys.stderr)
+    tqdm.write(printable(line), file=sys.stderr)
 
 
 if __name__ == "__main__":
