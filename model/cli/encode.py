@@ -12,12 +12,11 @@ from ..errors import InputError
 from ..jobs import Failure, Limits, run_all
 from ..meshes import SUFFIXES, find_meshes
 from ..progress import track
-from ..sdf import SparseSDF
 from ..tokenizer import ShapeTokenizer
 from ..tokens import Tokens, check_suffix, write_tokens
-from .rejects import Rejects
+from .rejects import Rejects, say
 from .tokenizer import load_tokenizer
-from .voxelizing import VoxelizeJob, voxelize_file
+from .voxelizing import Voxelized, VoxelizeJob, voxelize_file
 
 
 def encode_files(meshes: Sequence[Path], out: Path, *, limits: Limits, tokenizer: str, device: str | None) -> int:
@@ -84,21 +83,23 @@ def _encode_all(
     with TemporaryDirectory() as markers:
         results = run_all(voxelize_file, jobs, limits=limits, markers=Path(markers)) if jobs else iter(())
         for job, result in track(results, len(jobs), description="encode", unit="file"):
+            for note in result.notes if isinstance(result, Voxelized) else ():
+                say(f"note on {job.path}: {note}")
             waiting[job.name] = _encode(result, tokenizer)
             while due is not None and due in waiting:
                 yield due, waiting.pop(due)
                 due = next(order, None)
 
 
-def _encode(result: SparseSDF | Failure | str, tokenizer: ShapeTokenizer) -> Tokens | str:
+def _encode(result: Voxelized | Failure | str, tokenizer: ShapeTokenizer) -> Tokens | str:
     if isinstance(result, Failure):
         remedy = "--max-seconds" if result.out_of_time else "--max-memory-gb"
         return f"{result.reason}; simplify the mesh or raise {remedy}"
     if isinstance(result, str):
         return result
     try:
-        return tokenizer.encode(result)
+        return tokenizer.encode(result.grid)
     except InputError as error:
         return str(error)
     except torch.OutOfMemoryError:
-        return f"its {len(result.coords):,} voxels do not fit into the GPU's memory; try --device cpu"
+        return f"its {len(result.grid.coords):,} voxels do not fit into the GPU's memory; try --device cpu"

@@ -7,14 +7,18 @@ from tqdm import tqdm
 from ..errors import printable
 
 
+def say(line: str) -> None:
+    """On stderr, above the progress bar where there is one."""
+    tqdm.write(printable(line), file=sys.stderr)
+
+
 class Rejects:
     def __init__(self) -> None:
         self.num = 0
 
     def add(self, failure: str) -> None:
-        """Lists it above the progress bar, where there is one."""
         self.num += 1
-        tqdm.write(printable(f"rejected {failure}"), file=sys.stderr)
+        say(f"rejected {failure}")
 
     def conclude(self, done: str) -> None:
         """The last line on stderr: what was done, and that some were not, if so."""

@@ -9,6 +9,11 @@ from ..meshes import load_mesh, memory_to_load
 from ..sdf import SparseSDF, voxelize
 
 
+class Voxelized(NamedTuple):
+    grid: SparseSDF
+    notes: tuple[str, ...]  # what was repaired or left out while the file was read
+
+
 class VoxelizeJob(NamedTuple):
     name: str
     path: Path
@@ -16,14 +21,14 @@ class VoxelizeJob(NamedTuple):
     max_memory_gb: float
 
 
-def voxelize_file(job: VoxelizeJob) -> SparseSDF | str:
+def voxelize_file(job: VoxelizeJob) -> Voxelized | str:
     """The grid of a mesh file, or the reason why there is none."""
     try:
         needed = memory_to_load(job.path) / GB
         if needed > job.max_memory_gb:
             return f"reading it takes about {needed:.1f} GB of memory; simplify the mesh or raise --max-memory-gb"
         mesh = load_mesh(job.path)
-        return voxelize(mesh.vertices, mesh.faces, **dict(job.options))
+        return Voxelized(voxelize(mesh.vertices, mesh.faces, **dict(job.options)), mesh.notes)
     except InputError as error:
         return str(error)
     except OSError as error:

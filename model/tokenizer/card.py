@@ -29,11 +29,10 @@ The network is the sparse-SDF VAE of Direct3D-S2 ({channels} channels, {blocks} 
 | fingerprint | `{fingerprint}` |
 
 ```python
-import trimesh
 from shape_tokenizer.tokenizer import ShapeTokenizer
 
 tokenizer = ShapeTokenizer.from_pretrained("path/to/this/folder")
-tokens = tokenizer.encode(trimesh.load_mesh("chair.ply"))
+tokens = tokenizer.encode("chair.ply")  # a mesh file, or a mesh
 sequence = tokenizer.to_sequence(tokens)  # integers below {vocabulary_size}, for a language model
 tokenizer.decode(tokens).export("chair_decoded.ply")
 ```

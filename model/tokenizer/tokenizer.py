@@ -19,6 +19,7 @@ from ..bricks import BRICK_SIZE, BRICK_VOXELS
 from ..checkpoint import save_weights
 from ..errors import InputError
 from ..hub import local_path
+from ..meshes import Mesh, load_mesh
 from ..quantizer import VectorQuantizer
 from ..sdf import Mode, SparseSDF, Surface, extract_from_bricks, voxelize
 from ..sparse import Grid, SparseTensor, batch_tensors, find_places, from_arrays
@@ -32,6 +33,8 @@ __all__ = ["ShapeTokenizer", "Tokens"]
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
 CARD_FILE = "README.md"
+Shape = str | Path | Mesh | trimesh.Trimesh | SparseSDF  # a path is that of a mesh file
+
 GRID_KEYS = ("resolution", "truncation_voxels", "mode", "max_bad_flip_ratio")
 
 
@@ -127,15 +130,16 @@ class ShapeTokenizer:
         card = model_card(config, vocabulary=self.vocabulary, fingerprint=self.fingerprint, metrics=metrics or {})
         (directory / CARD_FILE).write_text(card)
 
-    def encode(self, shape: trimesh.Trimesh | SparseSDF) -> Tokens:
-        """Tokens of a mesh in any frame and scale, or of a grid that was voxelised before.
+    def encode(self, shape: Shape) -> Tokens:
+        """Tokens of a mesh file or of a mesh in any frame and scale, or of a grid that was voxelised before.
 
-        Raises InputError for what has no surface, no extent or no inside at this resolution.
+        Raises InputError for a file that can't be read whole, and for what has no surface, no extent or no inside at
+        this resolution.
         """
         return self.encode_batch([shape])[0]
 
     @torch.no_grad()
-    def encode_batch(self, shapes: Sequence[trimesh.Trimesh | SparseSDF]) -> list[Tokens]:
+    def encode_batch(self, shapes: Sequence[Shape]) -> list[Tokens]:
         """Tokens of each shape, the network running once for all.
 
         Memory grows with the voxels of all of them, and on the CPU with the number of shapes too.
@@ -161,13 +165,15 @@ class ShapeTokenizer:
             for grid, start, end in zip(grids, ends[:-1], ends[1:], strict=True)
         ]
 
-    def voxelize(self, shape: trimesh.Trimesh | SparseSDF) -> SparseSDF:
+    def voxelize(self, shape: Shape) -> SparseSDF:
         """The grid that encode works on; one that is given comes back if it is of this tokenizer's kind."""
         if not isinstance(shape, SparseSDF):
-            if not isinstance(shape, trimesh.Trimesh):
+            if isinstance(shape, (str, Path)):
+                shape = _mesh_of_file(shape)
+            if not isinstance(shape, (Mesh, trimesh.Trimesh)):
                 raise InputError(
-                    f"got {type(shape).__name__}; expected trimesh.Trimesh or SparseSDF; load files with "
-                    "trimesh.load_mesh, and make one mesh of a scene with its to_mesh()"
+                    f"got {type(shape).__name__}; expected a mesh file's path, Mesh, trimesh.Trimesh or SparseSDF; "
+                    "make one mesh of a scene with its to_mesh()"
                 )
             shape = voxelize(shape.vertices, shape.faces, **self.grid_options, device=str(self.device))
         if (shape.resolution, shape.truncation_voxels) != (self.resolution, self.truncation_voxels):
@@ -205,7 +211,7 @@ class ShapeTokenizer:
             )
         self.vocabulary.check(tokens)
 
-    def reconstruct(self, mesh: trimesh.Trimesh | SparseSDF) -> trimesh.Trimesh:
+    def reconstruct(self, mesh: Shape) -> trimesh.Trimesh:
         return self.decode(self.encode(mesh))
 
     def to_sequence(self, tokens: Tokens) -> list[int]:
@@ -227,6 +233,15 @@ class ShapeTokenizer:
         """
         codes = self.vocabulary.parse(sequence)
         return Tokens(codes.coords, codes.indices, np.asarray(center), scale, self.fingerprint)
+
+
+def _mesh_of_file(path: str | Path) -> Mesh:
+    try:
+        return load_mesh(path)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    except OSError as error:
+        raise InputError(f"{path} can't be opened ({error.strerror}); give the path of a mesh file") from error
 
 
 def decoded_surface(decoded: SparseTensor, latents: Grid, *, resolution: int) -> Surface:

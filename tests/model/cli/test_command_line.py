@@ -84,16 +84,16 @@ def write_bad_files(folder: Path) -> dict[str, str]:
     (folder / "lying.stl").write_bytes(bytes(80) + (2 * 10**9).to_bytes(4, "little") + bytes(50))
     return {
         "empty.obj": "the file is empty",
-        "prose.stl": "the file can't be read as .stl|the file holds no faces",
+        "prose.stl": "the file holds no faces",
         "cut.ply": "the file",
         "points.ply": "the file holds no faces",
-        "nowhere.glb": "no ordinary file|can't be opened",
-        "beyond.off": "faces use vertices 0 to 9 but there are 3|the file can't be read",
+        "nowhere.glb": "can't be opened",
+        "beyond.off": "names vertex 9 but the file has 3",
         "nan.off": "have NaN or infinite vertices",
         "vast.off": "its coordinates are too large",
         "point.off": "have no area",
         "sheet.off": "no voxel is inside it",
-        "lying.stl": "the file says 2000000000 triangles",
+        "lying.stl": "says that it has 2000000000 triangles",
     }
 
 
@@ -130,6 +130,8 @@ def test_what_is_written_is_what_the_tokenizer_says(here: Path):
 
 def test_good_files_are_encoded_and_bad_ones_listed(here: Path, capsys: pytest.CaptureFixture[str]):
     write_shapes(Path("meshes"))
+    with Path("meshes/deep/can.obj").open("a") as file:
+        file.write("\nl 1 2\n")
     reasons = write_bad_files(Path("meshes/bad"))
     Path("note.txt").write_text("not a mesh")
     Path("empty").mkdir()
@@ -148,6 +150,7 @@ def test_good_files_are_encoded_and_bad_ones_listed(here: Path, capsys: pytest.C
     assert listed.keys() == reasons.keys()
     for file, reason in reasons.items():
         assert any(part in listed[file] for part in reason.split("|")), (file, listed[file])
+    assert "note on meshes/deep/can.obj: lines ignored: 1" in errors
     assert f"encoded 4 of 18 into new/tokens.jsonl, {sum_of_codes()} codes in all; 14 could not be used" in errors
 
 

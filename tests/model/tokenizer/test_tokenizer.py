@@ -10,6 +10,7 @@ import trimesh
 import yaml
 
 from model.errors import InputError
+from model.meshes import load_mesh
 from model.quantizer import VectorQuantizer
 from model.sdf import extract_mesh
 from model.sparse import Grid, SparseTensor
@@ -301,8 +302,32 @@ def test_shapes_that_have_no_tokens_are_refused(tokenizer: ShapeTokenizer):
         tokenizer.encode(trimesh.Trimesh(np.zeros((3, 3)), np.zeros((0, 3), int), process=False))
     with pytest.raises(InputError, match=r"all 1 faces lie in one point"):
         tokenizer.encode(trimesh.Trimesh(np.zeros((3, 3)), [[0, 1, 2]], process=False))
-    with pytest.raises(InputError, match=r"got Scene; expected trimesh.Trimesh or SparseSDF"):
+    with pytest.raises(InputError, match=r"got Scene; expected .*trimesh.Trimesh or SparseSDF"):
         tokenizer.encode(trimesh.Scene([ring_and_box()]))
+
+
+def test_a_file_is_read_as_voxelize_reads_it(tokenizer: ShapeTokenizer, tmp_path: Path):
+    """A concave polygon, which other readers cut from its first corner, is what it is in every format."""
+    outline = [(0, 0), (3, 0), (3, 1), (1, 1), (1, 3), (3, 3), (3, 4), (0, 4)]
+    lines = [f"v {x} {y} {z}" for z in (0, 2) for x, y in outline]
+    lines += ["f 8 7 6 5 4 3 2 1", "f 9 10 11 12 13 14 15 16"]
+    lines += [f"f {i + 1} {(i + 1) % 8 + 1} {(i + 1) % 8 + 9} {i + 9}" for i in range(8)]
+    path = tmp_path / "c.obj"
+    path.write_text("\n".join(lines))
+    mesh = load_mesh(path)
+    tokens = tokenizer.encode(path)
+    assert tokens == tokenizer.encode(str(path)) == tokenizer.encode(mesh)
+    assert tokens == tokenizer.encode(trimesh.Trimesh(mesh.vertices, mesh.faces, process=False))
+    inside = tokenizer.voxelize(path)
+    assert (inside.sdf < 0).sum() < (tokenizer.voxelize(trimesh.creation.box((3, 4, 2))).sdf < 0).sum()
+
+
+def test_a_file_that_can_not_be_read_is_named(tokenizer: ShapeTokenizer, tmp_path: Path):
+    (tmp_path / "cut.obj").write_text("v 0 0 0\nf 1 2 3\n")
+    with pytest.raises(InputError, match=r"cut\.obj: line 2: a face names vertex 2"):
+        tokenizer.encode(tmp_path / "cut.obj")
+    with pytest.raises(InputError, match=r"gone\.obj can't be opened"):
+        tokenizer.encode(tmp_path / "gone.obj")
 
 
 def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path):
