@@ -1,27 +1,19 @@
 """Overlap of two solids: how much of what is inside either is inside both."""
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy.spatial import cKDTree
 
 from ..bricks import BRICK_SIZE
+from .signed_distance import SurfaceQuery
 
 IOU_NOISE = (0.01, 0.05)  # range of the standard deviation of the points around the surface
 
 _CORNERS = np.array([(x, y, z) for x in (0, 1) for y in (0, 1) for z in (0, 1)])  # of a cell of the grid
 _STEPS = np.array([(1, 0, 0), (-1, 0, 0), (0, 1, 0), (0, -1, 0), (0, 0, 1), (0, 0, -1)])
-
-
-class Solid(Protocol):
-    """Knows which points are inside it; `low` and `high` are corners of a box that holds all of it."""
-
-    low: Float[np.ndarray, "3"]
-    high: Float[np.ndarray, "3"]
-
-    def inside(self, points: Float[np.ndarray, "num_points 3"]) -> Bool[np.ndarray, " num_points"]: ...
 
 
 class Field(NamedTuple):
@@ -42,7 +34,7 @@ class FieldSolid:
     the cube, however open that surface is. At least one voxel is needed.
     """
 
-    low, high = -np.ones(3), np.ones(3)
+    low, high = -np.ones(3), np.ones(3)  # corners of a box that holds all of it: there is nothing outside the cube
 
     def __init__(self, field: Field) -> None:
         self._field = field
@@ -80,6 +72,9 @@ class FieldSolid:
         kept = np.where(inside[:, None], voxels, 0)
         slot = self._slot[np.ravel_multi_index(tuple((kept // BRICK_SIZE).T), (self._bricks_a_side,) * 3)]
         return np.where(inside & (slot >= 0), self._values[(slot, *(kept % BRICK_SIZE).T)], np.nan)
+
+
+Solid = FieldSolid | SurfaceQuery  # either knows what is inside it, and a box that holds it
 
 
 class Ious(NamedTuple):
