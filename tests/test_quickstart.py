@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from model.checkpoint import save_vae
 from model.meshes import load_mesh
-from model.metrics.metrics import compare
+from model.metrics import compare
 from model.sdf import normalised_surface
 from model.tokens import Tokens, Vocabulary
 from tasks.evaluate import evaluate

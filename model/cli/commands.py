@@ -15,7 +15,7 @@ PROGRAM = "shape-tokenizer"
 TOKENIZER = "artifacts/tokenizer"  # where stage 2 leaves it
 FORMATS = ("ply", "glb", "obj")
 LAYOUTS = ("published", "spconv")
-ROWS = ("reference", "floor", "vae", "stage1", "stage2")
+ROWS = ("reference", "floor", "vae", "twin", "stage1", "stage2")
 SOME_FAILED = 1
 
 # \b keeps click from filling the lines of the paragraph that follows it.
@@ -50,7 +50,8 @@ COMPARE_EXAMPLES = """\
 Examples:
   dvc get . artifacts/evaluation --rev HEAD~1 -o /tmp/before
   shape-tokenizer compare /tmp/before artifacts/evaluation
-  shape-tokenizer compare artifacts/evaluation artifacts/evaluation --rows stage1 stage2
+  shape-tokenizer compare artifacts/evaluation           stage 2 against the other rows of one evaluation
+  shape-tokenizer compare artifacts/evaluation artifacts/evaluation --rows floor vae
 """
 
 
@@ -155,13 +156,17 @@ def export(source: str, target: Path, layout: "Layout") -> None:
 
 @commands.command(epilog=COMPARE_EXAMPLES, short_help="What changed between two evaluations.")
 @click.argument("old", **_path("OLD"))
-@click.argument("new", **_path("NEW"))
+@click.argument("new", required=False, **_path("[NEW]"))
 @click.option("--rows", nargs=2, type=click.Choice(ROWS), default=("stage2", "stage2"), help="Of OLD and of NEW.")
-def compare(old: Path, new: Path, rows: tuple[str, str]) -> None:
+def compare(old: Path, new: Path | None, rows: tuple[str, str]) -> None:
     """What changed between two evaluations, shape by shape.
 
-    OLD is the folder of an evaluation; NEW another, or the same with other --rows.
+    OLD is the folder of an evaluation; NEW another, or the same with other --rows. Without NEW, what stage 2 changes
+    against stage 1, the VAE and, where there is one, its unquantised twin.
     """
-    from .compare import compare_evaluations
+    from .compare import compare_evaluations, compare_rows_of
 
-    compare_evaluations(old, new, rows)
+    if new is None:
+        compare_rows_of(old)
+    else:
+        compare_evaluations(old, new, rows)

@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
-from ..report import check_comparable, compare_rows, read_evaluation, show_changes
+import pandas as pd
+
+from ..report import ROW_TITLES, check_comparable, compare_rows, compare_within, read_evaluation, show_changes
 
 
 def compare_evaluations(old_folder: Path, new_folder: Path, rows: tuple[str, str]) -> None:
@@ -13,5 +15,18 @@ def compare_evaluations(old_folder: Path, new_folder: Path, rows: tuple[str, str
     old, new = read_evaluation(old_folder), read_evaluation(new_folder)
     check_comparable(old, new)
     old_row, new_row = rows
-    print(f"{old['shape'].nunique()} shapes; lengths in the [-1, 1] cube; better and worse: 0 is outside the interval")
+    _print_head(old)
     print(show_changes(compare_rows(old[old.row == old_row], new[new.row == new_row], seed=new.attrs["seed"])))
+
+
+def compare_rows_of(folder: Path) -> None:
+    """Print what stage 2 changes against the other rows of one evaluation. Raises InputError where there is none."""
+    evaluation = read_evaluation(folder)
+    _print_head(evaluation)
+    for row, changes in compare_within(evaluation, seed=evaluation.attrs["seed"]).items():
+        print(f"\nfrom {ROW_TITLES[row]} to {ROW_TITLES['stage2']}\n{show_changes(changes)}")
+
+
+def _print_head(evaluation: pd.DataFrame) -> None:
+    shapes = evaluation["shape"].nunique()
+    print(f"{shapes} shapes; lengths in the [-1, 1] cube; better and worse: 0 is outside the interval")

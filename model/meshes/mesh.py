@@ -11,10 +11,13 @@ from .numbering import number_rows
 
 @dataclass(frozen=True, eq=False)
 class Mesh:
-    """A triangle mesh in its file's frame, cleaned: a face has three different vertices, a vertex has a face."""
+    """A triangle mesh.
 
-    vertices: Float[np.ndarray, "num_vertices 3"]  # float64
-    faces: Int[np.ndarray, "num_faces 3"]  # int64, counterclockwise from outside
+    One that load_mesh returns is in its file's frame and clean: a face has three different vertices, a vertex a face.
+    """
+
+    vertices: Float[np.ndarray, "num_vertices 3"]  # float64 from a file
+    faces: Int[np.ndarray, "num_faces 3"]  # int64 from a file, counterclockwise from outside
     notes: tuple[str, ...] = ()  # what was repaired, ignored or lost while reading, each as "what: how much"
     num_dropped: int = 0  # triangles of the file that are not among the faces
 

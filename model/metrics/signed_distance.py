@@ -67,17 +67,6 @@ class SurfaceQuery:
             return out.numpy()
 
 
-def is_closed(vertices: Float[np.ndarray, "num_vertices 3"], faces: Int[np.ndarray, "num_faces 3"]) -> bool:
-    """Whether the surface has no border: every edge, by position, lies between an even number of faces."""
-    _, position = np.unique(np.asarray(vertices, np.float32), axis=0, return_inverse=True)
-    if len(faces) == 0:
-        return False
-    edges = np.sort(position.reshape(-1)[faces][:, [0, 1, 1, 2, 2, 0]].reshape(-1, 2), axis=1)
-    edges = edges[edges[:, 0] != edges[:, 1]]
-    _, counts = np.unique(edges[:, 0] * len(vertices) + edges[:, 1], return_counts=True)
-    return bool((counts % 2 == 0).all())
-
-
 def _signed_volume(vertices: Float[np.ndarray, "num_vertices 3"], faces: Int[np.ndarray, "num_faces 3"]) -> float:
     a, b, c = vertices.astype(np.float64)[faces].swapaxes(0, 1)
     return float((a * np.cross(b, c)).sum() / 6)

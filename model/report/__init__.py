@@ -4,8 +4,8 @@ Draws and words figures that others have measured; no result depends on it.
 """
 
 from .codebook_plots import draw_codebook
-from .compare import PER_SHAPE, check_comparable, compare_rows, read_evaluation, show_changes
-from .figures import COSTS, ROW_TITLES, figures_of
+from .compare import PER_SHAPE, check_comparable, compare_rows, compare_within, read_evaluation, show_changes
+from .figures import COSTS, ROW_TITLES, figures_of, rows_of
 from .gallery import PICTURED, Gallery
 from .page import CODEBOOK_TITLES, Aggregates, Ranking, Report, write_report
 from .plots import draw_history, draw_shapes, draw_usage, read_history, usage_table
@@ -24,6 +24,7 @@ __all__ = [
     "SheetRow",
     "check_comparable",
     "compare_rows",
+    "compare_within",
     "draw_codebook",
     "draw_history",
     "draw_shapes",
@@ -31,6 +32,7 @@ __all__ = [
     "figures_of",
     "read_evaluation",
     "read_history",
+    "rows_of",
     "show_changes",
     "usage_table",
     "write_report",

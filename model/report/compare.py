@@ -15,6 +15,7 @@ from ..metrics import Change, summarise_change
 from .figures import Figure, figures_of
 
 PER_SHAPE = "per_shape.parquet"
+AGAINST = ("stage1", "vae", "twin")  # the rows that stage 2 is held against
 CONDITIONS = ("resolution", "num_points", "seed")  # must be equal for two runs' figures to be comparable
 
 
@@ -28,6 +29,12 @@ def compare_rows(old: pd.DataFrame, new: pd.DataFrame, *, seed: int) -> list[tup
         if change is not None:
             changes.append((figure, change))
     return changes
+
+
+def compare_within(table: pd.DataFrame, *, seed: int) -> dict[str, list[tuple[Figure, Change]]]:
+    """What stage 2 changes against other rows of the same table, by row: stage 1, the VAE, the twin where it is."""
+    rows = dict(iter(table.groupby("row")))
+    return {row: compare_rows(rows[row], rows["stage2"], seed=seed) for row in AGAINST if {row, "stage2"} <= {*rows}}
 
 
 def verdict(figure: Figure, change: Change) -> str:

@@ -9,6 +9,7 @@ ROW_TITLES = {  # of evaluate's results; the first is the truth against a second
     "reference": "truth, sampled twice",
     "floor": "voxel grid (floor)",
     "vae": "VAE",
+    "twin": "unquantised twin",  # of stage 2, where it was trained
     "stage1": "stage 1",
     "stage2": "stage 2",
 }
@@ -34,6 +35,12 @@ class Figure(NamedTuple):
 _LENGTH = "In units of the [-1, 1] cube that the true mesh is normalised into."
 
 
+def rows_of(table: pd.DataFrame) -> list[str]:
+    """Those that a per-shape table has, in their order."""
+    measured = set(table["row"])
+    return [row for row in ROW_TITLES if row in measured]
+
+
 def figures_of(columns: Collection[str]) -> list[Figure]:
     """Those that a per-shape table has, in the order in which people want them."""
     thresholds = [column.removeprefix("fscore_") for column in columns if column.startswith("fscore_")]
@@ -50,8 +57,10 @@ def figures_of(columns: Collection[str]) -> list[Figure]:
         Figure("normal_consistency", "normals", False, "Mean cosine between the normals of nearest points."),
         Figure("normal_consistency_absolute", "normals, unsigned", False, "The same where winding means nothing."),
         Figure("spurious_area", "spurious area", True, "Area farther than 2 voxels from the truth.", 2, True),
-        Figure("volume_iou", "V-IoU", False, "Overlap of the solids; shapes closed in all columns.", 2, True),
+        Figure("volume_iou", "V-IoU", False, "Overlap of the solids, by the field's sign; closed truths.", 2, True),
         Figure("surface_iou", "S-IoU", False, "The same, counted near the true surface only.", 2, True),
+        Figure("open_volume_iou", "V-IoU, open truths", False, "Open true meshes that became solids.", 2, True),
+        Figure("open_surface_iou", "S-IoU, open truths", False, "The same, near the true surface only.", 2, True),
         Figure("sdf_l1", "SDF error", True, "Mean error of the field on the true band, in truncation distances.", 4),
         Figure("sign_errors", "sign errors", True, "Share of the true band on the wrong side.", 2, True),
         Figure(

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from ..metrics import Mesh, TriangleMesh
+from ..meshes import Mesh
+from ..metrics import AnyMesh, checked_mesh
 from .figures import ROW_TITLES
 from .render import render_mesh
 
@@ -24,20 +25,20 @@ class Gallery:
         self._files: dict[str, Path] = {}
         self.pictures = cache(self._pictures)
 
-    def add(self, shape: str, meshes: Mapping[str, Mesh]) -> None:
+    def add(self, shape: str, meshes: Mapping[str, AnyMesh]) -> None:
         """Meshes by row; those of PICTURED are kept."""
         path = self._scratch / f"{len(self._files)}.npz"
         arrays: dict[str, Any] = {}
         for row in PICTURED:
-            arrays[f"{row}_vertices"] = np.asarray(meshes[row].vertices, np.float32)
-            arrays[f"{row}_faces"] = np.asarray(meshes[row].faces, np.int32)
+            mesh = checked_mesh(meshes[row], row)
+            arrays |= {f"{row}_vertices": mesh.vertices.astype(np.float32), f"{row}_faces": mesh.faces.astype(np.int32)}
         np.savez(path, **arrays)
         self._files[shape] = path
 
-    def meshes(self, shape: str) -> list[TriangleMesh]:
+    def meshes(self, shape: str) -> list[Mesh]:
         """In the order of PICTURED."""
         with np.load(self._files[shape]) as arrays:
-            return [TriangleMesh(arrays[f"{row}_vertices"], arrays[f"{row}_faces"]) for row in PICTURED]
+            return [Mesh(arrays[f"{row}_vertices"], arrays[f"{row}_faces"]) for row in PICTURED]
 
     def _pictures(self, shape: str) -> list[UInt8[np.ndarray, "size size 3"]]:
         """In the order of PICTURED, all in the view that frames the truth."""

@@ -1,6 +1,6 @@
 "use strict";
-// Unpacks the meshes that tasks/viewer.py packed and draws those of one shape side by side, all turned together.
-// The camera is that of model/render.py: orthographic, +z up, azimuth and elevation in degrees.
+// Unpacks the meshes that model/report/viewer.py packed and draws those of one shape side by side, all turned together.
+// The camera is that of model/report/render.py: orthographic, +z up, azimuth and elevation in degrees.
 
 const scenes = JSON.parse(document.getElementById("scenes").textContent);
 const viewer = document.getElementById("viewer");

@@ -20,17 +20,18 @@ BLOCKS = 2  # shapes side by side
 GAP = 24  # pixels between them
 WEBP_QUALITY = 82
 
-# Panels of the loss curves, each with the columns it shows where a history has them.
-PANELS: Mapping[str, Sequence[str]] = {
-    "training losses": ("loss", "recon_loss", "outside_loss", "vq_loss", "commitment_loss"),
-    "held-out reconstruction": ("val_l1", "val_sign_errors", "val_outside"),
-    "codebook usage within a batch": ("codebook_usage",),
-    "perplexity within a batch": ("perplexity",),
-    "learning rate": ("lr",),
-    "gradient norm": ("grad_norm",),
+# What a person looks at while and after training: the columns of each panel, with their labels.
+CURVES: Mapping[str, Mapping[str, str]] = {
+    "reconstruction": {"recon_loss": "training", "val_l1": "validation"},
+    "codebook losses": {"vq_loss": "vq", "commitment_loss": "commitment"},
+    "codebook usage": {"codebook_usage": "training", "val_codebook_usage": "held out"},
+    "perplexity": {"perplexity": "training", "val_perplexity": "held out"},
+    "revived codes, skipped steps": {"revived_codes": "revived codes", "skipped_steps": "skipped steps"},
+    "learning rate": {"lr": "decoder", "encoder_lr": "encoder"},
 }
-DASHED = ("commitment_loss",)  # its values are those of vq_loss, whose line would be hidden
-LOGARITHMIC = ("training losses", "gradient norm")
+LOGARITHMIC = ("reconstruction", "codebook losses")
+DASHED = ("commitment_loss",)  # its values may be those of vq_loss, whose line would be hidden
+PANELS_A_ROW = 3
 
 
 def draw_shapes(rows: Sequence[SheetRow]) -> bytes:
@@ -65,36 +66,61 @@ def read_history(path: Path) -> pd.DataFrame:
     return history
 
 
-def draw_history(histories: Mapping[str, pd.DataFrame]) -> bytes:
-    """One column per stage, one row per panel that any stage can fill."""
-    panels = {
-        title: columns
-        for title, columns in PANELS.items()
-        if any(column in history for column in columns for history in histories.values())
-    }
-    figure = Figure(figsize=(5.2 * len(histories), 1.9 * len(panels) + 0.6), layout="constrained")
-    grid = figure.subplots(len(panels), len(histories), squeeze=False)
-    for column, (stage, history) in enumerate(histories.items()):
-        for row, (title, names) in enumerate(panels.items()):
-            axes = grid[row, column]
-            _draw_curves(axes, history, [name for name in names if name in history])
-            axes.set_title(f"{stage}: {title}", fontsize=9)
-            if axes.lines and title in LOGARITHMIC:
-                axes.set_yscale("log")
-        grid[-1, column].set_xlabel("step", fontsize=8)
+def other_columns(histories: Mapping[str, pd.DataFrame]) -> dict[str, dict[str, str]]:
+    """Panels for all that is logged and not among the curves, a column each."""
+    shown = {"step", *(column for columns in CURVES.values() for column in columns)}
+    return {column: {column: ""} for column in _logged(histories) if column not in shown}
+
+
+def draw_history(histories: Mapping[str, pd.DataFrame], panels: Mapping[str, Mapping[str, str]] = CURVES) -> bytes:
+    """One picture of all stages, side by side in each panel, each as wide as the others however many steps it has.
+
+    Panels that no stage can fill are left out, but for a picture without any.
+    """
+    logged = set(_logged(histories))
+    titles = [title for title, columns in panels.items() if logged & {*columns}] or list(panels)
+    num_rows = -(-len(titles) // PANELS_A_ROW)
+    figure = Figure(figsize=(4.2 * min(len(titles), PANELS_A_ROW), 2.4 * num_rows + 0.2), layout="constrained")
+    grid = figure.subplots(num_rows, min(len(titles), PANELS_A_ROW), squeeze=False).ravel()
+    for axes, title in zip(grid, titles, strict=False):
+        _draw_curves(axes, histories, panels[title])
+        axes.set_title(title, fontsize=9)
+        if title in LOGARITHMIC:
+            axes.set_yscale("log")
+    for axes in grid[len(titles) :]:
+        axes.set_visible(False)
     return png_of_figure(figure)
 
 
-def _draw_curves(axes: Axes, history: pd.DataFrame, names: Sequence[str]) -> None:
-    for name in names:
-        logged = history[["step", name]].dropna()
-        marker, dashes = "." if len(logged) < 20 else "", "--" if name in DASHED else "-"
-        axes.plot(logged["step"], logged[name], label=name, linewidth=1.1, marker=marker, linestyle=dashes)
+def _logged(histories: Mapping[str, pd.DataFrame]) -> list[str]:
+    """The columns that hold any value, each once."""
+    filled = (str(column) for history in histories.values() for column in history.columns[history.notna().any()])
+    return list(dict.fromkeys(filled))
+
+
+def _draw_curves(axes: Axes, histories: Mapping[str, pd.DataFrame], labels: Mapping[str, str]) -> None:
+    """A colour for each column, labelled once."""
+    unlabelled = dict(labels)
+    ticks: dict[float, str] = {}
+    for place, (stage, history) in enumerate(histories.items()):
+        last = history["step"].max()
+        ticks |= {place: "", place + 0.5: f"{stage}, {last} steps"}
+        for colour, name in enumerate(labels):
+            if name not in history:
+                continue
+            curve = history[["step", name]].dropna()
+            (line,) = axes.plot(place + curve["step"] / last, curve[name], color=f"C{colour}", linewidth=1.1)
+            line.set_label(unlabelled.pop(name, ""))
+            line.set_marker("." if len(curve) < 20 else "")
+            line.set_linestyle("--" if name in DASHED else "-")
+        if place:
+            axes.axvline(place, color="0.6", linewidth=0.8)
+    axes.set_xlim(0, len(histories))
+    axes.set_xticks([*ticks], [*ticks.values()])
     axes.tick_params(labelsize=7)
-    axes.grid(alpha=0.25)
-    if not names:
-        axes.text(0.5, 0.5, "not logged", transform=axes.transAxes, ha="center", va="center", color="0.5")
-    elif len(names) > 1:
+    axes.tick_params(axis="x", length=0)
+    axes.grid(axis="y", alpha=0.25)
+    if any(label and not label.startswith("_") for label in axes.get_legend_handles_labels()[1]):
         axes.legend(fontsize=7)
 
 

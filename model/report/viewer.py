@@ -11,7 +11,7 @@ from typing import TypedDict
 import numpy as np
 from jaxtyping import Int
 
-from ..metrics import Mesh, TriangleMesh
+from ..meshes import Mesh
 from .gallery import Gallery
 
 MAX_FACES = 40_000  # a mesh; four of them make about half a megabyte
@@ -46,7 +46,7 @@ def scene_of(shape: str, gallery: Gallery) -> Scene:
 
 def pack_mesh(mesh: Mesh) -> PackedMesh:
     small = simplify(mesh, MAX_FACES)
-    fixed = np.round(np.clip(np.asarray(small.vertices), -1, 1) * FIXED_POINT).astype(np.int16)
+    fixed = np.round(np.clip(small.vertices, -1, 1) * FIXED_POINT).astype(np.int16)
     return PackedMesh(
         vertices=pack(fixed.T.ravel()),  # all x, all y, all z
         faces=pack(small.faces.ravel().astype(np.int32)),
@@ -62,22 +62,22 @@ def pack(values: Int[np.ndarray, " length"]) -> str:
     return b64encode(zlib.compress(planes.tobytes(), 9)).decode()
 
 
-def simplify(mesh: Mesh, max_faces: int) -> TriangleMesh:
+def simplify(mesh: Mesh, max_faces: int) -> Mesh:
     """The mesh itself where it is small enough, else with near vertices merged (Rossignac and Borrel 1993)."""
-    small = TriangleMesh(np.asarray(mesh.vertices), np.asarray(mesh.faces))
-    cells = float(max_faces) ** 0.5
+    small, cells = mesh, float(max_faces) ** 0.5
     while len(small.faces) > max_faces:
         small = cluster(mesh, cells)
         cells *= COARSER
     return small
 
 
-def cluster(mesh: Mesh, cells: float) -> TriangleMesh:
+def cluster(mesh: Mesh, cells: float) -> Mesh:
     """Vertices of one cell of a grid, `cells` to a length of 2, become their mean; faces that collapse go."""
-    vertices = np.asarray(mesh.vertices)
-    grid = np.floor((vertices + 1) * (cells / 2)).astype(np.int64)
+    grid = np.floor((mesh.vertices + 1) * (cells / 2)).astype(np.int64)
     _, cell, counts = np.unique(grid, axis=0, return_inverse=True, return_counts=True)
-    sums = np.stack([np.bincount(cell.reshape(-1), weights=axis, minlength=len(counts)) for axis in vertices.T], axis=1)
-    faces = cell.reshape(-1)[np.asarray(mesh.faces)]
+    sums = np.stack(
+        [np.bincount(cell.reshape(-1), weights=axis, minlength=len(counts)) for axis in mesh.vertices.T], axis=1
+    )
+    faces = cell.reshape(-1)[mesh.faces]
     a, b, c = faces.T
-    return TriangleMesh(sums / counts[:, None], np.unique(faces[(a != b) & (b != c) & (c != a)], axis=0))
+    return Mesh(sums / counts[:, None], np.unique(faces[(a != b) & (b != c) & (c != a)], axis=0))

@@ -74,12 +74,15 @@ def _table(metrics: Mapping[str, Mapping[str, Any]]) -> str:
     """One line per figure, one column per row of the metrics, blanks where a row has none."""
     rows: dict[str, Mapping[str, Any]] = {}
     for name, figures in metrics.items():
-        nested = {key: value for key, value in figures.items() if isinstance(value, Mapping)}
-        plain = {key: value for key, value in figures.items() if key not in nested}
-        rows |= ({name: plain} if plain else {}) | {f"{name} {key}": value for key, value in nested.items()}
+        nested = {f"{name} {key}": value for key, value in figures.items() if isinstance(value, Mapping)}
+        rows |= {row: plain for row, values in ({name: figures} | nested).items() if (plain := _numbers(values))}
     keys = dict.fromkeys(key for figures in rows.values() for key in figures)
     head = f"| | {' | '.join(rows)} |\n|---|{'---|' * len(rows)}\n"
     lines = (
         f"| {key} | {' | '.join(f'{row[key]:.4g}' if key in row else '' for row in rows.values())} |" for key in keys
     )
     return head + "\n".join(lines)
+
+
+def _numbers(figures: Mapping[str, Any]) -> dict[str, float]:
+    return {key: value for key, value in figures.items() if not isinstance(value, Mapping)}

@@ -1,9 +1,29 @@
-"""What evaluate measures with: a shape's way through everything that was trained."""
+"""What evaluate measures and how: a shape's way through everything that was trained, its figures, their tables."""
 
+from tasks.evaluation.measure import measure
 from tasks.evaluation.reconstructions import CodeUse, Reconstruction, Reconstructor
+from tasks.evaluation.tables import (
+    aggregate,
+    aggregates_table,
+    rank,
+    spread,
+    summarise_codes,
+    summarise_pairs,
+    summarise_rows,
+    write_per_shape,
+)
 
 __all__ = [
     "CodeUse",
     "Reconstruction",
     "Reconstructor",
+    "aggregate",
+    "aggregates_table",
+    "measure",
+    "rank",
+    "spread",
+    "summarise_codes",
+    "summarise_pairs",
+    "summarise_rows",
+    "write_per_shape",
 ]

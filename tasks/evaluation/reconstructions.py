@@ -1,4 +1,4 @@
-"""One shape through everything that was trained: grid, VAE, stage 1, stage 2."""
+"""One shape through everything that was trained: grid, VAE, its twin where there is one, stage 1, stage 2."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -8,10 +8,11 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from model.checkpoint import load_vae
+from model.metrics import Field
 from model.quantizer import CodebookStatistics, VectorQuantizer, codebook_statistics
 from model.sdf import SparseSDF, Surface
 from model.sparse import Grid, SparseTensor, from_arrays
@@ -19,7 +20,7 @@ from model.tokenizer import ShapeTokenizer, decoded_surface
 from model.vae import SparseSDFVAE
 from tasks.data import load_codebook
 from tasks.evaluation.memory import PeakMemory
-from tasks.run import TOKENIZER, VAE
+from tasks.run import TOKENIZER, TWIN, VAE
 
 T = TypeVar("T")
 
@@ -30,8 +31,7 @@ class Reconstruction:
 
     row: str
     mesh: Surface  # in the [-1, 1] cube
-    coords: Int[np.ndarray, "num_decoded 3"] | None = None
-    sdf: Float[np.ndarray, " num_decoded"] | None = None
+    field: Field | None = None  # that the mesh was drawn from
     num_tokens: int | None = None
     bits: float | None = None  # num_tokens * log2(codebook size); where the tokens lie is not counted
     encode_ms: float | None = None  # band voxels to latents, or tokens
@@ -78,7 +78,10 @@ class CodeUse:
 
     @property
     def normalised_error(self) -> float:
-        """Mean squared distance to the nearest code over the variance of the latents: 0 loses nothing, 1 everything."""
+        """Mean squared distance to the code over the variance of the same latents, all that were measured.
+
+        0 loses nothing, 1 is as good as their mean alone.
+        """
         variance = self._squares - float(self._sum.square().sum()) / int(self.counts.sum())
         return self._squared_error / variance if variance > 0 else 0.0
 
@@ -90,10 +93,15 @@ class Reconstructor:
     """The imported VAE, stage 1's codebook and stage 2's tokenizer, side by side."""
 
     def __init__(
-        self, vae: SparseSDFVAE, codebook: Float[Tensor, "codebook_size dim"], tokenizer: ShapeTokenizer
+        self,
+        vae: SparseSDFVAE,
+        codebook: Float[Tensor, "codebook_size dim"],
+        tokenizer: ShapeTokenizer,
+        twin: SparseSDFVAE | None = None,
     ) -> None:
         self.device = tokenizer.device
         self.vae = vae
+        self.twin = twin  # trained as stage 2 was, without codes
         self.tokenizer = tokenizer
         self.use = {"stage1": CodeUse(VectorQuantizer.of(codebook)), "stage2": CodeUse(tokenizer.vqvae.quantizer)}
 
@@ -102,12 +110,13 @@ class Reconstructor:
         """From the stages' outputs. Raises InputError naming the file that is missing or damaged."""
         codebook = load_codebook().to(device)
         tokenizer = ShapeTokenizer.from_pretrained(TOKENIZER, device=device)
-        return Reconstructor(load_vae(VAE, device=device), codebook, tokenizer)
+        twin = load_vae(TWIN, device=device) if TWIN.is_dir() else None
+        return Reconstructor(load_vae(VAE, device=device), codebook, tokenizer, twin)
 
     def rows(self, shape: SparseSDF) -> Iterator[Reconstruction]:
-        """floor, vae, stage1 and stage2, in this order."""
+        """floor, vae, stage1, stage2 and, where there is one, twin, in this order."""
         mesh, cost = self._measure(shape.surface)
-        yield Reconstruction("floor", mesh, decode_ms=cost.ms, memory_mb=cost.memory_mb)
+        yield Reconstruction("floor", mesh, stored_field(shape), decode_ms=cost.ms, memory_mb=cost.memory_mb)
 
         band = from_arrays(shape.coords, shape.sdf, extent=shape.resolution).to(self.device)
         z_e, encoding = self._measure(lambda: self.vae.encode(first_seen(band)).mean)
@@ -119,6 +128,11 @@ class Reconstructor:
         trained = self.tokenizer.vqvae
         quantized, encoding = self._measure(lambda: self.use["stage2"].quantize(trained.encode(first_seen(band))))
         yield self._decode("stage2", trained.vae, quantized, shape.resolution, encoding)
+
+        if self.twin is not None:
+            twin = self.twin
+            z_e, encoding = self._measure(lambda: twin.encode(first_seen(band)).mean)
+            yield self._decode("twin", twin, z_e, shape.resolution, encoding)
 
     def _decode(
         self, row: str, vae: SparseSDFVAE, latents: SparseTensor | QuantizedLatents, resolution: int, encoding: Cost
@@ -134,8 +148,7 @@ class Reconstructor:
         return Reconstruction(
             row,
             mesh,
-            decoded.coords[:, 1:].cpu().numpy(),
-            decoded.feats[:, 0].cpu().numpy(),
+            Field(decoded.coords[:, 1:].cpu().numpy(), decoded.feats[:, 0].cpu().numpy(), resolution),
             num_tokens=tokens.num_tokens if tokens else None,
             bits=tokens.bits if tokens else None,
             encode_ms=encoding.ms,
@@ -151,6 +164,12 @@ class Reconstructor:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         return result, Cost(1000 * (time.perf_counter() - start), peak.megabytes())
+
+
+def stored_field(shape: SparseSDF) -> Field:
+    """The grid's own field: the band, and the sign alone in the rest of its bricks."""
+    coords, signs = shape.beyond()
+    return Field(np.concatenate([shape.coords, coords]), np.concatenate([shape.sdf, signs]), shape.resolution)
 
 
 def first_seen(x: SparseTensor) -> SparseTensor:

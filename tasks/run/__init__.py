@@ -20,6 +20,7 @@ from tasks.run.paths import (
     SDF,
     TIMINGS,
     TOKENIZER,
+    TWIN,
     VAE,
     VOXELIZE_SCRATCH,
 )
@@ -65,6 +66,7 @@ __all__ = [
     "SDF",
     "TIMINGS",
     "TOKENIZER",
+    "TWIN",
     "VAE",
     "VOXELIZE_SCRATCH",
     "AlreadyRunningError",

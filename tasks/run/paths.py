@@ -11,6 +11,7 @@ LATENTS = Path("artifacts/latents")
 CODEBOOK = Path("artifacts/codebook")
 PASS_TOKEN = Path("artifacts/gate/passed")
 TOKENIZER = Path("artifacts/tokenizer")
+TWIN = Path("artifacts/twin")
 EVALUATION = Path("artifacts/evaluation")
 
 METRICS = Path("metrics")

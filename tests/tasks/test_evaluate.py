@@ -1,4 +1,5 @@
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,19 +13,18 @@ from safetensors.torch import save_file
 
 from model.checkpoint import save_vae
 from model.errors import InputError
-from model.metrics.metrics import CUBE_DIAGONAL
+from model.metrics.truth import CUBE_DIAGONAL
 from model.quantizer import VectorQuantizer
-from model.report import draw_history, read_history, usage_table
+from model.report import usage_table
 from model.sdf import Surface, voxelize
-from model.sparse import SparseTensor
 from model.tokenizer import ShapeTokenizer
 from model.vae import SparseSDFVAE, VAEConfig
 from model.vqvae import VQVAE
-from tasks.evaluate import ROWS, aggregate, evaluate, rank, spread, summarise_rows
-from tasks.evaluation import CodeUse
+from tasks.evaluate import evaluate
 from tasks.run import Evaluate, Settings, paths
 from tasks.shards.shards import INDEX, SURFACES, shape_row, write_index, write_shards, write_surfaces
 
+ROWS = ("reference", "floor", "vae", "stage1", "stage2")
 RESOLUTION = 32
 CODEBOOK_SIZE = 16
 DIM = 4
@@ -148,6 +148,42 @@ def test_the_headline_has_the_same_figures_in_short(project: Path, metrics: dict
         headline = json.loads((paths.HEADLINE / f"{row}.json").read_text())
         assert headline["cd_l1"] == pytest.approx(metrics[row]["cd_l1"], rel=1e-3)
         assert ("usage" in headline) == (row in metrics["codebook"])
+        assert headline["s_iou"] == pytest.approx(metrics[row]["surface_iou"], rel=1e-3)
+        assert headline["v_iou"] == pytest.approx(metrics[row]["volume_iou"], rel=1e-3)
+
+
+def test_pairs_are_in_the_metrics_file(metrics: dict, table: pd.DataFrame):
+    rows = table.set_index(["row", "shape"])
+    for row in ("stage1", "vae"):
+        change = metrics["paired"][f"stage2 - {row}"]["cd_l1"]
+        expected = (rows.loc["stage2"].cd_l1 - rows.loc[row].cd_l1).mean()
+        assert change["mean"] == pytest.approx(expected, rel=1e-5)
+        assert change["ci_low"] <= change["mean"] <= change["ci_high"]
+        assert change["num_shapes"] == 3
+    assert "stage2 - twin" not in metrics["paired"]  # none was trained
+
+
+def test_every_closed_truth_has_an_iou_in_every_row(table: pd.DataFrame, metrics: dict):
+    """Though stage 2 draws no surface here at all."""
+    assert table[table.row != "reference"].volume_iou.notna().all()
+    assert table.open_volume_iou.isna().all()
+    assert [metrics[row]["num_closed"] for row in ROWS] == [0, 3, 3, 3, 3]
+    assert metrics["stage2"]["surface_iou"] == 0
+
+
+def test_a_twin_is_a_row_of_its_own(project: Path):
+    """The VAE itself in its place: the same figures, and no change from one to the other."""
+    shutil.copytree(paths.VAE, paths.TWIN)
+    try:
+        evaluate(SETTINGS)
+        metrics = json.loads((paths.METRICS / "evaluate.json").read_text())
+        assert metrics["twin"] == metrics["vae"]
+        assert metrics["paired"]["stage2 - twin"] == metrics["paired"]["stage2 - vae"]
+        assert (paths.HEADLINE / "twin.json").read_text() == (paths.HEADLINE / "vae.json").read_text()
+        assert "unquantised twin" in (paths.EVALUATION / "report.html").read_text()
+    finally:
+        shutil.rmtree(paths.TWIN)
+        evaluate(SETTINGS)
 
 
 def test_rerun_writes_the_same_bytes(project: Path):
@@ -183,69 +219,6 @@ def test_aggregates_are_in_a_table_of_their_own(table: pd.DataFrame, metrics: di
     assert aggregates.loc[("floor", "volume_iou"), "num_shapes"] == 3
     assert ("reference", "volume_iou") not in aggregates.index
     assert not aggregates.index.get_level_values("figure").str.endswith("_ms").any()
-
-
-def test_shapes_are_ranked_and_spread_from_the_best_to_the_worst():
-    errors = {"a": 0.5, "b": 0.1, "c": 0.4, "d": 0.2, "e": 0.3}
-    lines = [{"shape": shape, "row": row, "cd_l1": error} for shape, error in errors.items() for row in ROWS]
-    ranking = rank(pd.DataFrame(lines))
-    assert list(ranking) == ["b", "d", "e", "c", "a"]
-    assert ranking["c"] == dict.fromkeys(ROWS, 0.4)
-    assert spread(ranking, 3) == ["b", "e", "a"]
-    assert spread(ranking, 1) == ["b"]
-    assert spread(ranking, 99) == list(ranking)
-
-
-def test_means_are_over_the_shapes_that_have_the_figure():
-    lines = [
-        {"shape": shape, "row": row, "failed": False, "cd_l1": value, "volume_iou": iou}
-        for row in ROWS
-        for shape, value, iou in (("a", 0.1, 0.8), ("b", 0.3, None))
-    ]
-    table = pd.DataFrame(lines)
-    figures = summarise_rows(table, aggregate(table, seed=0))["vae"]
-    assert figures["cd_l1"] == pytest.approx(0.2)
-    assert figures["cd_l1_median"] == pytest.approx(0.2)
-    assert (figures["volume_iou"], figures["num_closed"]) == (0.8, 1)
-
-
-def test_ious_are_of_the_shapes_that_every_row_leaves_closed():
-    ious = {"a": 0.8, "b": 0.4, "c": 0.6}
-    lines = [
-        {"shape": shape, "row": row, "failed": False, "cd_l1": 0.1, "volume_iou": iou, "surface_iou": iou / 2}
-        for row in ROWS
-        for shape, iou in ious.items()
-    ]
-    table = pd.DataFrame(lines)
-    table.loc[(table.row == "stage1") & (table["shape"] == "b"), ["volume_iou", "surface_iou"]] = None
-    table.loc[table.row == "reference", ["volume_iou", "surface_iou"]] = None
-    metrics = summarise_rows(table, aggregate(table, seed=0))
-    assert metrics["reference"]["num_closed"] == 0
-    for row in ROWS[1:]:
-        figures = metrics[row]
-        assert (figures["volume_iou"], figures["surface_iou"]) == pytest.approx((0.7, 0.35))
-        assert figures["num_closed"] == 2
-
-
-def test_code_use_against_a_count_by_hand():
-    codebook = torch.tensor([[0.0], [1.0], [9.0]])
-    use = CodeUse(VectorQuantizer.of(codebook))
-    coords = torch.tensor([[0, 0, 0, 0], [0, 0, 0, 1], [0, 0, 1, 0], [0, 1, 0, 0]], dtype=torch.int32)
-    z = torch.tensor([[0.1], [0.9], [1.2], [-0.1]])
-    quantized = use.quantize(SparseTensor(coords, z))
-    assert quantized.latents.feats.flatten().tolist() == [0, 1, 1, 0]
-    assert (quantized.num_tokens, quantized.bits) == (4, pytest.approx(4 * np.log2(3)))
-    assert use.counts.tolist() == [2, 2, 0]
-    assert use.normalised_error == pytest.approx(np.mean([0.01, 0.01, 0.04, 0.01]) / np.var(z.numpy()))
-
-
-def test_history_may_lack_columns_but_not_exist_without_steps(tmp_path: Path):
-    assert draw_history({"stage1": pd.DataFrame({"step": [1], "loss": [0.1]}), "stage2": pd.DataFrame({"step": [1]})})
-    with pytest.raises(InputError, match=r"gone\.tsv can't be read"):
-        read_history(tmp_path / "gone.tsv")
-    (tmp_path / "empty.tsv").write_text("step\tloss\n")
-    with pytest.raises(InputError, match="no logged step"):
-        read_history(tmp_path / "empty.tsv")
 
 
 def test_no_test_shapes_is_said_in_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

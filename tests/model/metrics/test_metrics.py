@@ -3,18 +3,20 @@ import pytest
 import trimesh
 
 from model.errors import InputError
-from model.metrics import TriangleMesh, Truth, compare_sdf, summarise
-from model.metrics.metrics import CUBE_DIAGONAL, compare, sample_surface
-from model.metrics.signed_distance import SurfaceQuery, is_closed
+from model.meshes import Mesh
+from model.metrics import Truth, compare, compare_sdf, summarise
+from model.metrics.distances import checked_mesh, sample_surface
+from model.metrics.signed_distance import SurfaceQuery
+from model.metrics.truth import CUBE_DIAGONAL
 
 
 def sphere(radius: float) -> trimesh.Trimesh:
     return trimesh.creation.icosphere(subdivisions=4, radius=radius)
 
 
-def plate(z: float, side: float = 1.0) -> TriangleMesh:
+def plate(z: float, side: float = 1.0) -> Mesh:
     corners = np.array([[-1, -1, 0], [1, -1, 0], [1, 1, 0], [-1, 1, 0]]) * [side / 2, side / 2, 0] + [0, 0, z]
-    return TriangleMesh(corners, np.array([[0, 1, 2], [0, 2, 3]]))
+    return Mesh(corners, np.array([[0, 1, 2], [0, 2, 3]]))
 
 
 def test_distance_between_parallel_plates_is_their_gap():
@@ -49,7 +51,7 @@ def test_precision_and_recall_tell_a_missing_half_from_a_superfluous_one():
 
 
 def test_inside_out_prediction_has_opposite_normals():
-    flipped = TriangleMesh(sphere(0.9).vertices, sphere(0.9).faces[:, ::-1])
+    flipped = Mesh(sphere(0.9).vertices, sphere(0.9).faces[:, ::-1])
     metrics = compare(flipped, sphere(0.9), num_points=5_000, seed=0)
     assert metrics.normal_consistency == pytest.approx(-1, abs=0.01)
     assert metrics.normal_consistency_absolute == pytest.approx(1, abs=0.01)
@@ -83,8 +85,8 @@ def test_iou_needs_two_closed_surfaces():
 
 
 def test_prediction_without_surface_is_the_worst_case_not_a_missing_row():
-    nothing = TriangleMesh(np.zeros((0, 3)), np.zeros((0, 3), int))
-    point = TriangleMesh(np.zeros((3, 3)), np.array([[0, 1, 2]]))
+    nothing = Mesh(np.zeros((0, 3)), np.zeros((0, 3), int))
+    point = Mesh(np.zeros((3, 3)), np.array([[0, 1, 2]]))
     for pred in (nothing, point):
         metrics = compare(pred, sphere(0.9), num_points=1000, seed=0, voxel_size=0.1)
         assert metrics.failed
@@ -109,7 +111,7 @@ def test_same_seed_same_figures():
 
 def test_samples_lie_on_the_surface_by_area():
     box = trimesh.creation.box((2.0, 1.0, 0.5))
-    points, normals = sample_surface(box, 50_000, np.random.default_rng(0))
+    points, normals = sample_surface(checked_mesh(box, "box"), 50_000, np.random.default_rng(0))
     on_face = np.isclose(np.abs(points), [1.0, 0.5, 0.25])
     assert on_face.any(1).all()
     np.testing.assert_allclose(on_face.mean(0), np.array([0.5, 1.0, 2.0]) / 3.5, atol=0.01)
@@ -118,21 +120,13 @@ def test_samples_lie_on_the_surface_by_area():
 
 def test_truth_without_surface_and_broken_meshes_are_refused():
     with pytest.raises(InputError, match="no face with an area"):
-        Truth(TriangleMesh(np.zeros((0, 3)), np.zeros((0, 3), int)), num_points=10, seed=0)
+        Truth(Mesh(np.zeros((0, 3)), np.zeros((0, 3), int)), num_points=10, seed=0)
     broken = plate(0.0).vertices.copy()
     broken[0, 0] = np.nan
     with pytest.raises(InputError, match="predicted mesh has 1 vertices that are not finite"):
-        compare(TriangleMesh(broken, plate(0.0).faces), plate(0.0), num_points=10, seed=0)
+        compare(Mesh(broken, plate(0.0).faces), plate(0.0), num_points=10, seed=0)
     with pytest.raises(InputError, match="expected 0 to 3"):
-        compare(TriangleMesh(plate(0.0).vertices, np.array([[0, 1, 4]])), plate(0.0), num_points=10, seed=0)
-
-
-def test_closed_means_no_border_by_position():
-    box = trimesh.creation.box()
-    soup = TriangleMesh(box.vertices[box.faces].reshape(-1, 3), np.arange(36).reshape(-1, 3))
-    assert is_closed(soup.vertices, soup.faces)  # vertices of an STL are never shared
-    assert not is_closed(soup.vertices, soup.faces[1:])
-    assert not is_closed(plate(0.0).vertices, plate(0.0).faces)
+        compare(Mesh(plate(0.0).vertices, np.array([[0, 1, 4]])), plate(0.0), num_points=10, seed=0)
 
 
 @pytest.mark.parametrize("winding", [1, -1])

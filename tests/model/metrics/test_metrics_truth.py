@@ -6,20 +6,26 @@ import trimesh
 from scipy.integrate import quad
 from scipy.stats import ncx2
 
-from model.metrics import TriangleMesh, compare_sdf, summarise_change
-from model.metrics.metrics import IOU_NOISE, compare, sample_surface
+from model.meshes import Mesh
+from model.metrics import compare, compare_sdf, summarise_change
+from model.metrics.distances import sample_surface
+from model.metrics.iou import IOU_NOISE
 from tests.model.metrics import metrics_reference as reference
 
 THRESHOLDS = (0.001, 0.005, 0.01, 0.02, 0.05)
 
 
-def cube(side: float, shift: float = 0.0) -> TriangleMesh:
+def cube(side: float, shift: float = 0.0) -> Mesh:
     box = trimesh.creation.box((side, side, side))
-    return TriangleMesh(box.vertices + np.array([shift, 0, 0]), box.faces)
+    return Mesh(box.vertices + np.array([shift, 0, 0]), box.faces)
 
 
-def mesh(shape: trimesh.Trimesh, *, inside_out: bool = False) -> TriangleMesh:
-    return TriangleMesh(shape.vertices, shape.faces[:, ::-1] if inside_out else shape.faces)
+def mesh(shape: trimesh.Trimesh, *, inside_out: bool = False) -> Mesh:
+    return Mesh(shape.vertices, shape.faces[:, ::-1] if inside_out else shape.faces)
+
+
+def arrays(shape: Mesh) -> tuple[np.ndarray, np.ndarray]:
+    return shape.vertices, shape.faces
 
 
 def sphere(radius: float) -> trimesh.Trimesh:
@@ -130,7 +136,9 @@ def test_own_samples_same_figures_but_for_sampling(name: str):
     num_points = 6000
     row = compare(pred, truth, num_points=num_points, seed=1, thresholds=THRESHOLDS).as_row()
     expected = reference.geometry(
-        reference.sample(*pred, num_points, 11), reference.sample(*truth, num_points, 12), thresholds=THRESHOLDS
+        reference.sample(*arrays(pred), num_points, 11),
+        reference.sample(*arrays(truth), num_points, 12),
+        thresholds=THRESHOLDS,
     )
     error_of_mean = np.sqrt(2 / num_points)
     for key in ("accuracy_l1", "completeness_l1", "cd_l1", "cd_l2"):
@@ -145,8 +153,8 @@ def test_ious_as_by_counting_crossings_of_rays(name: str):
     """Both with their own points; three standard errors of the difference, 0.5 sqrt(1/n + 1/n') at most."""
     pred, truth = SHAPES[name]
     metrics = compare(pred, truth, num_points=100_000, seed=0)
-    uniform = reference.volume_iou(pred, truth, 6_000, 1)
-    near = reference.surface_iou(pred, truth, 3_000, 2, IOU_NOISE)
+    uniform = reference.volume_iou(arrays(pred), arrays(truth), 6_000, 1)
+    near = reference.surface_iou(arrays(pred), arrays(truth), 3_000, 2, IOU_NOISE)
     assert metrics.volume_iou == pytest.approx(uniform, abs=0.05)
     assert metrics.surface_iou == pytest.approx(near, abs=0.04)
 
@@ -155,7 +163,7 @@ def test_spurious_area_as_by_distances_to_every_face():
     pred, truth = SHAPES["ring_and_ball"][0], mesh(trimesh.creation.icosphere(1, 0.7))
     num_points, seed = 200, 0
     samples = reference.Samples(*sample_surface(pred, num_points, np.random.default_rng([seed, 1])))
-    expected = reference.far_share(samples, truth, limit=0.2)
+    expected = reference.far_share(samples, arrays(truth), limit=0.2)
     assert 0.1 < expected < 0.9
     assert compare(pred, truth, num_points=num_points, seed=seed, voxel_size=0.1).spurious_area == expected
 

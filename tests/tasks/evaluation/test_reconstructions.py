@@ -4,10 +4,12 @@ import dataclasses
 
 import numpy as np
 import pytest
+import torch
 import trimesh
 
-from model.sparse import conv
-from tasks.evaluation import Reconstructor
+from model.quantizer import VectorQuantizer
+from model.sparse import SparseTensor, conv
+from tasks.evaluation import CodeUse, Reconstructor
 from tests.shapes import ring_and_box
 from tests.small_tokenizer import small_tokenizer
 
@@ -42,3 +44,15 @@ def test_every_row_pays_for_finding_its_own_neighbours(monkeypatch: pytest.Monke
     assert vae == stage2  # encoder and decoder
     assert len(stage1) < len(vae)  # the decoder alone; the latents are the VAE's
     assert set(stage1) <= set(vae)
+
+
+def test_code_use_against_a_count_by_hand():
+    codebook = torch.tensor([[0.0], [1.0], [9.0]])
+    use = CodeUse(VectorQuantizer.of(codebook))
+    coords = torch.tensor([[0, 0, 0, 0], [0, 0, 0, 1], [0, 0, 1, 0], [0, 1, 0, 0]], dtype=torch.int32)
+    z = torch.tensor([[0.1], [0.9], [1.2], [-0.1]])
+    quantized = use.quantize(SparseTensor(coords, z))
+    assert quantized.latents.feats.flatten().tolist() == [0, 1, 1, 0]
+    assert (quantized.num_tokens, quantized.bits) == (4, pytest.approx(4 * np.log2(3)))
+    assert use.counts.tolist() == [2, 2, 0]
+    assert use.normalised_error == pytest.approx(np.mean([0.01, 0.01, 0.04, 0.01]) / np.var(z.numpy()))

@@ -1,0 +1,130 @@
+"""From a line per shape and row to what is stored and shown: means, paired differences, ranking."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from model.metrics import Summary, summarise
+from model.report import Aggregates, Ranking, compare_within, rows_of
+from tasks.evaluation.reconstructions import CodeUse
+from tasks.shards import write_table
+
+RANKED_BY = "cd_l1"  # of stage 2
+# Columns whose means are metrics, by how they begin. The rest is detail of the tables.
+SUMMARISED = (
+    *("cd_", "fscore_", "normal_consistency", "spurious_area", "volume_iou", "surface_iou", "open_"),
+    *("sdf_l1", "sign_errors", "band_", "num_tokens", "bits"),
+)
+
+
+def aggregate(table: pd.DataFrame, *, seed: int) -> Aggregates:
+    """Every figure of every row over all shapes that have it; a failed shape counts with the worst value of each.
+
+    A figure that no shape has is left out. Which shapes have an IoU is for the truth alone to say, so it is the same
+    ones in every row.
+    """
+    columns = table.columns.difference(["shape", "row", "failed"], sort=False)
+    aggregates: Aggregates = {}
+    for row in rows_of(table):
+        lines = table[table.row == row]
+        summaries = {c: summarise([None if pd.isna(v) else float(v) for v in lines[c]], seed=seed) for c in columns}
+        aggregates[row] = {column: summary for column, summary in summaries.items() if summary is not None}
+    return aggregates
+
+
+def aggregates_table(aggregates: Aggregates) -> pd.DataFrame:
+    """A line per row and figure."""
+    return pd.DataFrame(
+        [
+            {"row": row, "figure": figure, **summary._asdict()}
+            for row, summaries in aggregates.items()
+            for figure, summary in summaries.items()
+        ]
+    )
+
+
+def summarise_rows(table: pd.DataFrame, aggregates: Aggregates) -> dict[str, dict[str, float | int]]:
+    """The metrics file: for each row the means over all test shapes, and more about the figure it is ranked by.
+
+    num_closed and num_open say how many shapes an IoU is the mean of.
+    """
+    metrics: dict[str, dict[str, float | int]] = {}
+    for row, summaries in aggregates.items():
+        figures: dict[str, float | int] = {}
+        for column, summary in summaries.items():
+            if not column.startswith(SUMMARISED):
+                continue
+            figures[column] = rounded(summary.mean)
+            if column == RANKED_BY:
+                for part in ("median", "p95", "ci_low", "ci_high"):
+                    figures[f"{column}_{part}"] = rounded(getattr(summary, part))
+        lines = table[table.row == row]
+        figures["num_closed"] = num_shapes(summaries.get("volume_iou"))
+        figures["num_open"] = num_shapes(summaries.get("open_volume_iou"))
+        figures["failures"] = int(lines.failed.sum())
+        figures["num_shapes"] = len(lines)
+        metrics[row] = figures
+    return metrics
+
+
+def num_shapes(summary: Summary | None) -> int:
+    return 0 if summary is None else summary.num_shapes
+
+
+def summarise_pairs(table: pd.DataFrame, *, seed: int) -> dict[str, dict[str, dict[str, float | int]]]:
+    """What stage 2 changes, shape by shape: by the row it is held against and figure, the mean and its interval.
+
+    The interval is a 95 % bootstrap over shapes of the per-shape difference.
+    """
+    return {
+        f"stage2 - {row}": {
+            figure.column: {key: rounded(getattr(change, key)) for key in ("mean", "ci_low", "ci_high", "num_shapes")}
+            for figure, change in changes
+            if figure.smaller_is_better is not None
+        }
+        for row, changes in compare_within(table, seed=seed).items()
+    }
+
+
+def summarise_codes(use: Mapping[str, CodeUse]) -> dict[str, dict[str, float | int]]:
+    """Codebook figures over all tokens of the test split."""
+    figures = {}
+    for stage, codes in use.items():
+        statistics = asdict(codes.statistics()) | {
+            "codebook_size": codes.size,
+            "normalised_error": codes.normalised_error,
+        }
+        figures[stage] = {key: rounded(value) for key, value in statistics.items()}
+    return figures
+
+
+def rank(table: pd.DataFrame) -> Ranking:
+    """The best result of stage 2 first."""
+    errors: Ranking = {}
+    for shape, row, error in table[["shape", "row", RANKED_BY]].itertuples(index=False):
+        errors.setdefault(shape, {})[row] = error
+    return dict(sorted(errors.items(), key=lambda item: item[1]["stage2"]))
+
+
+def spread(ranking: Ranking, count: int) -> list[str]:
+    """At most `count` shapes, evenly from first to last, both included."""
+    shapes = list(ranking)
+    chosen = np.unique(np.linspace(0, len(shapes) - 1, min(count, len(shapes))).round().astype(int))
+    return [shapes[i] for i in chosen]
+
+
+def write_per_shape(path: Path, table: pd.DataFrame, measured: Mapping[str, int]) -> None:
+    """The table with the conditions that its figures depend on, as `shape-tokenizer compare` reads it."""
+    arrow = pa.Table.from_pandas(table, preserve_index=False)
+    described: dict[Any, Any] = {key: str(value) for key, value in measured.items()}
+    write_table(path, arrow.replace_schema_metadata({**(arrow.schema.metadata or {}), **described}))
+
+
+def rounded(value: float | int) -> float | int:
+    """Six digits: what a diff of two runs can use. Integers stay as they are."""
+    return value if isinstance(value, int) else float(f"{value:.6g}")
