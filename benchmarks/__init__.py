@@ -71,7 +71,8 @@ def processor(num_cores: int | None = None) -> str:
     """So many of this machine's CPU cores, or those that this process may use, with the model's name."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), os.uname().machine)
-    return f"{num_cores or len(os.sched_getaffinity(0))} CPU cores, {model}"
+    count = num_cores or len(os.sched_getaffinity(0))
+    return f"{count} CPU core{'s' if count > 1 else ''}, {model}"
 
 
 def write_json(path: Path, result: dict[str, Any]) -> None:
