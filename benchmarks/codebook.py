@@ -1,31 +1,29 @@
-"""Ways to train a codebook, on the same cached latents; which is best on held-out shapes, and what it costs.
+"""Which way to train a codebook is best on held-out shapes, on the same cached latents, and what does each cost?
 
-    .venv/bin/python -m benchmarks.codebook --peers FOLDER      (after dvc repro, which leaves artifacts/latents)
-    ... --size 8192 --batch 65536 --all-vectors                 (the published size; on a GPU where there is one)
-    ... --only recipe stage1                                    (rows to measure; they join those of the JSON file)
+    .venv/bin/python -m benchmarks.codebook [--json FILE]                          (after make repro)
+    ... --size 8192 --batch 65536 --all-vectors                                    (the published size; on a GPU)
+    ... --only recipe stage1                                                       (rows that join those of the JSON)
+    PYTHONPATH=peers .venv/bin/python -m benchmarks.codebook --peers               (vector-quantize-pytorch too)
 
-FOLDER is the site-packages of an environment with vector-quantize-pytorch 1.32.0 (python3 -m venv peers &&
-peers/bin/pip install torch==2.13.0 vector-quantize-pytorch==1.32.0; FOLDER is peers/lib/python3.11/site-packages).
+The folder peers is made by .venv/bin/pip install --no-deps --target peers vector-quantize-pytorch==1.32.0 einops einx
+loguru torch-einops-utils frozendict.
 On a CPU each row is a process of its own, so that its peak memory is its own; on a GPU one process reads the latents
-once. A baseline with a learning rate is run with each of --rates, and the best on held-out shapes is its row. `recipe`
-is the time of a step through the frozen network, as the original recipe trains (codebook_recipe.py says how far that
-gets); on a CPU `stage1` is all of python -m tasks.stage1 on 200 000 vectors.
-Writes codebook.json beside this file (or --json) after each row, and prints the table at the end. A row that fails is
-recorded with its error, the others go on, and the exit code is 1; a row that would start after --budget seconds is
-named under "skipped".
+once. A row with a learning rate is run with each of --rates, and the best on held-out shapes is its row. `recipe` is
+the time of a step through the frozen network, as the original recipe trains (codebook_recipe says how far that gets);
+on a CPU `stage1` is all of python -m tasks.stage1 on 200 000 vectors.
+The JSON is written after each row, and the table is printed at the end. A row that fails is recorded with its error,
+the others go on, and the exit code is 1; a row that would start after --budget seconds is named under "skipped".
 """
 
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
 import time
 import traceback
 from contextlib import chdir
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -34,15 +32,23 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from benchmarks.measure import AS_DVC_RUNS_IT, wait, watch_memory
-from benchmarks.recipe_step import measure_recipe
+from benchmarks import (
+    AS_DVC_RUNS_IT,
+    add_peers,
+    check_peers,
+    command_line,
+    conditions,
+    seconds_of_stage,
+    wait,
+    watch_memory,
+    write_json,
+)
+from benchmarks.codebook_recipe import load_latents, measure_recipe, of_size
 from model.quantizer import codebook_statistics, lloyd_pass
 from tasks import stage1
-from tasks.data import latents_file, read_vectors
+from tasks.data import latents_file
 from tasks.run import LATENTS, METRICS, PARAMS_FILE, SDF, VAE, Settings, load_settings
 from tasks.training import History, ResumePoint, train
-
-ROOT = Path(__file__).parents[1]
 
 STAGE1_VECTORS = 200_000
 STAGE1_ROWS: dict[str, dict[str, object]] = {
@@ -63,7 +69,7 @@ def of_stage1(vectors: Tensor, settings: Settings, rate: float | None, changes: 
     params = settings.stage1.model_copy(update=changes | ({"lr": rate} if rate else {}))
     settings = settings.model_copy(update={"stage1": params})
     size = settings.codebook.num_codes
-    if params.init == "randn":
+    if changes["init"] == "randn":
         codes = torch.randn(size, vectors.shape[1], generator=torch.Generator().manual_seed(params.seed))
     else:
         codes = stage1.start_codes(vectors, size, params)
@@ -120,14 +126,6 @@ def of_peer_simvq(vectors: Tensor, settings: Settings, rate: float) -> Tensor:
     return peer.codebook.detach()
 
 
-@cache
-def load_latents(device: torch.device, cap: int | None, seed: int) -> tuple[Tensor, Tensor]:
-    """The distinct training vectors, at most `cap` of a view, and those of held-out shapes."""
-    cached = read_vectors(latents_file(LATENTS, "train"), max_per_view=cap, seed=seed)
-    heldout = read_vectors(latents_file(LATENTS, "val"), max_per_view=None, seed=0)
-    return cached.to(device).unique(dim=0), heldout.to(device)
-
-
 def measure_row(name: str, rate: float | None, settings: Settings, device: torch.device, cap: int | None) -> dict:
     vectors, heldout = load_latents(device, cap, settings.stage1.seed)
     torch.manual_seed(settings.stage1.seed)
@@ -173,11 +171,7 @@ def measure_stage1() -> dict:
         pq.write_table(whole, Path(folder) / latents_file(LATENTS, "train"))
         pq.write_table(tables[1], Path(folder) / latents_file(LATENTS, "val"))
         (Path(folder) / PARAMS_FILE).write_bytes(PARAMS_FILE.read_bytes())
-        environment = os.environ | {"PYTHONPATH": str(ROOT)}
-        started = time.perf_counter()
-        command = [sys.executable, "-m", "tasks.stage1"]
-        subprocess.run(command, cwd=folder, env=environment, check=True, stdout=subprocess.DEVNULL)
-        seconds = time.perf_counter() - started
+        seconds = seconds_of_stage("stage1", Path(folder))
         figures = json.loads((Path(folder) / METRICS / "stage1.json").read_text())
     return {
         "row": "stage1",
@@ -192,19 +186,9 @@ def run_row(arguments: argparse.Namespace, name: str, rate: float | None) -> dic
     if arguments.device == "cuda":
         torch.cuda.empty_cache()
         return one_row(arguments, name, rate)
-    command = [
-        sys.executable,
-        "-m",
-        "benchmarks.codebook",
-        "--row",
-        name,
-        "--device",
-        arguments.device,
-        "--size",
-        str(arguments.size),
-    ]
-    command += ["--batch", str(arguments.batch)] + (["--rate", str(rate)] if rate else [])
-    command += ["--peers", arguments.peers] if arguments.peers else []
+    command = [sys.executable, "-m", "benchmarks.codebook", "--row", name, "--device", arguments.device]
+    command += ["--size", str(arguments.size), "--batch", str(arguments.batch)]
+    command += ["--rate", str(rate)] if rate else []
     command += ["--all-vectors"] if arguments.all_vectors else []
     environment = os.environ | AS_DVC_RUNS_IT
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=False, cwd=Path.cwd())
@@ -214,22 +198,20 @@ def run_row(arguments: argparse.Namespace, name: str, rate: float | None) -> dic
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__, "codebook.json")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--peers", default="")
-    parser.add_argument("--size", type=int, default=1024)
-    parser.add_argument("--batch", type=int, default=8192)
+    add_peers(parser)
+    parser.add_argument("--size", type=int, default=1024, help="codes (%(default)s)")
+    parser.add_argument("--batch", type=int, default=8192, help="vectors a step (%(default)s)")
     parser.add_argument("--all-vectors", action="store_true", help="no cap per shape")
-    parser.add_argument("--rates", type=float, nargs="+", default=[0.0005, 0.005, 0.05])
+    parser.add_argument("--rates", type=float, nargs="+", default=[0.0005, 0.005, 0.05], help="learning rates")
     parser.add_argument("--only", nargs="*", default=[], choices=[*STAGE1_ROWS, *PEER_ROWS, "recipe", "stage1"])
     parser.add_argument("--budget", type=float, default=float("inf"), metavar="SECONDS", help="start no row after it")
-    parser.add_argument("--json", type=Path, default=Path(__file__).with_suffix(".json"))
     parser.add_argument("--row", help=argparse.SUPPRESS)
     parser.add_argument("--rate", type=float, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    check_peers(parser, arguments)
     started = time.perf_counter()
-    if arguments.peers:
-        sys.path.append(arguments.peers)
     if arguments.row:
         print(json.dumps(one_row(arguments, arguments.row, arguments.rate)))
         return
@@ -273,13 +255,9 @@ def one_row(arguments: argparse.Namespace, name: str, rate: float | None) -> dic
 
 def figures_of_row(arguments: argparse.Namespace, name: str, rate: float | None) -> dict:
     device = torch.device(arguments.device)
-    settings = load_settings(PARAMS_FILE)
-    settings = settings.model_copy(
-        update={
-            "codebook": settings.codebook.model_copy(update={"size": arguments.size}),
-            "stage1": settings.stage1.model_copy(update={"batch_size": arguments.batch}),
-        }
-    )
+    settings = of_size(load_settings(PARAMS_FILE), arguments.size)
+    stage1_params = settings.stage1.model_copy(update={"batch_size": arguments.batch})
+    settings = settings.model_copy(update={"stage1": stage1_params})
     if name == "recipe":
         return measure_recipe(settings, device)
     if name == "stage1":
@@ -289,12 +267,7 @@ def figures_of_row(arguments: argparse.Namespace, name: str, rate: float | None)
 
 
 def write(arguments: argparse.Namespace, rows: list[dict], skipped: list[str]) -> None:
-    cuda = arguments.device == "cuda"
-    result = {
-        "command": "python -m benchmarks.codebook",
-        "device": torch.cuda.get_device_name() if cuda else f"{os.cpu_count()} CPU cores",
-        "machine": platform.machine(),
-        "torch": torch.__version__,
+    result = conditions(torch.device(arguments.device)) | {
         "size": arguments.size,
         "batch": arguments.batch,
         "rates": arguments.rates,
@@ -302,7 +275,7 @@ def write(arguments: argparse.Namespace, rows: list[dict], skipped: list[str]) -
     }
     if skipped:
         result["skipped"] = skipped
-    arguments.json.write_text(json.dumps(result, indent=2) + "\n")
+    write_json(arguments.json, result)
 
 
 def print_table(rows: list[dict], skipped: list[str]) -> None:

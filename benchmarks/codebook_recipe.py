@@ -1,36 +1,99 @@
-"""How near the original recipe comes to our codebook in many times our time: codes trained through the frozen network.
+"""How near does the original recipe come to our codebook, which trains codes through the frozen network?
 
-    .venv/bin/python -m benchmarks.codebook_recipe      (after dvc repro, which leaves artifacts/latents)
-    ... --size 8192 --all-vectors --json FILE           (the published size; on a GPU where there is one)
+    .venv/bin/python -m benchmarks.codebook_recipe [--rates 0.005 0.05] [--json FILE]   (after make repro)
+    .venv/bin/python -m benchmarks.codebook_recipe --size 8192 --all-vectors            (the published size, on a GPU)
 
 The recipe starts from uniform(+-1/K) and takes one shape a step: encoder, quantizer, decoder, loss, backward, AdamW.
 With the network frozen, only the vq term has a gradient for the codes, so that its steps are taken here on cached
-latents, as many of a step as a shape has; what a step through the network takes is measured (row `recipe` of
-codebook.py). Ours is k-means on latents, all views encoded once by what the encode stage calls, both timed here. For
-each of --rates: the held-out error after 1 to --times times our seconds, and when ours was reached, if it was. Writes
-codebook_recipe.json (or --json).
+latents, as many of a step as a shape has; what a step through the network takes is measured. Ours is k-means on
+latents, all views encoded once by what the encode stage calls, both timed here. For each of --rates: the held-out error
+after 1 to --times times our seconds, and when ours was reached, if it was.
 """
 
-import argparse
-import json
-import sys
 import time
-from pathlib import Path
+from functools import cache
+from itertools import islice
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from benchmarks.codebook import load_latents
-from benchmarks.measure import wait
-from benchmarks.recipe_step import measure_recipe
+from benchmarks import command_line, conditions, timed, wait, write_json
 from model.checkpoint import load_vae
 from model.quantizer import VectorQuantizer, codebook_statistics, lloyd_pass
-from tasks.data import choose_views, encode_views
-from tasks.run import PARAMS_FILE, SDF, VAE, Settings, load_settings
+from model.vae import SDFTarget, reconstruction_loss
+from model.vqvae import VQVAE
+from tasks.data import choose_views, encode_views, latents_file, load_targets, read_vectors, training_batches
+from tasks.run import LATENTS, PARAMS_FILE, SDF, VAE, Settings, load_settings
 from tasks.shards import open_shards
 from tasks.stage1 import draw_vectors, normalised_error, start_codes
 
-ROOT = Path(__file__).parents[1]
+
+def of_size(settings: Settings, num_codes: int) -> Settings:
+    """The settings with another size of the codebook."""
+    return settings.model_copy(update={"codebook": settings.codebook.model_copy(update={"num_codes": num_codes})})
+
+
+@cache
+def load_latents(device: torch.device, cap: int | None, seed: int) -> tuple[Tensor, Tensor]:
+    """The distinct training vectors, at most `cap` of a view, and those of held-out shapes."""
+    cached = read_vectors(latents_file(LATENTS, "train"), max_per_view=cap, seed=seed)
+    heldout = read_vectors(latents_file(LATENTS, "val"), max_per_view=None, seed=0)
+    return cached.to(device).unique(dim=0), heldout.to(device)
+
+
+def measure_recipe(settings: Settings, device: torch.device) -> dict:
+    """A step of stage 1 as the recipe has it: encoder, quantizer and decoder, the codes alone trained.
+
+    Some steps are timed, and the time of settings.stage1.steps follows. On one shape, and on a batch of stage 2's: its
+    time for each latent vector says what a step on as many vectors as ours would take.
+    """
+    vae = load_vae(VAE, device=device).requires_grad_(False)
+    quantizer = VectorQuantizer(settings.codebook.num_codes, vae.config.latent_channels).to(device)
+    nn.init.uniform_(quantizer.codebook, -1 / settings.codebook.num_codes, 1 / settings.codebook.num_codes)
+    network = VQVAE(vae, quantizer)
+    shards = open_shards(SDF)
+    names = shards.names("train")
+    targets = list(load_targets(shards, names[:: max(1, len(names) // 16)][:16], device=device))
+    batches = [batch.target for batch in islice(training_batches(shards, settings.stage2, device)(0), 2)]
+    optimizer = torch.optim.AdamW(quantizer.parameters())
+
+    def steps(targets: list[SDFTarget]) -> int:
+        num_latents = 0
+        for target in targets:
+            with torch.autocast(device.type, torch.float16, enabled=device.type == "cuda"):
+                output = network(target.band, target.plan)
+                fit = reconstruction_loss(output.decoded, target, kind="l1+l2")
+                loss = fit.recon + output.quantized.vq_loss + output.quantized.commitment_loss
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            num_latents += len(output.quantized.indices)
+        return num_latents
+
+    def encode() -> None:
+        with torch.no_grad():
+            for target in targets:
+                vae.encode(target.band)
+
+    per_step = timed(lambda: steps(targets), device, 3) / len(targets)
+    per_batch = timed(lambda: steps(batches), device, 3) / len(batches)
+    latents_of_batch = steps(batches) / len(batches)
+    views = len(names) * settings.encode.train_symmetries
+    return {
+        "row": "recipe",
+        "timed_steps_one_shape": len(targets),
+        "timed_steps_batch": len(batches),
+        "ms_per_step_one_shape": per_step,
+        "latents_of_one_shape": steps(targets) / len(targets),
+        "seconds_for_the_steps": per_step * settings.stage1.steps / 1000,
+        "ms_per_step_batch": per_batch,
+        "latents_of_batch": latents_of_batch,
+        "seconds_for_the_steps_on_our_batch": (
+            per_batch * settings.stage1.batch_size / latents_of_batch * settings.stage1.steps / 1000
+        ),
+        "ms_to_encode_one_shape": timed(encode, device, 3) / len(targets),
+        "num_views_encoded_once": views,
+    }
 
 
 def seconds_to_encode(settings: Settings, device: torch.device) -> float:
@@ -82,17 +145,15 @@ def recipe(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__, "codebook_recipe.json")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--size", type=int, default=1024)
+    parser.add_argument("--size", type=int, default=1024, help="codes (%(default)s)")
     parser.add_argument("--all-vectors", action="store_true", help="no cap per shape")
-    parser.add_argument("--times", type=int, default=50)
-    parser.add_argument("--rates", type=float, nargs="+", default=[0.0005, 0.005, 0.05])
-    parser.add_argument("--json", type=Path, default=Path(__file__).with_suffix(".json"))
+    parser.add_argument("--times", type=int, default=50, help="how many times our seconds to go on (%(default)s)")
+    parser.add_argument("--rates", type=float, nargs="+", default=[0.0005, 0.005, 0.05], help="learning rates")
     options = parser.parse_args()
     device = torch.device(options.device)
-    settings = load_settings(PARAMS_FILE)
-    settings = settings.model_copy(update={"codebook": settings.codebook.model_copy(update={"size": options.size})})
+    settings = of_size(load_settings(PARAMS_FILE), options.size)
     cap = None if options.all_vectors else settings.stage1.max_vectors_per_view
     vectors, heldout = load_latents(device, cap, settings.stage1.seed)
 
@@ -111,18 +172,15 @@ def main() -> None:
     for run in runs.values():
         for row in run:
             row["times_our_seconds"] = row["steps"] * per_step / seconds
-    result = {
-        "command": " ".join(["python", "-m", "benchmarks.codebook_recipe", *sys.argv[1:]]),
+    result = conditions(device) | {
         "rates": options.rates,
-        "device": torch.cuda.get_device_name() if device.type == "cuda" else "CPU, two cores",
-        "torch": torch.__version__,
         "size": options.size,
         "latents_a_step": batch,
         "ours": found,
         "network": network,
         "recipe_by_lr": runs,
     }
-    options.json.write_text(json.dumps(result, indent=2) + "\n")
+    write_json(options.json, result)
 
 
 if __name__ == "__main__":

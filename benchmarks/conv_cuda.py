@@ -1,26 +1,27 @@
-"""One 3^3 submanifold convolution in float16 on a GPU: ours beside spconv's module, time and rounding error.
+"""How fast and how exact is one 3^3 submanifold convolution in float16 on a GPU, ours beside spconv's module?
 
-    python -m benchmarks.conv_cuda [OUT.json]        (on a machine with a GPU; about a minute)
+    .venv/bin/python -m benchmarks.conv_cuda [--json FILE]        (on a machine with a GPU; about a minute)
 
 The voxels are the published network's levels on a sphere shell: radius 0.4 R, half-width 2 voxels. Times are medians
 of CUDA events after warm-up. Errors are relative L2 against float64 on 4000 of the voxels.
 """
 
 import json
-import statistics
-import sys
 from collections.abc import Callable
-from pathlib import Path
+from functools import partial
+from typing import Any
 
 import torch
 from spconv.pytorch import SparseConvTensor
 from spconv.pytorch import SubMConv3d as SpconvSubMConv3d
 from torch import Tensor, nn
 
+from benchmarks import command_line, conditions, timed, write_json
 from model.sparse import Grid, SparseTensor, SubMConv3d, neighbour_table
 
 LEVELS = [(512, 32, 32), (256, 128, 64), (256, 64, 64), (128, 128, 128), (64, 512, 128), (64, 512, 512)]
 REPEATS = 10
+DEVICE = torch.device("cuda")
 
 
 def shell(resolution: int) -> Grid:
@@ -31,23 +32,14 @@ def shell(resolution: int) -> Grid:
 
 
 def milliseconds(work: Callable[[], object]) -> float:
-    times = []
-    for repeat in range(REPEATS + 3):
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        work()
-        end.record()
-        torch.cuda.synchronize()
-        if repeat >= 3:
-            times.append(start.elapsed_time(end))
-    return round(statistics.median(times), 3)
+    return round(timed(work, DEVICE, REPEATS), 3)
 
 
 def error(got: Tensor, expected: Tensor) -> float:
     return float(f"{(got.double() - expected).norm() / expected.norm():.1e}")
 
 
-def measure(resolution: int, in_channels: int, out_channels: int) -> dict[str, object]:
+def measure(resolution: int, in_channels: int, out_channels: int) -> dict[str, Any]:
     grid = shell(resolution)
     neighbours = neighbour_table(grid)
     feats = torch.randn(len(grid), in_channels, device="cuda").half().requires_grad_()
@@ -67,33 +59,28 @@ def measure(resolution: int, in_channels: int, out_channels: int) -> dict[str, o
     absent = torch.where(neighbours[:, sample] < 0, len(grid), neighbours[:, sample]).T.flatten().long()
     columns = torch.cat([feats.detach(), feats.new_zeros(1, in_channels)]).double()[absent].view(len(sample), -1)
     expected = columns @ ours.weight.detach().double().flatten(1).T
-    row: dict[str, object] = {"voxels": len(grid), "in_channels": in_channels, "out_channels": out_channels}
-    for label, run, layer in (("ours", run_ours, ours), ("spconv", run_theirs, theirs)):
+    row: dict[str, Any] = {"voxels": len(grid), "in_channels": in_channels, "out_channels": out_channels}
+
+    def run_both_ways(run: Callable[[], Tensor], weight: Tensor) -> None:
+        torch.autograd.grad(run(), [feats, weight], upstream)
+
+    for label, run, weight in (("ours", run_ours, ours.weight), ("spconv", run_theirs, theirs.weight)):
         row[label] = {
             "forward_ms": milliseconds(run),
-            "forward_backward_ms": milliseconds(
-                lambda run=run, layer=layer: torch.autograd.grad(run(), [feats, layer.weight], upstream)
-            ),
+            "forward_backward_ms": milliseconds(partial(run_both_ways, run, weight)),
             "relative_error": error(run().detach()[sample], expected),
         }
     return row
 
 
 def main() -> None:
+    options = command_line(__doc__, "conv_cuda.json").parse_args()
     torch.manual_seed(0)
     rows = []
     for level in LEVELS:
         rows.append(measure(*level))
         print(json.dumps(rows[-1]), flush=True)
-    out = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).with_suffix(".json")
-    result = {
-        "command": "python -m benchmarks.conv_cuda",
-        "device": torch.cuda.get_device_name(),
-        "torch": torch.__version__,
-        "dtype": "float16",
-        "levels": rows,
-    }
-    out.write_text(json.dumps(result, indent=2) + "\n")
+    write_json(options.json, conditions(DEVICE) | {"dtype": "float16", "levels": rows})
 
 
 if __name__ == "__main__":

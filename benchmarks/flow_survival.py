@@ -1,13 +1,12 @@
-"""What becomes of a run that is cancelled or killed, on a real server and worker, with the real stage 2.
+"""What becomes of a run that is cancelled or killed, on a real server and worker, with the real stage 2?
 
-    .venv/bin/python -m benchmarks.flow_survival --out benchmarks/flow_survival.json
+    .venv/bin/python -m benchmarks.flow_survival [--cases CASE ...] [--json FILE]         (after make repro)
 
-In a checkout where `make repro` has finished. Takes minutes: each case starts stage 2 with other parameters, strikes
+Takes minutes: each case starts stage 2 with other parameters, strikes
 once a step is saved, waits for what becomes of it, and lets the next run finish. Server and worker are the script's
 own, on a port of their own, with a secret of their own; the checkout is left as it was.
 """
 
-import argparse
 import json
 import os
 import re
@@ -29,6 +28,7 @@ from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary
 from prefect.states import Cancelling
 from tqdm import tqdm
 
+from benchmarks import command, command_line, processor, write_json
 from tasks.run import RESUME
 
 PORT = 4217
@@ -58,14 +58,15 @@ class Prefect:
         return self.client.create_flow_run_from_deployment(deployment.id, parameters=parameters)
 
     def state(self, run: FlowRun) -> str:
-        return self.client.read_flow_run(run.id).state.name
+        state = self.client.read_flow_run(run.id).state
+        return (state and state.name) or ""
 
     def until(self, run: FlowRun, *names: str) -> str:
         wait_until(lambda: self.state(run) in names)
         return self.state(run)
 
     def ended(self, run: FlowRun) -> str:
-        wait_until(lambda: bool(self.client.read_flow_run(run.id).state.is_final()))
+        wait_until(lambda: bool((state := self.client.read_flow_run(run.id).state) and state.is_final()))
         return self.state(run)
 
     def resumed_from(self, run: FlowRun) -> list[int]:
@@ -168,9 +169,11 @@ def two_at_once(prefect: Prefect, seed: int) -> dict[str, Any]:
     trainer()
     second = prefect.run()
     time.sleep(15)
-    result = {"first": prefect.state(first), "second_meanwhile": prefect.state(second)}
+    result: dict[str, Any] = {"first": prefect.state(first), "second_meanwhile": prefect.state(second)}
     result |= {"first_in_the_end": prefect.ended(first), "second_in_the_end": prefect.ended(second)}
     one, other = prefect.client.read_flow_run(first.id), prefect.client.read_flow_run(second.id)
+    assert other.start_time is not None
+    assert one.end_time is not None
     result["second_started_after_the_first_ended"] = other.start_time >= one.end_time
     return result
 
@@ -226,11 +229,10 @@ def serving() -> Iterator[Prefect]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--cases", nargs="*", default=[*CASES])
+    parser = command_line(__doc__, "flow_survival.json")
+    parser.add_argument("--cases", nargs="*", default=[*CASES], choices=[*CASES])
     arguments = parser.parse_args()
-    results: dict[str, Any] = {}
+    results: dict[str, Any] = {"command": command(), "device": processor()}
     first_seed = int(time.time()) % 10**6  # new parameters each time, or DVC would restore an earlier result
     with serving() as prefect:
         results["nothing to do"] = nothing_to_do(prefect)
@@ -238,7 +240,7 @@ def main() -> None:
             results[case] = measure(prefect, case, seed)
             print(case, json.dumps(results[case]), flush=True)
         results["two at once"] = two_at_once(prefect, first_seed - 1)
-    arguments.out.write_text(json.dumps(results, indent=2) + "\n")
+    write_json(arguments.json, results)
     print(json.dumps(results, indent=2))
 
 

@@ -1,26 +1,23 @@
-"""nearest_codes beside torch.cdist and vector-quantize-pytorch: are the indices those of float64, how fast, how big.
+"""Are the indices of nearest_codes those of float64, how fast, in how much memory, beside torch.cdist and others?
 
-    python -m benchmarks.nearest_codes [--peers FOLDER] [--json OUT.json]       (on a GPU about a minute)
+    .venv/bin/python -m benchmarks.nearest_codes [--json FILE]                    (on a GPU about a minute)
+    PYTHONPATH=peers .venv/bin/python -m benchmarks.nearest_codes --peers         (vector-quantize-pytorch too)
 
 1 M vectors of dim 64 and 8192 codes on a GPU, 20 000 and 1024 on a CPU. Indices are checked first, on distributions
 that are hard for float32: one that is further than a millionth from the float64 minimum, or that the kernel gave
 without doubt where float64 has another, is a fault and the exit code 1. What does not fit into memory is timed on half
 of the vectors, or a quarter, and so on, and its row says on how many. `tiles` are other ways to cut the kernel's work.
-FOLDER is the site-packages of an environment with vector-quantize-pytorch 1.32.0, as benchmarks/codebook.py has it.
+The folder peers is made as codebook.py has it.
 """
 
-import argparse
-import json
-import os
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from benchmarks.measure import timed, wait, watch_memory
+from benchmarks import add_peers, check_peers, command_line, conditions, timed, wait, watch_memory, write_json
 from model.quantizer.quantizer import Nearest, nearest_by_blocks, nearest_codes
 
 NUM, SIZE, DIM = {"cuda": 1_000_000, "cpu": 20_000}, {"cuda": 8192, "cpu": 1024}, 64
@@ -193,30 +190,21 @@ def measure_tiles(vectors: Tensor, codes: Tensor) -> list[dict]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__, "nearest_codes.json")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--peers", default="")
-    parser.add_argument("--json", type=Path, default=Path(__file__).with_suffix(".json"))
+    add_peers(parser)
     arguments = parser.parse_args()
-    if arguments.peers:
-        sys.path.append(arguments.peers)
+    check_peers(parser, arguments)
     device = torch.device(arguments.device)
     generator = torch.Generator(device).manual_seed(1)
     vectors, codes = (
         torch.randn(num, DIM, generator=generator, device=device) for num in (NUM[device.type], SIZE[device.type])
     )
-    result: dict[str, object] = {
-        "command": "python -m benchmarks.nearest_codes",
-        "device": torch.cuda.get_device_name() if device.type == "cuda" else f"{os.cpu_count()} CPU cores",
-        "torch": torch.__version__,
-        "num_vectors": len(vectors),
-        "size": len(codes),
-        "dim": DIM,
-    }
+    result = conditions(device) | {"num_vectors": len(vectors), "size": len(codes), "dim": DIM}
 
     def add(name: str, part: object) -> None:
         result[name] = part
-        arguments.json.write_text(json.dumps(result, indent=2) + "\n")
+        write_json(arguments.json, result)
 
     checks = {}
     for name, *hard in distributions(device):
@@ -225,7 +213,7 @@ def main() -> None:
     add("checks", checks)
     tiles = measure_tiles(vectors, codes) if device.type == "cuda" else []
     add("tiles", tiles)
-    add("ways", measure_ways(vectors, codes, with_peers=bool(arguments.peers)))
+    add("ways", measure_ways(vectors, codes, with_peers=arguments.peers))
     faults = [name for name, row in checks.items() if row["wrong_without_doubt"]]
     faults += [name for name, row in checks.items() if row["worst_relative_excess"] > TOLERANCE]
     faults += [str(row) for row in tiles if row.get("other_index")]

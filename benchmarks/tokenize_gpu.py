@@ -1,6 +1,6 @@
-"""What the tokenizer costs on a GPU at the published size: milliseconds of encode and decode, and peak memory.
+"""What do encode and decode of the tokenizer cost on a GPU at the published size, in milliseconds and peak memory?
 
-    python -m benchmarks.tokenize_gpu [--meshes FOLDER] [--num 5] [--out FILE.json]
+    .venv/bin/python -m benchmarks.tokenize_gpu [--meshes FOLDER] [--num 5] [--json FILE]        (on a GPU)
 
 512 channels, 4 blocks, 8192 x 64 codes, resolution 512, float32. Weights are random, which changes no time but that of
 marching cubes: it gets the true field in place of what such a decoder makes of it. Shapes: the shell of a sphere of
@@ -11,7 +11,6 @@ Before that, with the shipped VAE at resolution 64: are tokens on the GPU those 
 of a shape alone; where they differ, how near to a tie is the latent; how far apart are the decoded fields.
 """
 
-import argparse
 import json
 import statistics
 import time
@@ -26,6 +25,7 @@ import trimesh
 import warp as wp
 from torch import nn
 
+from benchmarks import ROOT, command_line, conditions, write_json
 from model.bricks import BRICK_SIZE
 from model.checkpoint import load_vae
 from model.errors import InputError
@@ -34,12 +34,11 @@ from model.quantizer import VectorQuantizer
 from model.sdf import SparseSDF, voxelize
 from model.sparse import Grid, SparseTensor, find_rows, from_arrays
 from model.tokenizer import ShapeTokenizer, decoded_surface
-from model.tokenizer.tokenizer import Tokens
+from model.tokens import Tokens
 from model.vae import SparseSDFVAE, VAEConfig
 from model.vqvae import VQVAE
 
 T = TypeVar("T")
-ROOT = Path(__file__).parents[1]
 RESOLUTION = 512
 SMALL_RESOLUTION, SMALL_CODEBOOK = 64, 1024
 REPEATS, WARM_UP = 7, 2
@@ -47,7 +46,7 @@ MAX_SECONDS = 10  # of one measurement; those that take longer have fewer repeat
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = command_line(__doc__, "tokenize_gpu.json")
     parser.add_argument("--meshes", type=Path, help="a folder of mesh files")
     parser.add_argument("--num", type=int, default=5, help="meshes of the folder to take (%(default)s)")
     parser.add_argument("--resolution", type=int, default=RESOLUTION, help="(%(default)s)")
@@ -55,15 +54,11 @@ def main() -> None:
         "--one-core", action="store_true", help="voxelize the meshes on one core too: minutes, for some"
     )
     parser.add_argument("--device", default="cuda", help="cpu, to try the script out (%(default)s)")
-    parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"), help="(%(default)s)")
     options = parser.parse_args()
 
     device = torch.device(options.device, 0) if options.device == "cuda" else torch.device(options.device)
     meshes = meshes_of(options.meshes, options.num) if options.meshes else {}
-    result: dict[str, Any] = {
-        "command": "python -m benchmarks.tokenize_gpu",
-        "device": torch.cuda.get_device_name() if device.type == "cuda" else "CPU",
-        "torch": torch.__version__,
+    result = conditions(device) | {
         "same_tokens": compare_devices(primitives() | meshes, device),
         "resolution": options.resolution,
         "shapes": {},
@@ -77,7 +72,7 @@ def main() -> None:
         except InputError as error:
             result["shapes"][name] = {"unusable": str(error)}
         print(json.dumps({"shape": name} | result["shapes"][name]), flush=True)
-        options.out.write_text(json.dumps(result, indent=2) + "\n")  # each as it comes: the machine may go
+        write_json(options.json, result)  # each as it comes: the machine may go
 
 
 def meshes_of(folder: Path, number: int) -> dict[str, trimesh.Trimesh]:
@@ -87,8 +82,8 @@ def meshes_of(folder: Path, number: int) -> dict[str, trimesh.Trimesh]:
     meshes = {}
     for place in chosen:
         name, file = files[place]
-        vertices, faces = load_mesh(file)[:2]
-        meshes[name] = trimesh.Trimesh(vertices, faces, process=False)
+        mesh = load_mesh(file)
+        meshes[name] = trimesh.Trimesh(mesh.vertices, mesh.faces, process=False)
     return meshes
 
 

@@ -1,8 +1,10 @@
-"""What the tokenizer promises, measured: `.venv/bin/python -m benchmarks.tokens` after `make repro`.
+"""Does the tokenizer keep what it promises: the same shape, the same tokens; the same tokens, the same mesh?
+
+    .venv/bin/python -m benchmarks.tokens [--meshes FOLDER] [--num 100] [--json FILE]        (after make repro)
 
 On meshes of a folder (drawn by --seed): do all give the same tokens for 1 and 2 threads, alone and in batches of 4, and
 from the tokenizer saved and loaded; does the flat sequence give the mesh back bit for bit; how long is it; how near to
-a tie are the codes; what does a mesh cost. Prints JSON; --out also writes it.
+a tie are the codes; what does a mesh cost.
 """
 
 import argparse
@@ -19,6 +21,7 @@ import numpy as np
 import torch
 import trimesh
 
+from benchmarks import command_line, conditions, write_json
 from model.errors import InputError
 from model.meshes import find_meshes, load_mesh
 from model.sdf import SparseSDF
@@ -31,12 +34,11 @@ BATCH_SIZE = 4
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = command_line(__doc__, "tokens.json")
     parser.add_argument("--meshes", type=Path, default=Path("data/meshes"))
     parser.add_argument("--tokenizer", default="artifacts/tokenizer")
     parser.add_argument("--num", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path)
     options = parser.parse_args()
 
     tokenizer = ShapeTokenizer.from_pretrained(options.tokenizer)
@@ -44,7 +46,7 @@ def main() -> None:
     tokenizer.reconstruct(meshes[0])  # compiles kernels
     tokens, encode_seconds = timed(tokenizer.encode, meshes)
     grids = [tokenizer.voxelize(mesh) for mesh in meshes]
-    figures: dict[str, Any] = {
+    figures = conditions(tokenizer.device) | {
         "meshes": str(options.meshes.name),
         "num_meshes": len(meshes),
         "num_codes": sum(map(len, tokens)),
@@ -55,10 +57,8 @@ def main() -> None:
         "margin": margins(tokenizer, grids),
         **sequences(tokenizer, tokens),
     }
-    text = json.dumps(figures, indent=2) + "\n"
-    print(text)
-    if options.out:
-        options.out.write_text(text)
+    write_json(options.json, figures)
+    print(json.dumps(figures, indent=2))
 
 
 def usable_meshes(options: argparse.Namespace, tokenizer: ShapeTokenizer) -> Iterator[trimesh.Trimesh]:
@@ -67,8 +67,8 @@ def usable_meshes(options: argparse.Namespace, tokenizer: ShapeTokenizer) -> Ite
     found = 0
     for file in files:
         try:
-            vertices, faces = load_mesh(file)[:2]
-            mesh = trimesh.Trimesh(vertices, faces, process=False)
+            read = load_mesh(file)
+            mesh = trimesh.Trimesh(read.vertices, read.faces, process=False)
             tokenizer.voxelize(mesh)
         except InputError:
             continue

@@ -1,35 +1,45 @@
-"""A stage-2 step of the published network on a GPU: milliseconds and peak memory, from a straightforward port to ours.
+"""What does a step of stage 2 take, from a straightforward port to spconv to the step as trained?
 
-    python -m benchmarks.training_step [--shards FOLDER] [--output FILE]        (on a machine with a GPU; two minutes)
+    .venv/bin/python -m benchmarks.training_step [--shards FOLDER] [--json FILE]          (on a GPU; two minutes)
+    GOMP_SPINCOUNT=1000 .venv/bin/python -m benchmarks.training_step --device cpu         (after make repro; a minute)
 
-One shape: the band of a sphere, radius 0.4 R, half-width 2 voxels, at R = 512 and 1024, and the first of the shards
-that tasks.voxelize left in FOLDER. 512 channels, 4 blocks, 8192 x 64 codes, float16 autocast with loss scaling, AdamW.
-A step is forward, loss, backward, clipping and update; the batch is on the device and new to the network. Rows keep
-what the rows before them improved; all take the same loss at the same voxels, whose value stands in the row. Medians of
-CUDA events; `host_ms` is until all is launched, `convolutions` the share of the GPU's time in convolution kernels.
+On a GPU the published network, 512 channels, 4 blocks, 8192 x 64 codes, float16 autocast with loss scaling, AdamW, on
+one shape: the band of a sphere, radius 0.4 R, half-width 2 voxels, at R = 512 and 1024, and the first of the shards
+that tasks.voxelize left in FOLDER. A step is forward, loss, backward, clipping and update; the batch is on the device
+and new to the network. Rows keep what the rows before them improved; all take the same loss at the same voxels, whose
+value stands in the row. Medians of CUDA events; `host_ms` is until all is launched, `convolutions` the share of the
+GPU's time in convolution kernels.
+
+On a CPU, with nothing beside it, the network and the first batch of stage 2 in params.yaml, as the stage has them: a
+step is forward, loss, backward and clipping. Variants take turns, so that noise meets all of them; medians, and the
+median over rounds of how much faster than the first a variant was.
 """
 
-import argparse
 import json
 import statistics
-import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from spconv.pytorch import SparseConvTensor
+from spconv.pytorch import SubMConv3d as SpconvSubMConv3d
 from torch import nn
+from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks import straightforward
+from benchmarks import FOLDER, command_line, conditions, write_json
 from model.quantizer import VectorQuantizer
-from model.sparse import SparseTensor, find_rows, from_arrays
+from model.sparse import ChildConv3d, GroupNormSiLU, SparseTensor, Subdivision, SubMConv3d, find_rows, from_arrays
+from model.sparse.tensor import pool_mean
 from model.vae import SDFTarget, SparseSDFVAE, VAEConfig
 from model.vqvae import VQVAE, VQVAELoss, vqvae_loss
 
 REPEATS, WARM_UP = 10, 4
+CPU_ROUNDS, CPU_WARM_UP = 9, 1
 CONVOLUTION_KERNELS = ("convolve", "gradient_kernel", "cumm", "subm_conv_indices", "tv::gemm", "implicit", "spconv")
 OUTSIDE_SHARE = 0.125
 
@@ -54,6 +64,11 @@ VARIANTS = [
     Variant("+ what the loss reads alone", False, True, False, False, False, False),
     Variant("+ coordinates made ahead (as trained)"),
     Variant("with recompute", recompute=True),
+]
+CPU_VARIANTS = [
+    Variant("whole decode", explicit_children=True, whole_decode=True),
+    Variant("+ children from their parents", whole_decode=True),
+    Variant("+ what the loss reads alone (as trained)"),
 ]
 
 
@@ -100,13 +115,68 @@ def network() -> VQVAE:
     return vqvae
 
 
+# --- pieces of the network as a straightforward port has them; parameters keep their names and values
+
+
+def spconv_convolutions(vae: SparseSDFVAE, *, share_rulebooks: bool) -> None:
+    """spconv's own module in place of every convolution; a rulebook for each, or one for each grid."""
+    for module in vae.modules():
+        if isinstance(module, SubMConv3d):
+            theirs = SpconvSubMConv3d(module.weight.shape[4], module.weight.shape[0], 3, bias=True, indice_key="grid")
+            theirs.weight, theirs.bias = module.weight, module.bias
+            call = partial(_spconv, [theirs], share_rulebooks)
+            module.forward = partial(_on_children, call) if isinstance(module, ChildConv3d) else call  # type: ignore[method-assign]
+
+
+def _spconv(
+    theirs: list[SpconvSubMConv3d], share: bool, x: SparseTensor, num_outputs: int | None = None
+) -> SparseTensor:
+    assert num_outputs in (None, len(x.grid))
+    rulebook = x.grid.__dict__.setdefault("rulebook", {}) if share else {}
+    shape = [x.grid.extent] * 3
+    result = theirs[0](SparseConvTensor(x.feats, x.coords, shape, x.grid.num_shapes, indice_dict=rulebook))
+    return x.with_feats(result.features)
+
+
+def explicit_children(vae: SparseSDFVAE) -> None:
+    """Children made with their parents' features, then convolved as any other voxels."""
+    for module in vae.modules():
+        if isinstance(module, ChildConv3d):
+            module.forward = partial(_on_children, partial(SubMConv3d.forward, module))  # type: ignore[method-assign]
+
+
+def _on_children(convolve: Callable[[SparseTensor], SparseTensor], x: SparseTensor, step: Subdivision) -> SparseTensor:
+    return convolve(SparseTensor.on(step.fine, x.feats.repeat_interleave(8, 0)))
+
+
+def plain_norms(vae: SparseSDFVAE) -> None:
+    """Torch's group norm of one shape, SiLU and pooling one after the other, the norm in float32."""
+    for module in vae.modules():
+        if isinstance(module, GroupNormSiLU):
+            module.forward = partial(_norm, module)  # type: ignore[method-assign]
+            module.forward_pooled = partial(_norm_pooled, module)  # type: ignore[method-assign]
+
+
+def _norm(module: GroupNormSiLU, x: SparseTensor) -> SparseTensor:
+    assert x.grid.num_shapes == 1
+    normed = F.group_norm(x.feats.float().T[None], module.num_groups, module.weight, module.bias, module.eps)[0].T
+    return x.with_feats(F.silu(normed.to(x.feats.dtype)))
+
+
+def _norm_pooled(module: GroupNormSiLU, x: SparseTensor) -> tuple[SparseTensor, SparseTensor]:
+    return pool_mean(_norm(module, x)), pool_mean(x)
+
+
+# --- one step
+
+
 def put_in_place(vqvae: VQVAE, variant: Variant) -> None:
     if variant.spconv:
-        straightforward.spconv_convolutions(vqvae.vae, share_rulebooks=variant.shared_rulebooks)
+        spconv_convolutions(vqvae.vae, share_rulebooks=variant.shared_rulebooks)
     elif variant.explicit_children:
-        straightforward.explicit_children(vqvae.vae)
+        explicit_children(vqvae.vae)
     if variant.plain_norms:
-        straightforward.plain_norms(vqvae.vae)
+        plain_norms(vqvae.vae)
     if variant.recompute:
         vqvae.vae.recompute_activations()
 
@@ -198,23 +268,16 @@ def planning_ms(loaded: SDFTarget) -> float:
     return round(statistics.median(times[1:]), 1)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--shards", type=Path)
-    parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"))
-    options = parser.parse_args()
+def on_gpu(shards: Path | None, out: Path) -> None:
+    """Rows are written as they come."""
     shapes = [("sphere, R = 512", sphere(512), VARIANTS)]
-    if options.shards:
-        shapes.append((*first_shape(options.shards), VARIANTS))
+    if shards:
+        shapes.append((*first_shape(shards), VARIANTS))
     shapes.append(("sphere, R = 1024", sphere(1024), VARIANTS[-2:]))
-    result = {
-        "command": " ".join(["python", "-m", "benchmarks.training_step", *sys.argv[1:]]),
-        "device": torch.cuda.get_device_name(),
-    }
-    result |= {"torch": torch.__version__, "shapes": []}
+    result = conditions(torch.device("cuda")) | {"shapes": []}
     for name, loaded, variants in shapes:
         latents = loaded.band.grid.pooled(3)
-        shape = {
+        shape: dict[str, Any] = {
             "shape": name,
             "band_voxels": len(loaded.band.grid),
             "latents": len(latents),
@@ -232,7 +295,76 @@ def main() -> None:
             shape["steps"].append(row)
             print(name, json.dumps(row), flush=True)
             torch.cuda.empty_cache()
-            options.output.write_text(json.dumps(result, indent=2) + "\n")
+            write_json(out, result)
+
+
+# --- on a CPU
+
+
+def step_on_cpu(variant: Variant, vqvae: VQVAE, loaded: SDFTarget) -> tuple[float, float]:
+    """Seconds, and the loss."""
+    target = SDFTarget(
+        *(part.__class__(part.coords.clone(), part.feats) for part in (loaded.band, loaded.beyond))
+    )  # a batch that no step has seen: nothing is known of its coordinates
+    started = time.perf_counter()
+    loss = loss_of(vqvae, target, variant).total
+    loss.backward()
+    nn.utils.clip_grad_norm_(vqvae.parameters(), 1.0)
+    return time.perf_counter() - started, float(loss.detach())
+
+
+def on_cpu(shards: Path | None, out: Path) -> None:
+    from tasks.data import training_batches
+    from tasks.run import SDF, load_settings
+    from tasks.shards import open_shards
+    from tasks.stage2 import load_vqvae
+
+    device = torch.device("cpu")
+    batch = next(training_batches(open_shards(shards or SDF), load_settings().stage2, device)(0))
+    networks = []
+    for variant in CPU_VARIANTS:
+        vqvae = load_vqvae()
+        put_in_place(vqvae, variant)
+        networks.append(vqvae)
+    rounds: list[list[float]] = []
+    losses: list[float] = []
+    for _ in range(CPU_WARM_UP + CPU_ROUNDS):
+        steps = [step_on_cpu(*pair, batch.target) for pair in zip(CPU_VARIANTS, networks, strict=True)]
+        for vqvae in networks:
+            vqvae.zero_grad()
+        rounds.append([seconds for seconds, _ in steps])
+        losses = [loss for _, loss in steps]
+    rounds = rounds[CPU_WARM_UP:]
+    result = conditions(device) | {
+        "threads": torch.get_num_threads(),
+        "shapes": len(batch.names),
+        "band_voxels": len(batch.target.band.grid),
+        "rounds": CPU_ROUNDS,
+        "steps": [
+            {
+                "variant": variant.name,
+                "seconds": round(statistics.median(seconds[i] for seconds in rounds), 3),
+                "times_faster": round(statistics.median(seconds[0] / seconds[i] for seconds in rounds), 2),
+                "loss": round(losses[i], 6),
+            }
+            for i, variant in enumerate(CPU_VARIANTS)
+        ],
+    }
+    write_json(out, result)
+    print(json.dumps(result, indent=2))
+
+
+def main() -> None:
+    parser = command_line(__doc__)
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="(%(default)s)")
+    parser.add_argument("--shards", type=Path, metavar="FOLDER", help="of tasks.voxelize (on a CPU data/sdf)")
+    names = "benchmarks/training_step.json, on a CPU training_step_cpu.json"
+    parser.add_argument("--json", "--output", type=Path, metavar="FILE", help=f"where the result goes ({names})")
+    options = parser.parse_args()
+    if options.device == "cuda":
+        on_gpu(options.shards, options.json or FOLDER / "training_step.json")
+    else:
+        on_cpu(options.shards, options.json or FOLDER / "training_step_cpu.json")
 
 
 if __name__ == "__main__":

@@ -1,19 +1,28 @@
-"""Seconds, peak memory and sign errors of mesh to signed distance near the surface, beside libigl, Open3D, trimesh and
-mesh2sdf; one core, the same meshes, one run.
+"""How fast and how right is mesh to signed distance near the surface, by itself and beside other libraries?
 
-    python -m benchmarks.voxelize FOLDER MESH [MESH ...] --output FILE [--peers PYTHON] [--resolutions 128 256 512]
-    python -m benchmarks.voxelize --device cuda --output FILE     # this project alone, 70 000 triangles at R = 512
+    .venv/bin/python -m benchmarks.voxelize compare FOLDER MESH [MESH ...] [--peers PYTHON] [--resolutions 128 256 512]
+    .venv/bin/python -m benchmarks.voxelize accuracy FOLDER [--meshes 60] [--samples 600] [--resolution 128]
+    .venv/bin/python -m benchmarks.voxelize device [--device cuda]
+    each with --json FILE
 
-The second form needs numpy, scipy, jaxtyping and warp alone, and says how long each part takes.
+compare: seconds, peak memory and sign errors on one core, the same meshes, one run. PYTHON is an interpreter with
+libigl 2.6.3, open3d 0.20.0, trimesh 5.2.0 with rtree 1.4.1, mesh2sdf 1.1.0. None of them makes a sparse grid, so each
+is asked for the voxels that ours stored: the time to find these is not in theirs, though it is in ours. libigl answers
+with the winding number, Open3D with the parity of one ray, trimesh with its own nearest face and mesh2sdf with the
+whole dense grid. Signs are compared with a float64 winding number at 1000 of these voxels. What takes more than --limit
+seconds is ended and has no figures, nor has it at higher resolutions.
 
-PYTHON is an interpreter with the peers: libigl 2.6.3, open3d 0.20.0, trimesh 5.2.0 with rtree 1.4.1, mesh2sdf 1.1.0.
-None of them makes a sparse grid, so each is asked for the voxels that ours stored: the time to find these is not in
-theirs, though it is in ours. libigl answers with the winding number, Open3D with the parity of one ray, trimesh with
-its own nearest face and mesh2sdf with the whole dense grid. Signs are compared with a float64 winding number at 1000 of
-these voxels. What takes more than --limit seconds is ended and has no figures, nor has it at higher resolutions.
+accuracy: distances and signs against a float64 brute force. Meshes are drawn by the hash of their name, half of them
+closed and half open. Half of each mesh's samples are voxels that were stored, half are voxels around random points of
+the surface, which tells of missed ones. The winding number is that of the mesh made consistent first
+(orient_consistently), as voxelize does; how many meshes that changes is counted.
+
+device: this project alone, 70 000 triangles of a ring at R = 512, and how long each part takes. Needs numpy, scipy,
+jaxtyping and warp alone.
 """
 
 import argparse
+import hashlib
 import json
 import os
 import resource
@@ -24,14 +33,21 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 for threads in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "IGL_NUM_THREADS"):
     os.environ[threads] = "1"  # before numpy reads it
 
 import numpy as np  # noqa: E402  # reads them
 
+from benchmarks import add_json, command, command_line, processor, write_json  # noqa: E402
+
+if TYPE_CHECKING:
+    from model.meshes import Mesh
+
 BAND = 2.0
+CLEAR = 0.01  # of |w| - 0.5, and in voxels of the distance: nearer to zero the sign is a matter of rounding
+ON_SURFACE = 1e-3
 METHODS = ("ours", "libigl", "open3d", "trimesh", "mesh2sdf")
 
 
@@ -76,7 +92,7 @@ def measure(job: dict[str, Any]) -> None:
             return asked(job["method"], vertices, faces, data["coords"], size)
 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    seconds = []
+    seconds: list[float] = []
     while len(seconds) < 3 and sum(seconds) < 20:
         started = time.perf_counter()
         result = call()
@@ -101,7 +117,7 @@ def measure(job: dict[str, Any]) -> None:
 
 
 def run(python: str, job: dict[str, Any], limit: float) -> dict[str, Any]:
-    command = ["taskset", "-c", "0", python, "-m", "benchmarks.voxelize", "--job", json.dumps(job)]
+    command = ["taskset", "-c", "0", python, "-m", "benchmarks.voxelize", "job", json.dumps(job)]
     try:
         process = subprocess.run(command, capture_output=True, timeout=limit, text=True, check=False)
     except subprocess.TimeoutExpired:
@@ -127,12 +143,9 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
             with tempfile.TemporaryDirectory() as folder:
                 data, out = Path(folder, "data.npz"), Path(folder, "out.npz")
                 np.savez(data, vertices=vertices, faces=faces)
-                row = {"mesh": name, "faces": len(faces), "closed": mesh.watertight, "resolution": size}
-                row["ours"] = run(
-                    sys.executable,
-                    {"data": str(data), "out": str(out), "method": "ours", "resolution": size},
-                    options.limit,
-                )
+                row = {"mesh": name, "faces": len(faces), "closed": mesh.is_closed, "resolution": size}
+                job = {"data": str(data), "out": str(out), "method": "ours", "resolution": size}
+                row["ours"] = run(sys.executable, job, options.limit)
                 if "error" in row["ours"]:
                     rows.append(row)
                     continue
@@ -157,6 +170,82 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
                 rows.append(row)
                 print(json.dumps(row), file=sys.stderr, flush=True)
     return {"band_voxels": BAND, "limit_seconds": options.limit, "rows": rows}
+
+
+# --- accuracy
+
+
+def check(mesh: "Mesh", *, resolution: int, num_samples: int) -> dict[str, Any]:
+    from model.sdf import voxelize
+    from model.sdf.sign import orient_consistently
+    from tests.model.sdf import brute_force_sdf as brute_force
+
+    shape = voxelize(mesh.vertices, mesh.faces, resolution=resolution, truncation_voxels=BAND)
+    rng = np.random.default_rng(0)
+    faces = orient_consistently(mesh.faces)
+    triangles = brute_force.normalised(mesh.vertices, faces)
+
+    stored = shape.coords[rng.choice(len(shape.coords), num_samples // 2)]
+    area = np.linalg.norm(np.cross(triangles[:, 1] - triangles[:, 0], triangles[:, 2] - triangles[:, 0]), axis=1)
+    chosen = triangles[rng.choice(len(area), num_samples - len(stored), p=area / area.sum())]
+    on_surface = np.einsum("nij,ni->nj", chosen, rng.dirichlet((1, 1, 1), len(chosen)))
+    around = ((on_surface + 1) * resolution / 2 + rng.uniform(-BAND, BAND, on_surface.shape)).astype(int)
+    coords = np.concatenate([stored, around]).clip(0, resolution - 1)
+
+    values = np.full((resolution,) * 3, np.nan, np.float32)
+    values[tuple(shape.coords.T)] = shape.sdf * BAND
+    got = values[tuple(coords.T)]
+    points = (coords + 0.5) * 2 / resolution - 1
+    distance = brute_force.distances(points, triangles) * resolution / 2
+    winding = brute_force.winding_numbers(points, triangles)
+    there = ~np.isnan(got)
+    clear = there & (np.abs(np.abs(winding) - 0.5) > CLEAR) & (distance > ON_SURFACE)
+    return {
+        "faces": len(mesh.faces),
+        "closed": mesh.is_closed,
+        "wound_inconsistently": not np.array_equal(faces, mesh.faces),
+        "samples": len(coords),
+        "missed": int((~there & (distance < BAND - 1e-3)).sum()),
+        "stored_beyond_the_band": int((there & (distance > BAND + 1e-3)).sum()),
+        "max_distance_error_voxels": float(np.abs(np.abs(got) - distance)[there].max()),
+        "clear_samples": int(clear.sum()),
+        "sign_errors": int(((got < 0) != (np.abs(winding) > 0.5))[clear].sum()),
+        "bad_flip_ratio": shape.bad_flip_ratio,
+    }
+
+
+def accuracy(options: argparse.Namespace) -> dict[str, Any]:
+    from model.errors import InputError
+    from model.meshes import find_meshes, load_mesh
+
+    files = find_meshes(options.folder)
+    rows: dict[str, dict[str, Any]] = {}
+    wanted = {True: (options.meshes + 1) // 2, False: options.meshes // 2}
+    for name in sorted(files, key=lambda name: hashlib.sha256(name.encode()).hexdigest()):
+        if not any(wanted.values()):
+            break
+        try:
+            mesh = load_mesh(files[name])
+            if wanted[mesh.is_closed]:
+                rows[name] = check(mesh, resolution=options.resolution, num_samples=options.samples)
+                wanted[mesh.is_closed] -= 1
+        except InputError as error:
+            print(f"{name}: {error}", file=sys.stderr)
+    together = {
+        "meshes": len(rows),
+        "closed": sum(row["closed"] for row in rows.values()),
+        "wound_inconsistently": sum(row["wound_inconsistently"] for row in rows.values()),
+        **{
+            name: sum(row[name] for row in rows.values())
+            for name in ("samples", "missed", "stored_beyond_the_band", "clear_samples", "sign_errors")
+        },
+        "max_distance_error_voxels": max(row["max_distance_error_voxels"] for row in rows.values()),
+    }
+    print(json.dumps(together, indent=1))
+    return {"together": together, "meshes": rows}
+
+
+# --- on a device, part by part
 
 
 def torus(major: int, minor: int) -> tuple[np.ndarray, np.ndarray]:
@@ -214,16 +303,14 @@ def parts(call: Callable[[], Any], synchronize: Callable[[], None], repeats: int
     return {name: statistics.median(times) for name, times in spent.items() if times}
 
 
-def on_device(device: str) -> dict[str, Any]:
+def on_device(options: argparse.Namespace) -> dict[str, Any]:
     """Median milliseconds, and distance and sign against the torus's formula, which the facets undercut a little."""
-    import warp as wp
-
     from model.sdf import voxelize
+    from model.warp import wp
 
     size = 512
-    report: dict[str, Any] = {"device": device, "warp": wp.__version__, "resolution": size, "band_voxels": BAND}
-    if device.startswith("cuda"):
-        report["name"] = wp.get_device(device).name
+    device = options.device
+    report: dict[str, Any] = {"warp": wp.__version__, "resolution": size, "band_voxels": BAND}
     vertices, whole = torus(200, 175)
     around = np.arctan2(*vertices[whole].mean(1)[:, 1::-1].T)
     scattered = np.random.default_rng(0).random(len(whole)) < 0.01
@@ -268,24 +355,42 @@ def on_device(device: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("folder", type=Path, nargs="?")
-    parser.add_argument("meshes", nargs="*")
-    parser.add_argument("--output", type=Path)
-    parser.add_argument("--peers")
-    parser.add_argument("--resolutions", type=int, nargs="+", default=[128, 256, 512])
-    parser.add_argument("--limit", type=float, default=120)
-    parser.add_argument("--device")
-    parser.add_argument("--job")
+    parser = command_line(__doc__)
+    commands = parser.add_subparsers(required=True)
+    one = commands.add_parser("compare", help="beside other libraries, on one core")
+    one.add_argument("folder", type=Path)
+    one.add_argument("meshes", nargs="+")
+    one.add_argument("--peers", metavar="PYTHON")
+    one.add_argument("--resolutions", type=int, nargs="+", default=[128, 256, 512])
+    one.add_argument("--limit", type=float, default=120, metavar="SECONDS")
+    one.set_defaults(measure=compare, device="cpu", cores=1)
+    add_json(one, "voxelize.json")
+    one = commands.add_parser("accuracy", help="against a float64 brute force")
+    one.add_argument("folder", type=Path)
+    one.add_argument("--meshes", type=int, default=60)
+    one.add_argument("--samples", type=int, default=600)
+    one.add_argument("--resolution", type=int, default=128)
+    one.set_defaults(measure=accuracy, device="cpu", cores=None)
+    add_json(one, "voxelize_accuracy.json")
+    one = commands.add_parser("device", help="this project alone, part by part")
+    one.add_argument("--device", default="cuda")
+    one.set_defaults(measure=on_device, cores=1)
+    add_json(one, "voxelize_gpu.json")
+    one = commands.add_parser("job")  # one process of compare
+    one.add_argument("job", type=json.loads)
     options = parser.parse_args()
-    if options.job:
-        measure(json.loads(options.job))
+    if "job" in options:
+        measure(options.job)
         return
-    report = on_device(options.device) if options.device else compare(options)
-    document = json.dumps(report, indent=1)
-    if options.output:
-        options.output.write_text(document + "\n")
-    print(document)
+    write_json(options.json, {"command": command(), "device": name_of(options)} | options.measure(options))
+
+
+def name_of(options: argparse.Namespace) -> str:
+    if not options.device.startswith("cuda"):
+        return processor(options.cores)
+    from model.warp import wp
+
+    return str(wp.get_device(options.device).name)
 
 
 if __name__ == "__main__":

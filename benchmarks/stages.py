@@ -1,0 +1,111 @@
+"""How long do the stages voxelize and evaluate take on many shapes?
+
+    .venv/bin/python -m benchmarks.stages evaluate [--json FILE]                              (after make repro)
+    .venv/bin/python -m benchmarks.stages voxelize FOLDER [--resolution 128] [--json FILE]
+
+Each is the stage itself with the parameters of params.yaml, in a temporary folder, on the cores that this process may
+use. evaluate has 100 shapes of the pipeline's own, training shapes among them, and the networks of the last run: this
+measures time, not quality. voxelize has all meshes of FOLDER; its rejects and bad flips are counted too.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from benchmarks import ROOT, add_json, command, command_line, conditions, processor, seconds_of_stage, write_json
+from model.device import pick_device
+from tasks.run import CODEBOOK, CODEBOOK_PLOTS, EVALUATION, MESHES, METRICS, PARAMS_FILE, SDF, TIMINGS, TOKENIZER, VAE
+from tasks.shards import INDEX, REJECTS, open_shards, write_index
+
+NUM_SHAPES = 100
+ALMOST_ALL = {"val_share": 0.02, "test_share": 0.95}  # of the meshes in test: more than 100 of them
+NEEDED = [MESHES, VAE, CODEBOOK, TOKENIZER, CODEBOOK_PLOTS]
+HISTORIES = [METRICS / f"{stage}_history.tsv" for stage in ("stage1", "stage2")]
+SHARES = (0.5, 0.75, 0.9, 0.99, 1.0)
+
+
+def write_params(folder: Path, voxelize: dict[str, Any]) -> dict[str, Any]:
+    """The checkout's parameters, with these of the stage voxelize."""
+    params: dict[str, Any] = yaml.safe_load((ROOT / PARAMS_FILE).read_text())
+    params["voxelize"] |= voxelize
+    (folder / PARAMS_FILE).write_text(yaml.safe_dump(params))
+    return params
+
+
+def evaluate(_options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    for path in [*NEEDED, *HISTORIES]:
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).symlink_to(ROOT / path)
+    params = write_params(folder, ALMOST_ALL)
+    seconds_of_stage("voxelize", folder)
+    shards = open_shards(folder / SDF)
+    tested = shards.names("test")
+    assert len(tested) >= NUM_SHAPES, f"only {len(tested)} shapes in the test split"
+    index = shards.index.assign(split=shards.index.split.where(~shards.index.index.isin(tested[NUM_SHAPES:]), "train"))
+    write_index(
+        shards.directory / INDEX,
+        index.reset_index(),
+        resolution=shards.resolution,
+        truncation_voxels=shards.truncation_voxels,
+    )
+    seconds = seconds_of_stage("evaluate", folder)
+    return conditions(pick_device()) | {
+        "num_shapes": NUM_SHAPES,
+        "resolution": shards.resolution,
+        "num_points": params["evaluate"]["num_points"],
+        "seconds": round(seconds, 1),
+        "report_mb": round((folder / EVALUATION / "report.html").stat().st_size / 1e6, 2),
+    }
+
+
+def voxelize(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    meshes = {"meshes": str(options.folder.absolute()), "resolution": options.resolution, "max_rejected_share": 0.99}
+    write_params(folder, meshes)
+    minutes = seconds_of_stage("voxelize", folder) / 60
+    index, rejects = pd.read_parquet(folder / SDF / INDEX), pd.read_parquet(folder / SDF / REJECTS)
+    seconds = pd.read_parquet(folder / TIMINGS / "voxelize.parquet").sort_values("seconds")
+    return {
+        "command": command(),
+        "device": processor(),
+        "resolution": options.resolution,
+        "minutes": minutes,
+        "ply_files": sum(path.is_file() for path in options.folder.rglob("*.ply")),
+        "in_index": len(index),
+        "rejected": len(rejects),
+        "watertight": int(index.watertight.sum()),
+        "shells": int((index["mode"] == "shell").sum()),
+        "seconds_quantiles": {str(share): float(seconds.seconds.quantile(share)) for share in SHARES},
+        "slowest": dict(zip(seconds.name.tail(10), seconds.seconds.tail(10), strict=True)),
+        "bad_flip_quantiles": {
+            group: {str(share): float(rows.bad_flip_ratio.quantile(share)) for share in SHARES}
+            for group, rows in (("closed", index[index.watertight]), ("open", index[~index.watertight]))
+        },
+        "bad_flips_above_0.03": int((index.bad_flip_ratio > 0.03).sum()),
+        "rejects": {Path(file).name: reason for file, reason in zip(rejects.file, rejects.reason, strict=True)},
+    }
+
+
+def main() -> None:
+    parser = command_line(__doc__)
+    stages = parser.add_subparsers(required=True)
+    for measure in (evaluate, voxelize):
+        stage = stages.add_parser(measure.__name__)
+        stage.set_defaults(measure=measure)
+        add_json(stage, f"stages_{measure.__name__}.json")
+        if measure is voxelize:
+            stage.add_argument("folder", type=Path)
+            stage.add_argument("--resolution", type=int, default=128)
+    options = parser.parse_args()
+    with TemporaryDirectory() as folder:
+        result = options.measure(options, Path(folder))
+    write_json(options.json, result)
+    print(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()
