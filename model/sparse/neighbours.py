@@ -26,24 +26,22 @@ def find_neighbours(
     Coordinates are batch, x, y, z, int32, the batch index below `num_shapes`, the others below `extent`. Raises
     InputError for what spconv cannot tell apart on the CPU.
     """
-    if spconv_ops is None:
+    if spconv_ops is None or (coords.is_cuda and spconv_ops.CPU_ONLY_BUILD):
         return find_by_keys(coords, extent=extent)
-    if coords.is_cuda:
-        return _find_by_spconv_on_cuda(coords, num_shapes, extent)
-    return _find_by_spconv_on_cpu(coords, num_shapes, extent)
+    find = _find_by_spconv_on_cuda if coords.is_cuda else _find_by_spconv_on_cpu
+    return find(coords, num_shapes, extent)
 
 
 def find_by_keys(coords: Int[Tensor, "num_voxels 4"], *, extent: int) -> Int[Tensor, "27 num_voxels"]:
     """In plain torch, on any device: a search among sorted keys, for half of the offsets, of which it fills both."""
-    place = (extent + 2) ** 2, extent + 2, 1  # a rim of absent voxels, so that none is found on the other side
+    side = extent + 2  # with a rim of absent voxels: nobody's neighbour is found on the other side
     batch, x, y, z = coords.long().unbind(1)
-    keys, order = (((batch * place[1] + x + 1) * place[1] + y + 1) * place[1] + z + 1).sort()
+    keys, order = (((batch * side + x + 1) * side + y + 1) * side + z + 1).sort()
     table = torch.full((NUM_OFFSETS, len(coords)), -1, dtype=torch.int32, device=coords.device)
     rows = order.int()
     table[CENTRE, order] = rows
     for offset in range(CENTRE):
-        step = (offset // 9 - 1) * place[0] + (offset // 3 % 3 - 1) * place[1] + offset % 3 - 1
-        wanted = keys + step
+        wanted = keys + ((offset // 9 - 1) * side + offset // 3 % 3 - 1) * side + offset % 3 - 1
         position = torch.searchsorted(keys, wanted).clamp_(max=len(keys) - 1)
         found = keys[position] == wanted
         here, there = rows[found], rows[position[found]]
