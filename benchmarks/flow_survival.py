@@ -2,9 +2,9 @@
 
     .venv/bin/python -m benchmarks.flow_survival [--cases CASE ...] [--json FILE]         (after make repro)
 
-Takes minutes: each case starts stage 2 with other parameters, strikes
-once a step is saved, waits for what becomes of it, and lets the next run finish. Server and worker are the script's
-own, on a port of their own, with a secret of their own; the checkout is left as it was.
+Takes minutes: each case starts stage 2 with other parameters, strikes once a step is saved, waits for what becomes of
+it, and lets the next run finish. Server and worker are the script's own, on a port of their own, with a secret of their
+own; the checkout is left as it was.
 """
 
 import json
