@@ -1,6 +1,6 @@
 """What evaluate measures and how: a shape's way through everything that was trained, its figures, their tables."""
 
-from tasks.evaluation.measure import measure
+from tasks.evaluation.measuring import measure
 from tasks.evaluation.reconstructions import CodeUse, Reconstruction, Reconstructor
 from tasks.evaluation.tables import (
     aggregate,
