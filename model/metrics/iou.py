@@ -68,7 +68,7 @@ class FieldSolid:
 
     def _at(self, voxels: Int[np.ndarray, "num_voxels 3"]) -> Float[np.ndarray, " num_voxels"]:
         """The stored values, NaN where there is none."""
-        inside = ((voxels >= 0) & (voxels < self._field.resolution)).all(1)
+        inside = np.asarray(((voxels >= 0) & (voxels < self._field.resolution)).all(1))
         kept = np.where(inside[:, None], voxels, 0)
         slot = self._slot[np.ravel_multi_index(tuple((kept // BRICK_SIZE).T), (self._bricks_a_side,) * 3)]
         return np.where(inside & (slot >= 0), self._values[(slot, *(kept % BRICK_SIZE).T)], np.nan)
