@@ -33,7 +33,7 @@ from tasks.evaluation import (
     Reconstructor,
     aggregate,
     aggregates_table,
-    measure,
+    measure_shapes,
     rank,
     spread,
     summarise_codes,
@@ -64,7 +64,7 @@ def evaluate(settings: Settings) -> None:
 
     with TemporaryDirectory() as scratch:
         gallery = Gallery(Path(scratch))
-        table, costs = measure(shards, reconstructor, params, gallery)
+        table, costs = measure_shapes(shards, reconstructor, params, gallery)
         aggregates = aggregate(table, seed=params.seed)
         metrics: dict[str, Any] = summarise_rows(table, aggregates) | {
             "codebook": summarise_codes(reconstructor.use),

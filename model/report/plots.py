@@ -117,7 +117,7 @@ def _draw_curves(axes: Axes, histories: Mapping[str, pd.DataFrame], labels: Mapp
             axes.axvline(place, color="0.6", linewidth=0.8)
     axes.set_xlim(0, len(histories))
     axes.set_xticks([*ticks], [*ticks.values()])
-    axes.tick_params(labelsize=7)
+    axes.tick_params(which="both", labelsize=7)
     axes.tick_params(axis="x", length=0)
     axes.grid(axis="y", alpha=0.25)
     if any(label and not label.startswith("_") for label in axes.get_legend_handles_labels()[1]):

@@ -1,6 +1,6 @@
 """What evaluate measures and how: a shape's way through everything that was trained, its figures, their tables."""
 
-from tasks.evaluation.measuring import measure
+from tasks.evaluation.measuring import measure_shapes
 from tasks.evaluation.reconstructions import CodeUse, Reconstruction, Reconstructor
 from tasks.evaluation.tables import (
     aggregate,
@@ -19,7 +19,7 @@ __all__ = [
     "Reconstructor",
     "aggregate",
     "aggregates_table",
-    "measure",
+    "measure_shapes",
     "rank",
     "spread",
     "summarise_codes",

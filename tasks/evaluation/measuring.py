@@ -21,7 +21,7 @@ IOUS = ("volume_iou", "surface_iou")  # over closed truths
 OPEN_IOUS = {name: f"open_{name}" for name in IOUS}  # over open truths that became solids
 
 
-def measure(
+def measure_shapes(
     shards: Shards, reconstructor: Reconstructor, params: Evaluate, gallery: Gallery
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """One line per test shape and row with every figure, and another table with what it cost. Meshes go to the gallery.

@@ -80,6 +80,20 @@ def test_the_command_prints_the_change_and_its_interval(tmp_path: Path):
     assert (gone.returncode, gone.stderr.startswith("shape-tokenizer: ")) == (1, True)
 
 
-def run(old: Path, new: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "model.cli", "compare", str(old), str(new)]
+def test_the_rows_of_one_evaluation_are_compared_with_stage_2(tmp_path: Path):
+    rows = {"vae": 0.01, "stage1": 0.03, "stage2": 0.02}
+    frame = pd.concat([table(cd_l1=[error, 2 * error]).assign(row=row) for row, error in rows.items()])
+    printed = run(write(tmp_path / "one", frame))
+    assert printed.returncode == 0, printed.stderr
+    lines = [re.sub(" +", " ", line) for line in printed.stdout.splitlines()]
+    assert [line for line in lines if line.startswith(("from", "CD-L1"))] == [
+        "from stage 1 to stage 2",
+        "CD-L1 0.04500 0.03000 -0.01500 -0.02000 to -0.01000 2 of 2 better",
+        "from VAE to stage 2",
+        "CD-L1 0.01500 0.03000 +0.01500 +0.01000 to +0.02000 0 of 2 worse",
+    ]
+
+
+def run(*folders: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "model.cli", "compare", *map(str, folders)]
     return subprocess.run(command, check=False, capture_output=True, text=True, cwd=Path(__file__).parents[3])

@@ -26,7 +26,7 @@ from tasks.evaluation import aggregate, rank, summarise_rows
 CHROMIUMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 CHROMIUM = next(filter(None, map(shutil.which, CHROMIUMS)), None)
 SOFTWARE_3D = ["--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
-ROWS = ("reference", "floor", "vae", "stage1", "stage2")
+ROWS = ("reference", "floor", "vae", "stage1", "stage2", "twin")
 NO_FACES = trimesh.Trimesh(np.zeros((0, 3)), np.zeros((0, 3), int))
 HOSTILE = "kit/<i>&\"</script><script>alert('1')"
 
@@ -128,7 +128,8 @@ def test_every_shape_has_its_four_pictures_in_order(html: str, report: Report):
 def test_it_says_what_failed_and_how_stage_2_compares(html: str):
     assert "Shapes without any surface: stage 2 1." in html
     assert "1 of 3: ball" in html
-    assert re.search(r'<td>CD-L1</td><td><span class="[a-z]*">\+', html)
+    assert re.search(r'<td>CD-L1</td>\s*<td><span class="[a-z]*">\+', html)
+    assert "<th>from unquantised twin to stage 2</th>" in html
     assert "40 tokens on average, 400 bits" in html
     assert "Latents and codes in the plane of the largest variance" in html
 
