@@ -25,6 +25,7 @@ import time
 import traceback
 from contextlib import chdir
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -44,7 +45,7 @@ from benchmarks import (
     write_json,
 )
 from benchmarks.codebook_recipe import load_latents, measure_recipe, of_size
-from model.quantizer import codebook_statistics, lloyd_pass
+from model.quantizer import ResidualQuantizer, TrainedCodebook, codebook_statistics, lloyd_pass, normalised_error
 from tasks import stage1
 from tasks.data import latents_file
 from tasks.run import LATENTS, METRICS, PARAMS_FILE, SDF, VAE, Settings, load_settings
@@ -66,9 +67,12 @@ RATED = ("uniform(+-1/K) + Adam", "vector-quantize-pytorch: SimVQ")
 
 def of_stage1(vectors: Tensor, settings: Settings, rate: float | None, changes: dict[str, object]) -> Tensor:
     """By the functions of tasks/stage1.py, without the network that it watches."""
-    params = settings.stage1.model_copy(update=changes | ({"lr": rate} if rate else {}))
-    settings = settings.model_copy(update={"stage1": params})
-    size = settings.codebook.num_codes
+    of_codes: dict[str, Any] = {key: changes[key] for key in ("update", "revive_below") if key in changes}
+    of_stage = {key: value for key, value in changes.items() if key not in of_codes}
+    params = settings.stage1.model_copy(update=of_stage | ({"lr": rate} if rate else {}))
+    shared = settings.codebook.model_copy(update=of_codes)
+    settings = settings.model_copy(update={"stage1": params, "codebook": shared})
+    (size,) = shared.per_level
     if changes["init"] == "randn":
         codes = torch.randn(size, vectors.shape[1], generator=torch.Generator().manual_seed(params.seed))
     else:
@@ -76,12 +80,12 @@ def of_stage1(vectors: Tensor, settings: Settings, rate: float | None, changes: 
     codes = codes.to(vectors.device)
     if not params.steps:
         return codes
-    codebook = stage1.new_codebook(codes, vectors, params)
+    codebook = TrainedCodebook([codes], update=shared.update, decay=shared.ema_decay, revive_below=shared.revive_below)
     steps = stage1.CodebookSteps(codebook, settings)
     with tempfile.TemporaryDirectory() as folder, chdir(folder):
         train(
             codebook,
-            stage1.parameter_groups(codebook, params),
+            stage1.parameter_groups(codebook),
             steps.losses,
             lambda step: stage1.draw_vectors(vectors, params, step),
             settings=params,
@@ -90,7 +94,7 @@ def of_stage1(vectors: Tensor, settings: Settings, rate: float | None, changes: 
             after_step=steps.after,
             description="codebook",
         )
-    return codebook.codebook.detach()
+    return codebook.codebooks[0].detach()
 
 
 def of_peer_ema(vectors: Tensor, settings: Settings) -> Tensor:
@@ -99,7 +103,7 @@ def of_peer_ema(vectors: Tensor, settings: Settings) -> Tensor:
     peer = VectorQuantize(
         vectors.shape[1],
         settings.codebook.num_codes,
-        decay=settings.stage1.ema_decay,
+        decay=settings.codebook.ema_decay,
         kmeans_init=True,
         kmeans_iters=10,
         threshold_ema_dead_code=2,
@@ -147,8 +151,8 @@ def measure_row(name: str, rate: float | None, settings: Settings, device: torch
         "usage": use.usage,
         "perplexity_ratio": use.perplexity / len(codes),
         "top_share": use.top_share,
-        "heldout_error": stage1.normalised_error(heldout, codes, vectors),
-        "train_error": stage1.normalised_error(vectors, codes, vectors),
+        "heldout_error": normalised_error(heldout, ResidualQuantizer.of([codes]), reference=heldout),
+        "train_error": normalised_error(vectors, ResidualQuantizer.of([codes]), reference=heldout),
         "seconds": seconds,
         "extra_memory_mb": memory,
         "num_vectors": len(vectors),

@@ -19,18 +19,19 @@ from torch import Tensor, nn
 
 from benchmarks import command_line, conditions, timed, wait, write_json
 from model.checkpoint import load_vae
-from model.quantizer import VectorQuantizer, codebook_statistics, lloyd_pass
+from model.quantizer import ResidualQuantizer, codebook_statistics, lloyd_pass, normalised_error
 from model.vae import SDFTarget, reconstruction_loss
 from model.vqvae import VQVAE
 from tasks.data import choose_views, encode_views, latents_file, load_targets, read_vectors, training_batches
 from tasks.run import LATENTS, PARAMS_FILE, SDF, VAE, Settings, load_settings
 from tasks.shards import open_shards
-from tasks.stage1 import draw_vectors, normalised_error, start_codes
+from tasks.stage1 import draw_vectors, start_codes
 
 
 def of_size(settings: Settings, num_codes: int) -> Settings:
-    """The settings with another size of the codebook."""
-    return settings.model_copy(update={"codebook": settings.codebook.model_copy(update={"num_codes": num_codes})})
+    """The settings with a single level of so many codes."""
+    section = settings.codebook.model_copy(update={"num_levels": 1, "num_codes": num_codes})
+    return settings.model_copy(update={"codebook": section})
 
 
 @cache
@@ -48,8 +49,9 @@ def measure_recipe(settings: Settings, device: torch.device) -> dict:
     time for each latent vector says what a step on as many vectors as ours would take.
     """
     vae = load_vae(VAE, device=device).requires_grad_(False)
-    quantizer = VectorQuantizer(settings.codebook.num_codes, vae.config.latent_channels).to(device)
-    nn.init.uniform_(quantizer.codebook, -1 / settings.codebook.num_codes, 1 / settings.codebook.num_codes)
+    (size,) = settings.codebook.per_level
+    quantizer = ResidualQuantizer([size], vae.config.latent_channels).to(device)
+    nn.init.uniform_(quantizer.codebooks[0], -1 / size, 1 / size)
     network = VQVAE(vae, quantizer)
     shards = open_shards(SDF)
     names = shards.names("train")
@@ -110,13 +112,13 @@ def seconds_to_encode(settings: Settings, device: torch.device) -> float:
 def ours(vectors: Tensor, heldout: Tensor, settings: Settings) -> dict:
     encoding = seconds_to_encode(settings, vectors.device)
     started = time.perf_counter()
-    codes = start_codes(vectors, settings.codebook.num_codes, settings.stage1).to(vectors.device)
+    codes = start_codes(vectors, settings.codebook.per_level[0], settings.stage1).to(vectors.device)
     wait(vectors.device)
     seconds = time.perf_counter() - started
     return {
         "seconds_of_encoding": encoding,
         "seconds_of_kmeans": seconds,
-        "heldout_error": normalised_error(heldout, codes, vectors),
+        "heldout_error": normalised_error(heldout, ResidualQuantizer.of([codes]), reference=heldout),
     }
 
 
@@ -125,7 +127,8 @@ def recipe(
 ) -> list[dict]:
     """The held-out error after each number of steps of `checks`, until it is below the target."""
     params = settings.stage1.model_copy(update={"init": "uniform"})
-    quantizer = VectorQuantizer.of(start_codes(vectors, settings.codebook.num_codes, params).to(vectors.device))
+    start = start_codes(vectors, settings.codebook.per_level[0], params).to(vectors.device)
+    quantizer = ResidualQuantizer.of([start])
     optimizer = torch.optim.AdamW(quantizer.parameters(), lr=rate, weight_decay=params.weight_decay, fused=True)
     found = []
     for step, batch in enumerate(draw_vectors(vectors, params, 0), 1):
@@ -134,8 +137,8 @@ def recipe(
         loss.backward()
         optimizer.step()
         if step in checks:
-            codes = quantizer.codebook.detach()
-            error = normalised_error(heldout, codes, vectors)
+            codes = quantizer.codebooks[0].detach()
+            error = normalised_error(heldout, ResidualQuantizer.of([codes]), reference=heldout)
             usage = codebook_statistics(lloyd_pass(heldout, codes).counts).usage
             found.append({"steps": step, "heldout_error": error, "usage": usage})
             print(f"lr {rate}: {found[-1]}", flush=True)

@@ -30,7 +30,7 @@ from model.bricks import BRICK_SIZE
 from model.checkpoint import load_vae
 from model.errors import InputError
 from model.meshes import find_meshes, load_mesh
-from model.quantizer import VectorQuantizer
+from model.quantizer import ResidualQuantizer
 from model.sdf import SparseSDF, voxelize
 from model.sparse import Grid, SparseTensor, find_rows, from_arrays
 from model.tokenizer import ShapeTokenizer, decoded_surface
@@ -109,7 +109,7 @@ def compare_devices(meshes: dict[str, trimesh.Trimesh], device: torch.device) ->
         codes = latents[torch.randint(len(latents), (SMALL_CODEBOOK,))]
         codes += 0.3 * latents.std() * torch.randn(codes.shape)
         for tokenizer in (here, there):
-            tokenizer.vqvae.quantizer.codebook.data.copy_(codes)
+            tokenizer.vqvae.quantizer.codebooks[0].data.copy_(codes)
     assert here.fingerprint == there.fingerprint
 
     num_tokens = differing = other_grids = 0
@@ -153,7 +153,7 @@ def compare_devices(meshes: dict[str, trimesh.Trimesh], device: torch.device) ->
 
 def small_tokenizer(device: torch.device) -> ShapeTokenizer:
     vae = load_vae(ROOT / "pretrained" / "small_vae.safetensors")
-    vqvae = VQVAE(vae, VectorQuantizer(SMALL_CODEBOOK, vae.config.latent_channels)).to(device)
+    vqvae = VQVAE(vae, ResidualQuantizer([SMALL_CODEBOOK], vae.config.latent_channels)).to(device)
     return ShapeTokenizer(
         vqvae, resolution=SMALL_RESOLUTION, truncation_voxels=2.0, mode="auto", max_bad_flip_ratio=0.4
     )
@@ -170,7 +170,7 @@ def mean_latents(tokenizer: ShapeTokenizer, grid: SparseSDF) -> torch.Tensor:
 def tie_margins(tokenizer: ShapeTokenizer, grid: SparseSDF, rows: np.ndarray) -> torch.Tensor:
     """How much farther the second nearest code of a latent is than the nearest, over the distance to the nearest."""
     z_e = mean_latents(tokenizer, grid)[torch.from_numpy(rows)].double()
-    nearest = torch.cdist(z_e, tokenizer.vqvae.quantizer.codebook.double()).topk(2, largest=False).values
+    nearest = torch.cdist(z_e, tokenizer.vqvae.quantizer.codebooks[0].double()).topk(2, largest=False).values
     return nearest[:, 1] / nearest[:, 0].clamp(min=1e-12) - 1
 
 
@@ -191,9 +191,9 @@ def as_indices(tokenizer: ShapeTokenizer, tokens: Tokens) -> tuple[torch.Tensor,
 @torch.no_grad()
 def published_tokenizer(resolution: int, device: torch.device) -> ShapeTokenizer:
     torch.manual_seed(0)
-    vqvae = VQVAE(SparseSDFVAE(VAEConfig(512, 4, 64)), VectorQuantizer(8192, 64))
+    vqvae = VQVAE(SparseSDFVAE(VAEConfig(512, 4, 64)), ResidualQuantizer([8192], 64))
     nn.init.normal_(vqvae.vae.encoder.out_layer.weight, std=0.04)  # zeros as published: every latent would be the same
-    nn.init.normal_(vqvae.quantizer.codebook, std=0.3)
+    nn.init.normal_(vqvae.quantizer.codebooks[0], std=0.3)
     return ShapeTokenizer(
         vqvae.to(device), resolution=resolution, truncation_voxels=2.0, mode="auto", max_bad_flip_ratio=0.03
     )

@@ -125,7 +125,7 @@ def margins(tokenizer: ShapeTokenizer, grids: list[SparseSDF]) -> dict[str, floa
     for grid in grids:
         x = from_arrays(grid.coords, grid.sdf, extent=tokenizer.resolution)
         z_e = tokenizer.vqvae.encode(x).feats.double()
-        nearest = torch.cdist(z_e, tokenizer.vqvae.quantizer.codebook.double()).topk(2, largest=False).values
+        nearest = torch.cdist(z_e, tokenizer.vqvae.quantizer.codebooks[0].double()).topk(2, largest=False).values
         shares.append((nearest[:, 1] / nearest[:, 0].clamp(min=1e-12) - 1).numpy())
     share = np.concatenate(shares)
     return {"smallest": float(f"{share.min():.2g}"), "share_below_1e-5": float((share < 1e-5).mean())}

@@ -32,7 +32,7 @@ from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import FOLDER, command_line, conditions, write_json
-from model.quantizer import VectorQuantizer
+from model.quantizer import ResidualQuantizer
 from model.sparse import ChildConv3d, GroupNormSiLU, SparseTensor, Subdivision, SubMConv3d, find_rows, from_arrays
 from model.sparse.tensor import pool_mean
 from model.vae import SDFTarget, SparseSDFVAE, VAEConfig
@@ -109,9 +109,9 @@ def as_target(coords: np.ndarray, sdf: np.ndarray, beyond: np.ndarray, signs: np
 
 def network() -> VQVAE:
     torch.manual_seed(0)
-    vqvae = VQVAE(SparseSDFVAE(VAEConfig(512, 4, 64)), VectorQuantizer(8192, 64)).cuda()
+    vqvae = VQVAE(SparseSDFVAE(VAEConfig(512, 4, 64)), ResidualQuantizer([8192], 64)).cuda()
     nn.init.normal_(vqvae.vae.encoder.out_layer.weight, std=0.04)  # zeros as published: every latent would be the same
-    nn.init.normal_(vqvae.quantizer.codebook, std=0.3)
+    nn.init.normal_(vqvae.quantizer.codebooks[0], std=0.3)
     return vqvae
 
 
@@ -317,13 +317,14 @@ def on_cpu(shards: Path | None, out: Path) -> None:
     from tasks.data import training_batches
     from tasks.run import SDF, load_settings
     from tasks.shards import open_shards
-    from tasks.stage2 import load_vqvae
+    from tasks.stage2 import start_of_stage2
 
     device = torch.device("cpu")
-    batch = next(training_batches(open_shards(shards or SDF), load_settings().stage2, device)(0))
+    settings = load_settings()
+    batch = next(training_batches(open_shards(shards or SDF), settings.stage2, device)(0))
     networks = []
     for variant in CPU_VARIANTS:
-        vqvae = load_vqvae()
+        vqvae = start_of_stage2(settings.codebook)
         put_in_place(vqvae, variant)
         networks.append(vqvae)
     rounds: list[list[float]] = []

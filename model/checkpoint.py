@@ -170,8 +170,9 @@ def _read_state(file: Path) -> tuple[State, dict[str, str]]:
         raise CheckpointError(
             f"{file}: expected a state_dict, or one under the key 'vae', got {type(content).__name__}"
         )
-    if "quantizer.codebook" in content:
-        ignored["quantizer.codebook"] = "the codebook of a tokenizer"
+    codes = [key for key in content if key.startswith("quantizer.")]
+    if codes:
+        ignored |= dict.fromkeys(codes, "the codebook of a tokenizer")
         content = {key.removeprefix("vae."): value for key, value in content.items() if key.startswith("vae.")}
     for key, value in content.items():
         if not value.is_floating_point():

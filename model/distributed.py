@@ -52,6 +52,15 @@ def global_mean(values: Tensor) -> Tensor:
     return values.sum() * (num_ranks() / num_elements.clamp(min=1)).to(values.dtype)
 
 
+def global_variance(rows: Tensor) -> Tensor:
+    """Mean over columns of the variance over the rows of all ranks; the same on all of them."""
+    rows = rows.double()
+    sums = torch.cat([rows.new_full((1,), len(rows)), rows.sum(0)])
+    count, total = all_reduce_sum(sums).split([1, rows.shape[1]])
+    squares = all_reduce_sum((rows - total / count).square().sum())
+    return (squares / (count * rows.shape[1])).squeeze().float()
+
+
 def all_reduce_sum(counts: Tensor) -> Tensor:
     """The sum over ranks, the same on all of them."""
     if num_ranks() > 1:

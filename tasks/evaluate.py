@@ -70,7 +70,11 @@ def evaluate(settings: Settings) -> None:
             "codebook": summarise_codes(reconstructor.use),
             "paired": summarise_pairs(table, seed=params.seed),
         }
-        counts = {stage: use.counts.numpy() for stage, use in reconstructor.use.items()}
+        counts = {
+            stage if level == 1 else f"{stage}_level{level}": of_level.numpy()
+            for stage, use in reconstructor.use.items()
+            for level, of_level in enumerate(use.counts, start=1)
+        }
         ranking = rank(table)
         plots = {
             "shapes.png": draw_shapes(list(sheet_rows(ranking, spread(ranking, params.picture_shapes), gallery))),

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from jaxtyping import Float
@@ -12,8 +13,17 @@ from model.errors import InputError
 from model.files import whole_directory, write_whole
 from model.quantizer import Lloyd, codebook_statistics, lloyd_pass
 from model.report import draw_codebook
-from tasks.data import latents_file, load_codebook, read_vectors
-from tasks.run import CODEBOOK_PLOTS, LATENTS, METRICS, PASS_TOKEN, Gate, RefusedError, Settings, run_stage
+from tasks.data import latents_file, load_codebooks, read_vectors
+from tasks.run import (
+    CODEBOOK_PLOTS,
+    LATENTS,
+    METRICS,
+    PASS_TOKEN,
+    CodebookThresholds,
+    RefusedError,
+    Settings,
+    run_stage,
+)
 
 
 @dataclass(frozen=True)
@@ -36,25 +46,52 @@ class Check:
         return f"{self.figure} {self.value:.4g} ({self.parameter}: {relation} {self.threshold:.4g})"
 
 
+@dataclass(frozen=True)
+class Remedies:
+    """What to do about a codebook; it depends on what made it."""
+
+    unused: str
+    one_takes_all: str
+    no_carry_over: str
+    duplicates: str
+
+
+OF_STAGE1 = Remedies(
+    unused="set stage1.init: kmeans, raise stage1.kmeans_iterations or encode.train_symmetries, add meshes, or lower "
+    "codebook.num_codes",
+    one_takes_all="look for empty or constant latents, set stage1.init: kmeans, or raise stage1.kmeans_iterations",
+    no_carry_over="the codes do not carry over to unseen shapes; add meshes or symmetries, or lower codebook.num_codes",
+    duplicates="lower codebook.num_codes, or add meshes",
+)
+
+
 def gate(settings: Settings) -> None:
     """Write metrics/gate.json always, the pass token only when every figure is good enough."""
     PASS_TOKEN.unlink(missing_ok=True)
-    codes = load_codebook()
-    vectors = {split: _finite_vectors(split) for split in ("train", "val")}
-    seen, heldout = _nearest(vectors["train"], codes), _nearest(vectors["val"], codes)
+    seen, heldout = _finite_vectors("train"), _finite_vectors("val")
+    codebooks = load_codebooks()
+    checks = judge(settings.gate, "gate", codebooks, OF_STAGE1, seen=seen, heldout=heldout)
     with whole_directory(CODEBOOK_PLOTS) as directory:
-        for name, content in draw_codebook(vectors["val"], heldout.indices, codes).items():
+        for name, content in draw_codebook(heldout, _nearest(heldout, codebooks[0]).indices, codebooks[0]).items():
             write_whole(directory / name, content)
-    checks = judge(settings.gate, codes, seen=seen, heldout=heldout)
-    verdict = {check.figure: check.value for check in checks} | {"passed": all(check.passed for check in checks)}
-    write_whole(METRICS / "gate.json", json.dumps(verdict, indent=2) + "\n")
+    write_whole(METRICS / "gate.json", json.dumps(verdict(checks), indent=2) + "\n")
+    refuse_failed(checks, "the codebook")
+    # Constant, so that a threshold that still passes retrains nothing downstream.
+    write_whole(PASS_TOKEN, "The codebook passed the gate; metrics/gate.json has the figures.\n")
+
+
+def verdict(checks: Sequence[Check]) -> dict[str, float]:
+    """For a metrics file."""
+    return {check.figure: check.value for check in checks} | {"passed": all(check.passed for check in checks)}
+
+
+def refuse_failed(checks: Sequence[Check], what: str) -> None:
+    """Print every check; raise RefusedError with figure, threshold and remedy of those that failed."""
     for check in checks:
         print(f"{'pass' if check.passed else 'FAIL'}  {check}")
     failed = [check for check in checks if not check.passed]
     if failed:
-        raise RefusedError("the codebook is not good enough: " + "; ".join(f"{c}: {c.remedy}" for c in failed))
-    # Constant, so that a threshold that still passes retrains nothing downstream.
-    write_whole(PASS_TOKEN, "The codebook passed the gate; metrics/gate.json has the figures.\n")
+        raise RefusedError(f"{what} is not good enough: " + "; ".join(f"{c}: {c.remedy}" for c in failed))
 
 
 def _finite_vectors(split: str) -> Float[Tensor, "num_vectors dim"]:
@@ -71,8 +108,38 @@ def _nearest(vectors: Float[Tensor, "num_vectors dim"], codes: Float[Tensor, "co
     return Lloyd(*(part.cpu() for part in lloyd_pass(vectors.to(device), codes.to(device))))
 
 
-def judge(params: Gate, codes: Float[Tensor, "codebook_size dim"], *, seen: Lloyd, heldout: Lloyd) -> list[Check]:
-    """Every figure beside its threshold; seen and heldout are passes over training and validation latents."""
+def judge(
+    params: CodebookThresholds,
+    section: str,
+    codebooks: Sequence[Float[Tensor, "_ dim"]],
+    remedies: Remedies,
+    *,
+    seen: Float[Tensor, "num_train dim"],
+    heldout: Float[Tensor, "num_heldout dim"],
+) -> list[Check]:
+    """Every figure of each level beside its threshold; seen and heldout are latents of training and validation shapes.
+
+    A further level is judged on what the levels before it leave; its figures are named level2_usage and so on.
+    """
+    checks: list[Check] = []
+    for level, codes in enumerate(codebooks, start=1):
+        passes = _nearest(seen, codes), _nearest(heldout, codes)
+        prefix = "" if level == 1 else f"level{level}_"
+        checks += _judge_level(params, section, codes, remedies, seen=passes[0], heldout=passes[1], prefix=prefix)
+        seen, heldout = seen - codes[passes[0].indices], heldout - codes[passes[1].indices]
+    return checks
+
+
+def _judge_level(
+    params: CodebookThresholds,
+    section: str,
+    codes: Float[Tensor, "codebook_size dim"],
+    remedies: Remedies,
+    *,
+    seen: Lloyd,
+    heldout: Lloyd,
+    prefix: str,
+) -> list[Check]:
     use = codebook_statistics(heldout.counts)
     size = len(codes)
     error_ratio = float(heldout.squared_errors.mean() / seen.squared_errors.mean())
@@ -82,30 +149,19 @@ def judge(params: Gate, codes: Float[Tensor, "codebook_size dim"], *, seen: Lloy
         f"too few held-out tokens to judge by (of codes in even use, {shown:.1%} would occur); "
         "raise encode.heldout_symmetries or voxelize.val_share"
     )
-    more_used = (
-        "set stage1.init: kmeans, raise stage1.kmeans_iterations or encode.train_symmetries, add meshes, "
-        "or lower codebook.num_codes"
-    )
-    one_takes_all = "look for empty or constant latents, set stage1.init: kmeans, or raise stage1.kmeans_iterations"
-    no_carry_over = (
-        "the codes do not carry over to unseen shapes; add meshes or symmetries, or lower codebook.num_codes"
-    )
+
+    def check(figure: str, value: float, parameter: str, remedy: str) -> Check:
+        threshold, at_least = getattr(params, parameter), parameter.startswith("min_")
+        return Check(prefix + figure, value, threshold, f"{section}.{parameter}", at_least, remedy)
+
     return [
-        at_least("tokens_per_code", use.num_tokens / size, "min_tokens_per_code", params, more_tokens),
-        at_least("usage", use.usage, "min_usage", params, more_used),
-        at_least("perplexity_ratio", use.perplexity / size, "min_perplexity_ratio", params, more_used),
-        at_most("top_share", use.top_share, "max_top_share", params, one_takes_all),
-        at_most("error_ratio", error_ratio, "max_error_ratio", params, no_carry_over),
-        Check("duplicate_codes", num_duplicates, 0, "never allowed", False, "lower codebook.num_codes, or add meshes"),
+        check("tokens_per_code", use.num_tokens / size, "min_tokens_per_code", more_tokens),
+        check("usage", use.usage, "min_usage", remedies.unused),
+        check("perplexity_ratio", use.perplexity / size, "min_perplexity_ratio", remedies.unused),
+        check("top_share", use.top_share, "max_top_share", remedies.one_takes_all),
+        check("error_ratio", error_ratio, "max_error_ratio", remedies.no_carry_over),
+        Check(prefix + "duplicate_codes", num_duplicates, 0, "never allowed", False, remedies.duplicates),
     ]
-
-
-def at_least(figure: str, value: float, parameter: str, params: Gate, remedy: str) -> Check:
-    return Check(figure, value, getattr(params, parameter), f"gate.{parameter}", True, remedy)
-
-
-def at_most(figure: str, value: float, parameter: str, params: Gate, remedy: str) -> Check:
-    return Check(figure, value, getattr(params, parameter), f"gate.{parameter}", False, remedy)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,9 @@
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,19 +17,25 @@ from model.distributed import in_process_group, own_part, rank
 from model.errors import InputError
 from model.files import whole_directory, write_whole
 from model.quantizer import (
+    ResidualQuantizer,
     TrainedCodebook,
-    VectorQuantizer,
-    codebook_statistics,
     distinct_vectors,
     gaussian_error_bound,
     kmeans,
     lloyd_pass,
-    usage_of_counts,
+    normalised_error,
+    usage_of_levels,
+    use_of_levels,
 )
 from model.sparse import SparseTensor
 from model.vae import SDFTarget
 from model.vqvae import VQVAE
-from tasks.data import latents_file, read_vectors, save_codebook
+from tasks.data import (
+    Codebooks,
+    latents_file,
+    read_vectors,
+    save_codebooks,
+)
 from tasks.run import CODEBOOK, LATENTS, METRICS, SDF, VAE, Settings, Stage1, run_stage
 from tasks.shards import open_shards
 from tasks.training import History, Losses, ResumePoint, fingerprint, train, validate
@@ -53,12 +60,13 @@ class VectorBatch:
 
 @in_process_group()
 def stage1(settings: Settings) -> None:
-    params, size = settings.stage1, settings.codebook.num_codes
+    params, sizes = settings.stage1, settings.codebook.per_level
     device = pick_device()
     torch.manual_seed(params.seed)
     files = {split: latents_file(LATENTS, split) for split in ("train", "val")}
     cached = read_vectors(files["train"], max_per_view=params.max_vectors_per_view, seed=params.seed)
-    vectors = distinct_vectors(cached.to(device), size)  # a pattern that every shape has must not draw all codes
+    # a pattern that every shape has must not draw all codes
+    vectors = distinct_vectors(cached.to(device), max(sizes))
     heldout = read_vectors(files["val"], max_per_view=None, seed=params.seed).to(device)
     dim = vectors.shape[1]
     if settings.codebook.dim not in ("auto", dim):
@@ -68,14 +76,15 @@ def stage1(settings: Settings) -> None:
 
     inputs = [*files.values(), SDF / "index.parquet", *VAE.iterdir()]
     resume = ResumePoint("stage1", fingerprint("stage1", [params, settings.codebook], inputs))
-    start = resume.remember("start", lambda: start_codes(vectors, size, params)).to(device)
-    codebook = new_codebook(start, vectors, params)
-    watch = _ReconstructionWatch(codebook.quantizer, params, device)
+    start = start_levels(vectors, sizes, params, resume)
+    shared = settings.codebook
+    codebook = TrainedCodebook(start, update=shared.update, decay=shared.ema_decay, revive_below=shared.revive_below)
+    watch = _ReconstructionWatch(codebook, params, device)
     steps = CodebookSteps(codebook, settings)
 
     train(
         codebook,
-        parameter_groups(codebook, params),
+        parameter_groups(codebook),
         steps.losses,
         lambda step: draw_vectors(vectors, params, step),
         settings=params,
@@ -89,43 +98,47 @@ def stage1(settings: Settings) -> None:
     watch.check_frozen()
     if rank() > 0:
         return
-    candidates = {"start": start, "trained": codebook.codebook.detach()}
-    errors = {name: normalised_error(heldout, codes, vectors) for name, codes in candidates.items()}
+    candidates = {"start": ResidualQuantizer.of(start), "trained": ResidualQuantizer.of(codebook.codebooks)}
+    errors = {name: normalised_error(heldout, quantizer, reference=heldout) for name, quantizer in candidates.items()}
     kept = min(errors, key=lambda name: errors[name])
-    codes = candidates[kept]
+    quantizer = candidates[kept]
     with whole_directory(CODEBOOK) as directory:
-        save_codebook(codes, directory)
+        save_codebooks(quantizer.codebooks, directory)
     figures = {
         "num_vectors": len(vectors),
         "kept": kept,
-        "train_error": normalised_error(vectors, codes, vectors),
+        "train_error": normalised_error(vectors, quantizer, reference=heldout),
         "heldout_error": errors[kept],
         **{f"heldout_error_{name}": error for name, error in errors.items()},
-        "gaussian_bound": gaussian_error_bound(vectors, bits=math.log2(size)),
-        "heldout": asdict(codebook_statistics(lloyd_pass(heldout, codes).counts)),
+        "gaussian_bound": gaussian_error_bound(vectors, bits=sum(math.log2(size) for size in sizes)),
+        "heldout": {
+            f"level{level}": asdict(use) for level, use in enumerate(usage_of_levels(quantizer, heldout), start=1)
+        },
         "variance_in_first": spectrum(vectors),
     }
     write_whole(METRICS / "stage1.json", json.dumps(figures, indent=2) + "\n")
     resume.clear()
 
 
-def new_codebook(
-    codes: Float[Tensor, "codebook_size dim"], vectors: Float[Tensor, "num_vectors dim"], params: Stage1
-) -> TrainedCodebook:
-    return TrainedCodebook(
-        codes,
-        vectors,
-        update=params.update,
-        decay=params.ema_decay,
-        revive_below=params.revive_below,
-        batch_size=params.batch_size,
-    )
+def start_levels(
+    vectors: Float[Tensor, "num_vectors dim"], sizes: Sequence[int], params: Stage1, resume: ResumePoint
+) -> Codebooks:
+    """Codes of each level, from what the levels before it leave; made once, however often the run is interrupted."""
+    codebooks: Codebooks = []
+    left = vectors
+    for level, size in enumerate(sizes, start=1):
+        distinct = distinct_vectors(left, size)
+        codes = resume.remember(f"start{level}", partial(start_codes, distinct, size, params)).to(vectors.device)
+        codebooks.append(codes)
+        if level < len(sizes):
+            left = left - codes[lloyd_pass(left, codes).indices]
+    return codebooks
 
 
-def parameter_groups(codebook: TrainedCodebook, params: Stage1) -> list[dict[str, Any]]:
+def parameter_groups(codebook: TrainedCodebook) -> list[dict[str, Any]]:
     """For the optimizer, which has to leave codes alone that follow their averages."""
-    rate = {"lr": 0.0} if params.update == "ema" else {}
-    return [{"params": [codebook.codebook]} | rate]
+    rate = {} if codebook.by_gradient else {"lr": 0.0}
+    return [{"params": list(codebook.codebooks)} | rate]
 
 
 class CodebookSteps:
@@ -133,26 +146,22 @@ class CodebookSteps:
 
     def __init__(self, codebook: TrainedCodebook, settings: Settings):
         self._codebook, self._lambda_vq = codebook, settings.codebook.lambda_vq
-        self._last_revival = 0.9 * settings.stage1.steps if settings.stage1.revive_below else 0
+        self._num_steps = settings.stage1.steps
         self._draws: Tensor | None = None
 
     def losses(self, batch: VectorBatch) -> Losses:
         """With the network frozen, only the vq term has a gradient; the commitment is watched."""
-        quantized, counts = self._codebook(batch.vectors)
+        quantized = self._codebook(batch.vectors)
         self._draws = batch.draws
-        usage, perplexity = usage_of_counts(counts)
         return {
             "loss": self._lambda_vq * quantized.vq_loss,
             "vq_loss": quantized.vq_loss,
             "commitment_loss": quantized.commitment_loss,
-            "codebook_usage": usage,
-            "perplexity": perplexity,
-        }
+        } | use_of_levels(quantized.indices, self._codebook.num_codes)
 
     def after(self, step: int, optimizer: torch.optim.Optimizer) -> Losses:
-        """Codes are revived until the last tenth of the steps, in which they settle."""
         assert self._draws is not None
-        revived = self._codebook.end_step(optimizer, draws=self._draws, revive=step <= self._last_revival)
+        revived = self._codebook.end_step(step, self._num_steps, draws=self._draws, optimizer=optimizer)
         return {"revived_codes": revived}
 
 
@@ -175,7 +184,7 @@ def start_codes(
 class _ReconstructionWatch:
     """Decodes some validation shapes through the frozen network with the codes as they are now."""
 
-    def __init__(self, quantizer: VectorQuantizer, params: Stage1, device: torch.device):
+    def __init__(self, quantizer: ResidualQuantizer, params: Stage1, device: torch.device):
         self._shards = open_shards(SDF)
         self._names = self._shards.names("val")[: params.recon_shapes]
         self._vae = load_vae(VAE, device=device).requires_grad_(False)
@@ -203,16 +212,6 @@ def draw_vectors(vectors: Float[Tensor, "num_vectors dim"], params: Stage1, step
         draws = torch.rand(params.batch_size, generator=generator, dtype=torch.float64)
         yield VectorBatch(vectors[own_part(rows).to(vectors.device)], own_part(draws).to(vectors.device))
         step += 1
-
-
-def normalised_error(
-    vectors: Float[Tensor, "num_vectors dim"],
-    codes: Float[Tensor, "codebook_size dim"],
-    reference: Float[Tensor, "num_reference dim"],
-) -> float:
-    """Mean squared distance to the nearest code, over the variance of the reference vectors."""
-    variance = (reference - reference.mean(0)).square().sum(1).mean()
-    return float(lloyd_pass(vectors, codes).squared_errors.mean() / variance)
 
 
 def spectrum(vectors: Float[Tensor, "num_vectors dim"]) -> dict[str, float]:

@@ -7,7 +7,7 @@ import torch
 import trimesh
 
 from model.checkpoint import load_vae
-from model.quantizer import VectorQuantizer, kmeans
+from model.quantizer import ResidualQuantizer, kmeans
 from model.sparse import batch_tensors, from_arrays
 from model.tokenizer import ShapeTokenizer
 from model.vqvae import VQVAE
@@ -33,7 +33,7 @@ def small_tokenizer() -> ShapeTokenizer:
     with torch.no_grad():
         latents = vae.encode(batch_tensors([from_arrays(g.coords, g.sdf, extent=RESOLUTION) for g in grids])).mean
     codes = kmeans(latents.feats, CODEBOOK_SIZE, iterations=5, generator=torch.Generator().manual_seed(0))
-    quantizer = VectorQuantizer.of(codes)
+    quantizer = ResidualQuantizer.of([codes])
     return ShapeTokenizer(
         VQVAE(vae, quantizer), resolution=RESOLUTION, truncation_voxels=2.0, mode="solid", max_bad_flip_ratio=0.03
     )

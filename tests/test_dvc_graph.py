@@ -50,11 +50,13 @@ READS = {
         paths.SDF,
         paths.VAE,
         paths.CODEBOOK,
-        paths.TOKENIZER,
+        paths.STAGE2,
         paths.METRICS / "stage1_history.tsv",
         paths.METRICS / "stage2_history.tsv",
         paths.CODEBOOK_PLOTS,
     },
+    "final_gate": {paths.SDF, paths.STAGE2, paths.METRICS / "evaluate.json"},
+    "twin": {paths.SDF, paths.VAE},
 }
 OUTS = {  # what DVC keeps
     "fetch_meshes": {paths.MESHES},
@@ -65,8 +67,10 @@ OUTS = {  # what DVC keeps
     "encode": {paths.LATENTS},
     "stage1": {paths.CODEBOOK},
     "gate": {paths.PASS_TOKEN},
-    "stage2": {paths.TOKENIZER},
+    "stage2": {paths.STAGE2},
     "evaluate": {paths.EVALUATION},
+    "final_gate": {paths.TOKENIZER},
+    "twin": {paths.TWIN},
 }
 KEPT_BY_GIT = {  # besides metrics/STAGE.json
     "pretrain_vae": {paths.METRICS / "pretrain_vae_history.tsv"},

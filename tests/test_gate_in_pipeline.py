@@ -46,7 +46,7 @@ import pathlib, sys, yaml
 sys.path.insert(0, {str(ROOT)!r})
 import torch
 from model.quantizer import (kmeans)
-from tasks.data import (save_codebook)
+from tasks.data import (save_codebooks)
 from tasks.data import (latents_file, read_vectors)
 folder = pathlib.Path({str(paths.CODEBOOK)!r})
 vectors = read_vectors(latents_file(pathlib.Path({str(paths.LATENTS)!r}), "train"), max_per_view=None, seed=0)
@@ -56,7 +56,7 @@ codes = 30 + 0.1 * torch.randn({SIZE}, 8, generator=generator)
 if iterations > 1:
     codes = kmeans(vectors, {SIZE}, iterations=iterations, generator=generator)
 folder.mkdir(parents=True)
-save_codebook(codes, folder)
+save_codebooks([codes], folder)
 pathlib.Path("metrics/stage1.json").write_text("[]")
 pathlib.Path("metrics/stage1_history.tsv").write_text("step")
 """

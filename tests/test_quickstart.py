@@ -90,7 +90,7 @@ def leave_what_stages_leave() -> None:
     shards.write_surfaces(paths.SDF / shards.SURFACES, [("body1", surface)])
     save_vae(tokenizer.vqvae.vae, paths.VAE)
     paths.CODEBOOK.mkdir()
-    codebook = tokenizer.vqvae.quantizer.codebook.detach()
+    codebook = tokenizer.vqvae.quantizer.codebooks[0].detach()
     save_file({"codebook": codebook}, paths.CODEBOOK / "codebook.safetensors")
     paths.METRICS.mkdir()
     for stage in ("stage1", "stage2"):
@@ -117,4 +117,4 @@ def test_the_numbers_of_the_text_are_those_of_the_settings():
 
 def size_of_vocabulary(parameters: Path) -> int:
     settings = load_settings(parameters)
-    return Vocabulary(settings.codebook.num_codes, settings.voxelize.resolution // 8).size
+    return Vocabulary(settings.codebook.per_level, settings.voxelize.resolution // 8).size

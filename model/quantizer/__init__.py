@@ -7,20 +7,26 @@ from .lloyd import Lloyd, distinct_vectors, kmeans, lloyd_pass
 from .quantizer import (
     CodebookStatistics,
     Quantized,
+    ResidualQuantizer,
     VectorQuantizer,
     codebook_statistics,
     gaussian_error_bound,
     nearest_codes,
+    normalised_error,
     usage_of_batch,
     usage_of_counts,
+    usage_of_levels,
+    use_of_levels,
     water_level,
 )
-from .training import TrainedCodebook
+from .training import LAST_MOVE, TrainedCodebook
 
 __all__ = [
+    "LAST_MOVE",
     "CodebookStatistics",
     "Lloyd",
     "Quantized",
+    "ResidualQuantizer",
     "TrainedCodebook",
     "VectorQuantizer",
     "codebook_statistics",
@@ -29,7 +35,10 @@ __all__ = [
     "kmeans",
     "lloyd_pass",
     "nearest_codes",
+    "normalised_error",
     "usage_of_batch",
     "usage_of_counts",
+    "usage_of_levels",
+    "use_of_levels",
     "water_level",
 ]

@@ -1,5 +1,6 @@
 """Nearest-code quantisation with a straight-through gradient (van den Oord et al. 2017), and codebook statistics."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -15,13 +16,14 @@ MAX_SCORES = 2**20  # of one block on the CPU: 4 MB of float32 stay in a core's 
 MAX_SCORES_ON_GPU = 2**24  # enough to fill it: 64 MB of float32, 128 MB of float64
 SCORES_OF_A_GROUP = 64  # codes whose least score is found first: a minimum is ten times as fast as its place
 MAX_KERNEL_DIM = 256
+VECTORS_AT_A_TIME = 2**18  # their codes stay small
 LARGEST_HALF = 2.0**14  # what numbers are scaled to before they are split: float16 ends at 2^16
 UNDERFLOW = 1e-30  # of squares: far below it float32 loses digits
 
 
 class Quantized(NamedTuple):
     z_q: Float[Tensor, "num_vectors dim"]  # value: the nearest code; gradient: that of z_e, exactly
-    indices: Int[Tensor, " num_vectors"]
+    indices: Int[Tensor, "num_vectors ..."]  # a column for each level of a ResidualQuantizer
     vq_loss: Tensor  # mean |sg(z_e) - e|^2: moves the codes only
     commitment_loss: Tensor  # mean |z_e - sg(e)|^2: moves the encoder only
 
@@ -58,6 +60,81 @@ class VectorQuantizer(nn.Module):
             vq_loss = global_mean((z_e.detach() - codes).square())
             commitment_loss = global_mean((z_e - codes.detach()).square())
             z_q = _StraightThrough.apply(z_e, codes.detach())
+        return Quantized(z_q, indices, vq_loss, commitment_loss)
+
+
+class ResidualQuantizer(nn.Module):
+    """Levels of codes, each of which quantises what the levels before it leave (Zeghidour et al. 2021, algorithm 1).
+
+    A vector is the sum of its codes, one of each level. With a single level it is a VectorQuantizer.
+    """
+
+    levels: Sequence[VectorQuantizer]
+
+    def __init__(self, num_codes: Sequence[int], dim: int):
+        super().__init__()
+        self.levels = nn.ModuleList(VectorQuantizer(size, dim) for size in num_codes)  # type: ignore[assignment]
+
+    @classmethod
+    def of(cls, codebooks: Sequence[Float[Tensor, "_ dim"]]) -> "ResidualQuantizer":
+        """With a copy of these codes, a tensor for each level, where they are."""
+        quantizer = ResidualQuantizer([len(codes) for codes in codebooks], codebooks[0].shape[1])
+        for level, codes in zip(quantizer.levels, codebooks, strict=True):
+            level.codebook.data = codes.detach().clone()
+        return quantizer
+
+    @property
+    def codebooks(self) -> list[nn.Parameter]:
+        return [level.codebook for level in self.levels]
+
+    @property
+    def num_codes(self) -> list[int]:
+        """Of each level."""
+        return [len(codes) for codes in self.codebooks]
+
+    @property
+    def dim(self) -> int:
+        return self.codebooks[0].shape[1]
+
+    @property
+    def device(self) -> torch.device:
+        return self.codebooks[0].device
+
+    def indices_of(self, z_e: Float[Tensor, "num_vectors dim"]) -> Int[Tensor, "num_vectors num_levels"]:
+        """The same as forward() finds, to the bit."""
+        with torch.autocast(z_e.device.type, enabled=False):
+            residual, indices = z_e.float(), []
+            for level in self.levels:
+                indices.append(level.indices_of(residual))
+                residual = residual - level.codes_of(indices[-1])
+            return torch.stack(indices, 1)
+
+    def codes_of(self, indices: Int[Tensor, "num_vectors num_levels"]) -> Float[Tensor, "num_vectors dim"]:
+        """The sum over levels, in their order."""
+        first, *others = (level.codes_of(column) for level, column in zip(self.levels, indices.unbind(1), strict=True))
+        return sum(others, start=first)
+
+    def residuals(
+        self, z_e: Float[Tensor, "num_vectors dim"], indices: Int[Tensor, "num_vectors num_levels"]
+    ) -> list[Float[Tensor, "num_vectors dim"]]:
+        """What each level was given to quantise."""
+        given = [z_e]
+        for level, column in zip(self.levels[:-1], indices.unbind(1), strict=False):
+            given.append(given[-1] - level.codes_of(column))
+        return given
+
+    def forward(self, z_e: Float[Tensor, "num_vectors dim"]) -> Quantized:
+        """All in float32, also inside autocast. The losses are sums over levels of each level's own mean squares."""
+        with torch.autocast(z_e.device.type, enabled=False):
+            z_e = z_e.float()
+            residual, levels = z_e, []
+            for level in self.levels:
+                levels.append(level(residual))
+                residual = residual - level.codes_of(levels[-1].indices).detach()
+            indices = torch.stack([level.indices for level in levels], 1)
+            z_q = _StraightThrough.apply(z_e, self.codes_of(indices).detach())
+            vq_loss = torch.stack([level.vq_loss for level in levels]).sum()
+            commitment_loss = torch.stack([level.commitment_loss for level in levels]).sum()
         return Quantized(z_q, indices, vq_loss, commitment_loss)
 
 
@@ -219,11 +296,46 @@ def usage_of_batch(indices: Int[Tensor, " num_vectors"], codebook_size: int) -> 
     return usage_of_counts(all_reduce_sum(counts))
 
 
+def use_of_levels(indices: Int[Tensor, "num_vectors num_levels"], sizes: Sequence[int]) -> dict[str, Tensor]:
+    """Usage and perplexity of each level within a batch, for a history; the first level's columns have no number."""
+    figures = {}
+    for level, (column, size) in enumerate(zip(indices.unbind(1), sizes, strict=True), start=1):
+        number = f"_{level}" if level > 1 else ""
+        figures[f"codebook_usage{number}"], figures[f"perplexity{number}"] = usage_of_batch(column, size)
+    return figures
+
+
+def usage_of_levels(
+    quantizer: ResidualQuantizer, vectors: Float[Tensor, "num_vectors dim"]
+) -> list[CodebookStatistics]:
+    """How these vectors use the codes of each level."""
+    indices = quantizer.indices_of(vectors)
+    return [
+        codebook_statistics(torch.bincount(column, minlength=size))
+        for column, size in zip(indices.unbind(1), quantizer.num_codes, strict=True)
+    ]
+
+
 def usage_of_counts(counts: Num[Tensor, " codebook_size"]) -> tuple[Tensor, Tensor]:
     """Usage and perplexity, from how often each code occurs."""
     frequency = counts.float() / counts.sum()
     entropy = -torch.special.xlogy(frequency, frequency).sum()
     return (frequency > 0).float().mean(), entropy.exp()
+
+
+@torch.no_grad()
+def normalised_error(
+    vectors: Float[Tensor, "num_vectors dim"],
+    quantizer: ResidualQuantizer,
+    *,
+    reference: Float[Tensor, "num_reference dim"],
+) -> float:
+    """Mean squared distance to the sum of the codes, over the variance of the reference: the held-out latents."""
+    variance = (reference - reference.mean(0)).square().sum(1).mean()
+    squares = vectors.new_zeros((), dtype=torch.float64)
+    for part in vectors.split(VECTORS_AT_A_TIME):
+        squares += (part - quantizer.codes_of(quantizer.indices_of(part))).square().sum()
+    return float(squares / len(vectors) / variance)
 
 
 def gaussian_error_bound(vectors: Float[Tensor, "num_vectors dim"], *, bits: float) -> float:

@@ -1,91 +1,145 @@
-"""A codebook trained on fixed vectors: by the vq loss, or by moving averages; dead codes revived."""
+"""Codes in training: moved by moving averages or by the vq loss, and revived where they are dead."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Float64, Int
+from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor, nn
 
-from ..distributed import all_gather, all_reduce_sum, own_part
-from .lloyd import lloyd_pass, race
-from .quantizer import Quantized, VectorQuantizer
+from ..distributed import all_gather, all_reduce_sum
+from .lloyd import race
+from .quantizer import Quantized, ResidualQuantizer
+
+REVIVE_EVERY = 10  # steps
+LAST_REVIVAL = 0.8  # of the steps: what is revived has time to find its place
+LAST_MOVE = 0.9  # of the steps: then the decoder settles on codes that hold still
 
 
-class TrainedCodebook(nn.Module):
-    """A quantizer and moving averages, over steps, of how many vectors each code gets and of their sum.
+class TrainedCodebook(ResidualQuantizer):
+    """A quantizer and moving averages, over steps, of what share of the vectors each code gets and of their sum.
 
-    Half of the recipe is the quantizer's own vq loss; `end_step` does what a gradient can't: with update "ema" it moves
-    the codes to the averages (van den Oord et al. 2017, appendix A.1), and with revive_below > 0 it revives dead codes.
-    The averages are buffers, so that a saved state has them.
+    `end_step` does what a gradient can't: with update "ema" it moves the codes to the averages (van den Oord et al.
+    2017, appendix A.1), and with revive_below > 0 it revives dead codes. The
+    averages are buffers, so that a saved state has them. They are the same on all ranks.
     """
 
-    counts: Float64[Tensor, " codebook_size"]
-    sums: Float64[Tensor, "codebook_size dim"]
+    averages: Sequence["_Averages"]
 
     def __init__(
         self,
-        codes: Float[Tensor, "codebook_size dim"],
-        vectors: Float[Tensor, "num_vectors dim"],
+        codebooks: Sequence[Float[Tensor, "_ dim"]],
         *,
         update: Literal["gradient", "ema"],
         decay: float,
         revive_below: float,
-        batch_size: int,
     ):
-        """The averages start at n * code, n being the vectors of a batch that the code would get, on average."""
-        super().__init__()
-        self.quantizer = VectorQuantizer.of(codes)
+        """The averages start even: each code has the same share of the vectors, all of them where the code is."""
+        super().__init__([len(codes) for codes in codebooks], codebooks[0].shape[1])
         self._update, self._decay, self._revive_below = update, decay, revive_below
-        share = all_reduce_sum(lloyd_pass(own_part(vectors), codes).counts).double() / len(vectors)
-        self.register_buffer("counts", share * batch_size)
-        self.register_buffer("sums", self.counts[:, None] * codes.double())
+        for level, codes in zip(self.levels, codebooks, strict=True):
+            level.codebook.data = codes.detach().clone()
+        self.averages = nn.ModuleList(_Averages(codes) for codes in codebooks)  # type: ignore[assignment]
         self._seen: tuple[Tensor, Tensor] | None = None
 
     @property
-    def codebook(self) -> nn.Parameter:
-        return self.quantizer.codebook
+    def by_gradient(self) -> bool:
+        """Whether the codes are for an optimizer to move."""
+        return self._update == "gradient"
 
-    def forward(self, vectors: Float[Tensor, "num_vectors dim"]) -> tuple[Quantized, Int[Tensor, " codebook_size"]]:
-        """Also how often each code occurs, on all ranks."""
-        quantized = self.quantizer(vectors)
-        self._seen = vectors, quantized.indices
-        counts = torch.bincount(quantized.indices, minlength=len(self.codebook))
-        return quantized, all_reduce_sum(counts)
+    def forward(self, z_e: Float[Tensor, "num_vectors dim"]) -> Quantized:
+        quantized = super().forward(z_e)
+        self._seen = z_e.detach().float(), quantized.indices
+        return quantized
 
     @torch.no_grad()
     def end_step(
-        self, optimizer: torch.optim.Optimizer, *, draws: Float64[Tensor, " num_vectors"], revive: bool
+        self,
+        step: int,
+        num_steps: int,
+        *,
+        draws: Float64[Tensor, " num_vectors"],
+        optimizer: torch.optim.Optimizer | None = None,
     ) -> Tensor:
-        """Number of codes that were revived. draws: a uniform number for each vector of forward(), to choose by."""
+        """Number of codes that were revived, after a step of so many, counted from 1.
+
+        draws: a uniform number for each vector of forward(), to choose by. The optimizer forgets its moments of codes
+        that it moves and that are revived. A batch with NaN or infinity, as loss scaling meets at times, moves nothing.
+        """
         assert self._seen is not None, "end_step comes after forward"
         vectors, indices = self._seen
-        counts = torch.bincount(indices, minlength=len(self.counts)).double()
-        sums = torch.zeros_like(self.sums).index_add_(0, indices, vectors.double())
-        self.counts.lerp_(all_reduce_sum(counts), 1 - self._decay)
-        self.sums.lerp_(all_reduce_sum(sums), 1 - self._decay)
-        if self._update == "ema":
-            known = self.counts[:, None] > 0
-            self.codebook.copy_(torch.where(known, self.sums / self.counts[:, None], self.codebook.double()))
-        return self._revive(vectors, indices, draws, optimizer) if revive else self.counts.new_zeros(())
+        self._seen = None
+        revived = torch.zeros((), device=vectors.device)
+        if step > LAST_MOVE * num_steps:
+            return revived
+        given = self.residuals(vectors, indices)
+        revive = self._revive_below > 0 and step % REVIVE_EVERY == 0 and step <= LAST_REVIVAL * num_steps
+        for level, averages, residual, column in zip(self.levels, self.averages, given, indices.unbind(1), strict=True):
+            usable = averages.follow(residual, column, self._decay)
+            if self._update == "ema":
+                level.codebook.copy_(averages.means(level.codebook))
+            if revive and usable:
+                revived += self._revive(level.codebook, averages, residual, column, draws, optimizer)
+        return revived
 
-    def _revive(self, vectors: Tensor, indices: Tensor, draws: Tensor, optimizer: torch.optim.Optimizer) -> Tensor:
+    def _revive(
+        self,
+        codes: nn.Parameter,
+        averages: "_Averages",
+        vectors: Float[Tensor, "num_vectors dim"],
+        indices: Int[Tensor, " num_vectors"],
+        draws: Float64[Tensor, " num_vectors"],
+        optimizer: torch.optim.Optimizer | None,
+    ) -> int:
         """Dead codes, which get less than a share of the even share, move onto vectors drawn by their squared error.
 
         A code starts anew there: with the even share in the averages, and without the optimizer's moments.
         """
-        even = self.counts.sum() / len(self.counts)
-        dead = (self.counts < self._revive_below * even).nonzero().flatten()
-        if len(dead):
-            errors = (vectors - self.codebook[indices]).square().sum(1)
-            places = _drawn_by_error(vectors, errors, draws, len(dead))
-            dead = dead[: len(places)]
-            self.codebook[dead] = places
-            self.counts[dead] = even
-            self.sums[dead] = even * places.double()
-            for moment in optimizer.state[self.codebook].values():
-                if moment.shape == self.codebook.shape:
-                    moment[dead] = 0
-        return self.counts.new_tensor(len(dead))
+        even = averages.shares.sum() / len(codes)
+        dead = (averages.shares < self._revive_below * even).nonzero().flatten()
+        if not len(dead):
+            return 0
+        errors = (vectors - codes[indices]).square().sum(1)
+        places = _drawn_by_error(vectors, errors, draws, len(dead))
+        dead = dead[: len(places)]
+        codes[dead] = places
+        averages.shares[dead] = even
+        averages.sums[dead] = even * places.double()
+        for moment in optimizer.state[codes].values() if optimizer is not None and codes in optimizer.state else ():
+            if moment.shape == codes.shape:
+                moment[dead] = 0
+        return len(dead)
+
+
+class _Averages(nn.Module):
+    """Of one level of codes, over the steps: the share of a batch's vectors that each gets, and their sum over all."""
+
+    shares: Float64[Tensor, " codebook_size"]
+    sums: Float64[Tensor, "codebook_size dim"]
+
+    def __init__(self, codes: Float[Tensor, "codebook_size dim"]):
+        super().__init__()
+        self.register_buffer("shares", codes.new_full((len(codes),), 1 / len(codes), dtype=torch.float64))
+        self.register_buffer("sums", codes.detach().double() / len(codes))
+
+    def follow(
+        self, vectors: Float[Tensor, "num_vectors dim"], indices: Int[Tensor, " num_vectors"], decay: float
+    ) -> Bool[Tensor, ""]:
+        """Whether the batch could be used: there are vectors, and all are finite."""
+        counts = torch.bincount(indices, minlength=len(self.shares)).double()
+        sums = torch.zeros_like(self.sums).index_add_(0, indices, vectors.double())
+        counts, sums = all_reduce_sum(counts), all_reduce_sum(sums)
+        total = counts.sum()
+        usable = sums.isfinite().all() & (total > 0)
+        weight = usable.double() * (1 - decay)
+        self.shares.lerp_(counts / total.clamp(min=1), weight)
+        self.sums.lerp_(torch.where(usable, sums, 0.0) / total.clamp(min=1), weight)
+        return usable
+
+    def means(self, codes: Float[Tensor, "codebook_size dim"]) -> Float[Tensor, "codebook_size dim"]:
+        """What the codes move to: the vectors' averages; `codes` where a code has got none for very long."""
+        known = self.shares[:, None] > 0
+        return torch.where(known, self.sums / self.shares[:, None], codes.double()).to(codes.dtype)
 
 
 def _drawn_by_error(vectors: Tensor, squared_errors: Tensor, draws: Tensor, count: int) -> Tensor:

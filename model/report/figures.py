@@ -16,6 +16,13 @@ ROW_TITLES = {  # of evaluate's results; the first is the truth against a second
 NOTHING = "–"
 
 
+def title_of_codes(name: str) -> str:
+    """Of stage1 or stage2, or of a further level of their codes, as in stage2_level2."""
+    stage, _, level = name.partition("_level")
+    title = ROW_TITLES.get(stage, stage)
+    return f"{title}, level {level}" if level else title
+
+
 class Figure(NamedTuple):
     column: str  # of the per-shape table
     label: str
@@ -72,8 +79,8 @@ def figures_of(columns: Collection[str]) -> list[Figure]:
             True,
         ),
         Figure("band_recall", "voxel recall", False, "Of the voxels near the surface, those it finds.", 2, True),
-        Figure("num_tokens", "tokens", None, "One per occupied 8³ brick.", 0),
-        Figure("bits", "bits", None, "Tokens times log2 of the codebook size; their places are not counted.", 0),
+        Figure("num_tokens", "tokens", None, "For each occupied 8³ brick one of every level of codes.", 0),
+        Figure("bits", "bits", None, "Log2 of the number of codes, over all tokens; their places are not counted.", 0),
     ]
     return [figure for figure in figures if figure.column in columns]
 

@@ -18,7 +18,7 @@ from jinja2 import Environment, StrictUndefined
 
 from ..metrics import Summary
 from .compare import compare_within, num_better, verdict
-from .figures import NOTHING, ROW_TITLES, figures_of, rows_of
+from .figures import NOTHING, ROW_TITLES, figures_of, rows_of, title_of_codes
 from .gallery import PICTURED, Gallery
 from .plots import draw_history, other_columns, webp
 from .viewer import FIXED_POINT, scene_of
@@ -130,7 +130,7 @@ def _codebook(codebook: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         "share of the top code": [f"{100 * m['top_share']:.2f} %" for m in measured],
         "squared error / variance of the latents": [f"{m['normalised_error']:.4f}" for m in measured],
     }
-    return {"of": [ROW_TITLES.get(stage, stage) for stage in codebook], "lines": lines}
+    return {"of": [title_of_codes(name) for name in codebook], "lines": lines}
 
 
 def _title(name: str) -> str:

@@ -141,6 +141,6 @@ def draw_usage(counts: Mapping[str, Int[np.ndarray, " codebook_size"]]) -> bytes
 
 def usage_table(counts: Mapping[str, Int[np.ndarray, " codebook_size"]]) -> str:
     """TSV: tokens of the most frequent code, the next, and so on, one column per stage."""
-    table = pd.DataFrame({stage: np.sort(count)[::-1] for stage, count in counts.items()})
+    table = pd.DataFrame({stage: pd.Series(np.sort(count)[::-1], dtype="Int64") for stage, count in counts.items()})
     table.index = pd.RangeIndex(1, len(table) + 1, name="rank")
     return table.to_csv(sep="\t", lineterminator="\n")

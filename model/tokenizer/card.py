@@ -15,17 +15,18 @@ tags:
 - tokenizer
 ---
 
-# Shape tokenizer, resolution {resolution}, {codebook_size} codes
+# Shape tokenizer, resolution {resolution}, {num_codes} codes
 
-Turns a triangle mesh into integers and back: one code for each occupied brick of 8³ voxels of a {resolution}³ grid.
+Turns a triangle mesh into integers and back: {codes_a_brick} for each occupied brick of 8³ voxels of a {resolution}³
+grid.
 The network is the sparse-SDF VAE of Direct3D-S2 ({channels} channels, {blocks} transformer blocks) with a codebook of
-{codebook_size} × {code_dim} between encoder and decoder, trained as ShapeLLM-Omni describes.
+{num_codes} × {code_dim} between encoder and decoder, trained as ShapeLLM-Omni describes.
 
 | | |
 |---|---|
 | grid | {resolution} voxels along a side of the [-1, 1] cube, SDF truncated at {truncation_voxels:g} voxels |
-| codebook | {codebook_size} codes of {code_dim} numbers |
-| vocabulary of the flat sequences | {vocabulary_size} integers, {num_levels} octree levels |
+| codebook | {num_codes} codes of {code_dim} numbers |
+| vocabulary of the flat sequences | {vocabulary_size} integers, {octree_levels} octree levels |
 | fingerprint | `{fingerprint}` |
 
 ```python
@@ -56,15 +57,17 @@ def model_card(
     `config` is config.json; `metrics` are numbers by row and name; of a mapping in a number's
     place, as codebook.stage1 in metrics/evaluate.json, the numbers make a row under both names.
     """
+    num_codes = config["codebook"]["num_codes"]
     return _CARD.format(
         resolution=config["resolution"],
         truncation_voxels=config["truncation_voxels"],
-        codebook_size=config["codebook"]["size"],
+        num_codes=" + ".join(map(str, num_codes)),
+        codes_a_brick="one code" if len(num_codes) == 1 else f"{len(num_codes)} codes, one of each residual level,",
         code_dim=config["codebook"]["dim"],
         channels=config["vae"]["model_channels"],
         blocks=config["vae"]["num_blocks"],
         vocabulary_size=vocabulary.size,
-        num_levels=vocabulary.num_levels,
+        octree_levels=vocabulary.octree_levels,
         fingerprint=fingerprint,
         figures=_table(metrics) if metrics else _NO_FIGURES,
     )

@@ -1,9 +1,7 @@
 """The finished product: mesh to integer tokens and back."""
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -12,26 +10,19 @@ import numpy as np
 import torch
 import trimesh
 from jaxtyping import Float, Int
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from ..bricks import BRICK_SIZE, BRICK_VOXELS
-from ..checkpoint import save_weights
 from ..errors import InputError
 from ..hub import local_path
 from ..meshes import Mesh, load_mesh
-from ..quantizer import VectorQuantizer
 from ..sdf import Mode, SparseSDF, Surface, extract_from_bricks, voxelize
 from ..sparse import Grid, SparseTensor, batch_tensors, find_places, from_arrays
 from ..tokens import Tokens, Vocabulary
-from ..vae import SparseSDFVAE, VAEConfig
-from ..vqvae import VQVAE
+from ..vqvae import CONFIG_FILE, VQVAE, load_vqvae, save_vqvae
 from .card import model_card
 
 __all__ = ["ShapeTokenizer", "Tokens"]
 
-WEIGHTS_FILE = "model.safetensors"
-CONFIG_FILE = "config.json"
 CARD_FILE = "README.md"
 Shape = str | Path | Mesh | trimesh.Trimesh | SparseSDF  # a path is that of a mesh file
 
@@ -68,7 +59,7 @@ class ShapeTokenizer:
 
     @property
     def device(self) -> torch.device:
-        return self.vqvae.quantizer.codebook.device
+        return self.vqvae.quantizer.device
 
     @property
     def grid_options(self) -> dict[str, Any]:
@@ -78,7 +69,7 @@ class ShapeTokenizer:
     @property
     def vocabulary(self) -> Vocabulary:
         """Of the flat sequences; vocabulary.size is what a language model needs to know."""
-        return Vocabulary(len(self.vqvae.quantizer.codebook), self.resolution // BRICK_SIZE)
+        return Vocabulary(tuple(self.vqvae.quantizer.num_codes), self.resolution // BRICK_SIZE)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -97,20 +88,14 @@ class ShapeTokenizer:
         """
         directory = local_path(path)
         try:
-            config = json.loads((directory / CONFIG_FILE).read_text())
-            state = load_file(directory / WEIGHTS_FILE)
-            vqvae = VQVAE(SparseSDFVAE(VAEConfig(**config["vae"])), VectorQuantizer(**config["codebook"]))
-            vqvae.load_state_dict(state)
-            grid = {key: config[key] for key in GRID_KEYS}
-        except (OSError, SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            vqvae, config = load_vqvae(directory, device=device)
+            return ShapeTokenizer(vqvae, **{key: config[key] for key in GRID_KEYS})
+        except (InputError, KeyError) as error:
+            reason = str(error) if isinstance(error, InputError) else f"{CONFIG_FILE} has no {error}"
             raise InputError(
-                f"{directory}: not a saved tokenizer ({reason}); run dvc repro stage2, or name another: a folder or "
-                "hf://owner/name"
+                f"{directory}: not a saved tokenizer ({reason.removeprefix(f'{directory}: ').split('; run')[0]}); run "
+                "dvc repro, or name another: a folder or hf://owner/name"
             ) from error
-        tokenizer = ShapeTokenizer(vqvae, **grid)
-        tokenizer.vqvae.to(device)
-        return tokenizer
 
     def save_pretrained(self, directory: str | Path, metrics: Mapping[str, Mapping[str, Any]] | None = None) -> None:
         """config.json, model.safetensors (float32) and a model card, README.md: a folder that the hub takes as it is.
@@ -118,15 +103,7 @@ class ShapeTokenizer:
         `metrics` are the figures of the card, by row and name, as in metrics/evaluate.json.
         """
         directory = Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
-        size, dim = self.vqvae.quantizer.codebook.shape
-        config = {
-            "vae": asdict(self.vqvae.vae.config),
-            "codebook": {"size": size, "dim": dim},
-            **self.grid_options,
-        }
-        (directory / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
-        save_weights(self.vqvae, directory / WEIGHTS_FILE, dtype=torch.float32)
+        config = save_vqvae(self.vqvae, directory, self.grid_options)
         card = model_card(config, vocabulary=self.vocabulary, fingerprint=self.fingerprint, metrics=metrics or {})
         (directory / CARD_FILE).write_text(card)
 
@@ -198,7 +175,7 @@ class ShapeTokenizer:
         tokens = tokens.in_c_order()
         coords = torch.from_numpy(np.pad(tokens.coords, ((0, 0), (1, 0))).astype(np.int32))
         grid = Grid(coords.to(self.device), num_shapes=1, extent=self.resolution // BRICK_SIZE)
-        indices = torch.from_numpy(tokens.indices.astype(np.int64)).to(self.device)
+        indices = torch.from_numpy(tokens.by_level.astype(np.int64)).to(self.device)
         surface = decoded_surface(self.vqvae.decode_indices(indices, grid), grid, resolution=self.resolution)
         return trimesh.Trimesh(*surface.in_frame(tokens.center, tokens.scale), process=False)
 

@@ -19,7 +19,7 @@ LARGEST_COORDINATE = 1e300  # of a frame: far enough from where float64 ends
 
 _CONVENTIONS = {
     "coords": "x, y, z of each latent voxel, one after the other; a latent voxel is 8^3 voxels of the tokenizer's grid",
-    "indices": "the row of the codebook of each latent voxel",
+    "indices": "the row of the codebook of each latent voxel; with residual levels one of each level, voxel by voxel",
     "frame": "world = cube * scale + center, the cube being [-1, 1]^3",
     "fingerprint": "of the tokenizer that made the tokens and alone can decode them",
 }
@@ -38,26 +38,26 @@ _SCHEMA = pa.schema(
 
 @dataclass(frozen=True, eq=False)
 class Tokens:
-    """A shape as integers: one code per occupied latent voxel, and the affine back to the mesh's own frame.
+    """A shape as integers: a code of each level per occupied latent voxel, and the affine back to the mesh's own frame.
 
     Raises InputError for arrays that cannot be that. Whether coordinates and codes exist in a tokenizer is its to say:
     see Vocabulary.check.
     """
 
-    coords: Int[np.ndarray, "num_tokens 3"]  # int32, latent voxels of 8^3 voxels each; encode gives them in C order
-    indices: Int[np.ndarray, " num_tokens"]  # int64, rows of the codebook
+    coords: Int[np.ndarray, "num_voxels 3"]  # int32, latent voxels of 8^3 voxels each; encode gives them in C order
+    indices: Int[np.ndarray, "num_voxels ..."]  # int64, rows of the codebook; with several levels a column for each
     center: Float[np.ndarray, "3"]  # float64: world = cube * scale + center
     scale: float
     fingerprint: str  # of the tokenizer that made them
 
     def __post_init__(self) -> None:
         coords, indices = _array("coords", self.coords), _array("indices", self.indices)
-        if coords.ndim != 2 or coords.shape[1] != 3 or indices.ndim != 1 or len(coords) != len(indices):
+        if coords.ndim != 2 or coords.shape[1] != 3 or indices.ndim not in (1, 2) or len(coords) != len(indices):
             raise InputError(
-                f"coords are {list(coords.shape)} and indices {list(indices.shape)}; expected [N, 3] and [N]; "
-                "give every latent voxel one code"
+                f"coords are {list(coords.shape)} and indices {list(indices.shape)}; expected [N, 3] and [N], or "
+                "[N, levels]; give every latent voxel one code of each level"
             )
-        if len(indices) == 0:
+        if indices.size == 0:
             raise InputError("there are no tokens; expected at least one; encode a mesh that has a surface")
         for name, array in (("coords", coords), ("indices", indices)):
             if not np.issubdtype(array.dtype, np.integer):
@@ -74,12 +74,19 @@ class Tokens:
             raise InputError(f"scale is {self.scale}; expected a number above 0; it is half the cube's side in world")
         if not isinstance(self.fingerprint, str):
             raise InputError(f"fingerprint is {self.fingerprint!r}; expected text; it names the tokenizer")
+        indices = indices[:, 0] if indices.shape[1:] == (1,) else indices
         for name, value in (("coords", coords), ("indices", indices), ("center", center.astype(np.float64))):
             object.__setattr__(self, name, value)  # lists become arrays
         object.__setattr__(self, "scale", float(scale))
 
     def __len__(self) -> int:
+        """Of latent voxels."""
         return len(self.indices)
+
+    @property
+    def by_level(self) -> Int[np.ndarray, "num_voxels num_levels"]:
+        """The indices with a column for each level, also where there is one."""
+        return self.indices.reshape(len(self), -1)
 
     def __eq__(self, other: object) -> bool:
         """Whether coordinates, codes (row by row), frame and tokenizer are the same, to the bit."""
@@ -152,7 +159,7 @@ def write_parquet(path: Path, shapes: Iterable[tuple[str, Tokens]]) -> None:
                 {
                     "name": name,
                     "coords": tokens.coords.reshape(-1),
-                    "indices": tokens.indices,
+                    "indices": tokens.indices.reshape(-1),
                     "center": tokens.center,
                     "scale": tokens.scale,
                     "fingerprint": tokens.fingerprint,
@@ -183,11 +190,13 @@ def _shapes_of(table: pa.Table, path: Path) -> Iterator[tuple[str, Tokens]]:
             if not (coords.is_valid and indices.is_valid and center.is_valid and scale.is_valid):
                 raise InputError("a value is missing; expected all of them; encode again")
             flat = coords.values.to_numpy(zero_copy_only=False)
+            codes = indices.values.to_numpy(zero_copy_only=False).astype(np.int64)
+            num_voxels = len(flat) // 3
             yield (
                 name.as_py() or "",
                 Tokens(
                     flat.reshape(-1, 3) if len(flat) % 3 == 0 else flat,
-                    indices.values.to_numpy(zero_copy_only=False).astype(np.int64),
+                    codes.reshape(num_voxels, -1) if num_voxels and len(codes) % num_voxels == 0 else codes,
                     np.array(center.as_py(), np.float64),
                     scale.as_py(),
                     fingerprint.as_py() or "",
@@ -205,8 +214,8 @@ def _unreadable(path: Path, error: Exception) -> InputError:
 
 
 class Codes(NamedTuple):
-    coords: Int[np.ndarray, "num_tokens 3"]  # int32, in C order
-    indices: Int[np.ndarray, " num_tokens"]  # int64
+    coords: Int[np.ndarray, "num_voxels 3"]  # int32, in C order
+    indices: Int[np.ndarray, "num_voxels ..."]  # int64; as in Tokens
 
 
 @dataclass(frozen=True)
@@ -220,10 +229,11 @@ class Vocabulary:
     On level i there is one occupancy for each occupied cell that level i - 1 told of (level 1: one, for the cube). It
     says which of the cell's 8 children are occupied: bit 4x + 2y + z stands for the child at (x, y, z). Cells follow
     their parents' order, and children the order of their bits: Morton order, x the most significant. On the last
-    level the children are latent voxels, and each occupancy is followed by one code for each of them.
+    level the children are latent voxels, and each occupancy is followed by the codes of each of them: one of every
+    residual level of the codebook, the first level's first.
 
-    | integer           | means                                            | K: codes, n: levels
-    | 0 to K - 1        | code: that row of the codebook                   |
+    | integer           | means                       | K: codes of all residual levels, n: octree levels
+    | 0 to K - 1        | code: that row of the codebooks, one under another |
     | K to K + 254      | occupancy 1 to 255                               |
     | K + 255, K + 256  | start, end                                       |
     | K + 257 to K + 256 + n | level 1 to n                                |
@@ -234,39 +244,54 @@ class Vocabulary:
     octree takes about 1.3; the price is that a voxel's place follows from all occupancies before it.
     """
 
-    codebook_size: int
+    num_codes: tuple[int, ...]  # of each residual level
     grid_size: int  # latent voxels along a side of the cube
 
     @property
-    def num_levels(self) -> int:
+    def octree_levels(self) -> int:
         return max(1, (self.grid_size - 1).bit_length())
 
     @property
+    def first_occupancy(self) -> int:
+        return sum(self.num_codes)
+
+    @property
     def start(self) -> int:
-        return self.codebook_size + NUM_OCCUPANCIES
+        return self.first_occupancy + NUM_OCCUPANCIES
 
     @property
     def end(self) -> int:
         return self.start + 1
 
     def level(self, number: int) -> int:
-        """The marker before level `number`, from 1 to num_levels."""
+        """The marker before level `number` of the octree, from 1 to octree_levels."""
         return self.end + number
+
+    def codes(self, residual_level: int) -> range:
+        """The integers of the codes of this level, counted from 0."""
+        first = sum(self.num_codes[:residual_level])
+        return range(first, first + self.num_codes[residual_level])
 
     @property
     def size(self) -> int:
         """Integers in use: 0 to size - 1. A model's own symbols (padding, text) go above."""
-        return self.level(self.num_levels) + 1
+        return self.level(self.octree_levels) + 1
 
     def check(self, codes: Tokens | Codes) -> None:
         """Raise InputError for voxels outside the grid or named twice, and for codes that the codebook has not."""
-        coords, indices = codes.coords, codes.indices
-        if indices.min() < 0 or indices.max() >= self.codebook_size:
-            wrong = indices[(indices < 0) | (indices >= self.codebook_size)]
+        coords, indices = codes.coords, codes.indices.reshape(len(codes.coords), -1)
+        if indices.shape[1] != len(self.num_codes):
             raise InputError(
-                f"{len(wrong)} indices are outside the codebook, the first is {wrong[0]}; expected 0 to "
-                f"{self.codebook_size - 1}; use the tokenizer that made the tokens"
+                f"a latent voxel has {indices.shape[1]} codes; expected {len(self.num_codes)}, one of each residual "
+                "level; use the tokenizer that made the tokens"
             )
+        for level, (column, size) in enumerate(zip(indices.T, self.num_codes, strict=True), start=1):
+            if column.min() < 0 or column.max() >= size:
+                wrong = column[(column < 0) | (column >= size)]
+                raise InputError(
+                    f"{len(wrong)} indices are outside the codebook{f' of level {level}' if level > 1 else ''}, the "
+                    f"first is {wrong[0]}; expected 0 to {size - 1}; use the tokenizer that made the tokens"
+                )
         outside = ((coords < 0) | (coords >= self.grid_size)).any(1)
         if outside.any():
             raise InputError(
@@ -283,14 +308,17 @@ class Vocabulary:
     def flatten(self, codes: Tokens | Codes) -> list[int]:
         """The sequence, whatever the order of the voxels. Raises InputError as check does."""
         self.check(codes)
-        cells = morton_keys(codes.coords, self.num_levels)
+        cells = morton_keys(codes.coords, self.octree_levels)
         order = cells.argsort()
-        cells, leaves = cells[order], np.asarray(codes.indices, np.int64)[order]
+        offsets = [self.codes(level).start for level in range(len(self.num_codes))]
+        leaves = (np.asarray(codes.indices, np.int64).reshape(len(cells), -1)[order] + offsets).reshape(-1)
+        cells = cells[order]
         levels: list[list[int]] = []
-        for number in range(self.num_levels, 0, -1):
+        for number in range(self.octree_levels, 0, -1):
             parents, first = np.unique(cells >> 3, return_index=True)
-            occupancies = self.codebook_size - 1 + np.add.reduceat(1 << (cells & 7), first)
-            told = np.insert(leaves, first, occupancies) if number == self.num_levels else occupancies
+            told = self.first_occupancy - 1 + np.add.reduceat(1 << (cells & 7), first)
+            if number == self.octree_levels:
+                told = np.insert(leaves, first * len(offsets), told)
             levels.append([self.level(number), *told.tolist()])
             cells = parents
         return [self.start, *(token for level in reversed(levels) for token in level), self.end]
@@ -301,30 +329,33 @@ class Vocabulary:
         reader.take_marker(self.start)
         cells = np.zeros(1, np.int64)
         leaves: list[int] = []
-        for number in range(1, self.num_levels + 1):
+        for number in range(1, self.octree_levels + 1):
             reader.take_marker(self.level(number))
             occupancies = []
             for _ in range(len(cells)):
                 occupancies.append(reader.take_occupancy())
-                if number == self.num_levels:
+                if number == self.octree_levels:
                     leaves += reader.take_codes(occupancies[-1].bit_count())
             children = np.unpackbits(np.array(occupancies, np.uint8)[:, None], axis=1, bitorder="little")
             parent, child = np.nonzero(children)
             cells = cells[parent] << 3 | child
         reader.take_marker(self.end)
         reader.expect_nothing()
-        coords = morton_coords(cells, self.num_levels)
+        coords = morton_coords(cells, self.octree_levels)
         order = np.lexsort(coords.T[::-1])
-        codes = Codes(coords[order], np.array(leaves, np.int64)[order])
+        indices = np.array(leaves, np.int64).reshape(len(coords), -1)[order]
+        codes = Codes(coords[order], indices if len(self.num_codes) > 1 else indices[:, 0])
         self.check(codes)
         return codes
 
     def describe(self, token: int) -> str:
         """An integer of a sequence in words."""
-        if 0 <= token < self.codebook_size:
-            return f"code {token}"
-        if self.codebook_size <= token < self.start:
-            return f"occupancy {token - self.codebook_size + 1}"
+        for level in range(len(self.num_codes)):
+            codes = self.codes(level)
+            if token in codes:
+                return f"code {token - codes.start}" + (f" of level {level + 1}" if level else "")
+        if self.first_occupancy <= token < self.start:
+            return f"occupancy {token - self.first_occupancy + 1}"
         if token in (self.start, self.end):
             return "start" if token == self.start else "end"
         if self.end < token < self.size:
@@ -344,11 +375,18 @@ class _Reader:
 
     def take_occupancy(self) -> int:
         """1 to 255."""
-        first = self.vocabulary.codebook_size
+        first = self.vocabulary.first_occupancy
         return self._take(range(first, first + NUM_OCCUPANCIES), "an occupancy") - first + 1
 
-    def take_codes(self, number: int) -> list[int]:
-        return [self._take(range(self.vocabulary.codebook_size), "a code") for _ in range(number)]
+    def take_codes(self, num_voxels: int) -> list[int]:
+        """Of so many voxels, as rows of the codebooks: all levels of the first voxel, then of the next."""
+        levels = [self.vocabulary.codes(level) for level in range(len(self.vocabulary.num_codes))]
+        words = ["a code", *(f"a code of level {level}" for level in range(2, len(levels) + 1))]
+        return [
+            self._take(codes, word) - codes.start
+            for _ in range(num_voxels)
+            for codes, word in zip(levels, words, strict=True)
+        ]
 
     def expect_nothing(self) -> None:
         if self.position < len(self.tokens):

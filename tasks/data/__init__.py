@@ -1,6 +1,12 @@
 """What passes between stages as tensors: batches of shapes, latents, codes."""
 
-from tasks.data.codebook import CODEBOOK_FILE, load_codebook, save_codebook
+from tasks.data.codebook import (
+    CODEBOOK_FILE,
+    VALIDATION_FILE,
+    Codebooks,
+    load_codebooks,
+    save_codebooks,
+)
 from tasks.data.dataset import ShapeBatch, load_targets, training_batches
 from tasks.data.latents import SCHEMA, latents_file, read_vectors, to_row
 from tasks.data.views import choose_views, encode_views
@@ -8,14 +14,16 @@ from tasks.data.views import choose_views, encode_views
 __all__ = [
     "CODEBOOK_FILE",
     "SCHEMA",
+    "VALIDATION_FILE",
+    "Codebooks",
     "ShapeBatch",
     "choose_views",
     "encode_views",
     "latents_file",
-    "load_codebook",
+    "load_codebooks",
     "load_targets",
     "read_vectors",
-    "save_codebook",
+    "save_codebooks",
     "to_row",
     "training_batches",
 ]

@@ -8,19 +8,18 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from model.checkpoint import load_vae
 from model.metrics import Field
-from model.quantizer import CodebookStatistics, VectorQuantizer, codebook_statistics
+from model.quantizer import CodebookStatistics, ResidualQuantizer, codebook_statistics
 from model.sdf import SparseSDF, Surface
 from model.sparse import Grid, SparseTensor, from_arrays
-from model.tokenizer import ShapeTokenizer, decoded_surface
+from model.tokenizer import decoded_surface
 from model.vae import SparseSDFVAE
-from tasks.data import load_codebook
+from model.vqvae import VQVAE, load_vqvae
+from tasks.data import Codebooks, load_codebooks
 from tasks.evaluation.memory import PeakMemory
-from tasks.run import TOKENIZER, TWIN, VAE
+from tasks.run import STAGE2, TWIN, VAE
 
 T = TypeVar("T")
 
@@ -58,23 +57,24 @@ class QuantizedLatents(NamedTuple):
 class CodeUse:
     """A quantizer, and over all shapes so far which codes their latents take and how far that moves them."""
 
-    def __init__(self, quantizer: VectorQuantizer) -> None:
+    def __init__(self, quantizer: ResidualQuantizer) -> None:
         self.quantizer = quantizer
-        self.size, dim = quantizer.codebook.shape
-        self.counts = torch.zeros(self.size, dtype=torch.int64)
+        self.counts = [torch.zeros(size, dtype=torch.int64) for size in quantizer.num_codes]
         self._squared_error = 0.0
         self._squares = 0.0
-        self._sum = torch.zeros(dim, dtype=torch.float64)
+        self._sum = torch.zeros(quantizer.dim, dtype=torch.float64)
 
     @torch.no_grad()
     def quantize(self, z_e: SparseTensor) -> QuantizedLatents:
         indices = self.quantizer.indices_of(z_e.feats)
         z_q = self.quantizer.codes_of(indices)
-        self.counts += torch.bincount(indices, minlength=self.size).cpu()
+        for counts, column in zip(self.counts, indices.cpu().unbind(1), strict=True):
+            counts.add_(torch.bincount(column, minlength=len(counts)))
         self._squared_error += float((z_e.feats.double() - z_q.double()).square().sum())
         self._squares += float(z_e.feats.double().square().sum())
         self._sum += z_e.feats.double().sum(0).cpu()
-        return QuantizedLatents(z_e.with_feats(z_q), len(indices), len(indices) * log2(self.size))
+        bits = sum(log2(size) for size in self.quantizer.num_codes)
+        return QuantizedLatents(z_e.with_feats(z_q), indices.numel(), len(indices) * bits)
 
     @property
     def normalised_error(self) -> float:
@@ -82,36 +82,33 @@ class CodeUse:
 
         0 loses nothing, 1 is as good as their mean alone.
         """
-        variance = self._squares - float(self._sum.square().sum()) / int(self.counts.sum())
+        variance = self._squares - float(self._sum.square().sum()) / int(self.counts[0].sum())
         return self._squared_error / variance if variance > 0 else 0.0
 
-    def statistics(self) -> CodebookStatistics:
-        return codebook_statistics(self.counts)
+    def statistics(self) -> list[CodebookStatistics]:
+        """Of each level."""
+        return [codebook_statistics(counts) for counts in self.counts]
 
 
 class Reconstructor:
-    """The imported VAE, stage 1's codebook and stage 2's tokenizer, side by side."""
+    """The imported VAE, stage 1's codebook, stage 2's network and codes and, where it was trained, its twin."""
 
     def __init__(
-        self,
-        vae: SparseSDFVAE,
-        codebook: Float[Tensor, "codebook_size dim"],
-        tokenizer: ShapeTokenizer,
-        twin: SparseSDFVAE | None = None,
+        self, vae: SparseSDFVAE, codebooks: Codebooks, trained: VQVAE, twin: SparseSDFVAE | None = None
     ) -> None:
-        self.device = tokenizer.device
+        self.device = trained.quantizer.device
         self.vae = vae
-        self.twin = twin  # trained as stage 2 was, without codes
-        self.tokenizer = tokenizer
-        self.use = {"stage1": CodeUse(VectorQuantizer.of(codebook)), "stage2": CodeUse(tokenizer.vqvae.quantizer)}
+        self.trained = trained
+        self.twin = twin
+        self.use = {"stage1": CodeUse(ResidualQuantizer.of(codebooks)), "stage2": CodeUse(trained.quantizer)}
 
     @staticmethod
     def load(device: torch.device) -> "Reconstructor":
         """From the stages' outputs. Raises InputError naming the file that is missing or damaged."""
-        codebook = load_codebook().to(device)
-        tokenizer = ShapeTokenizer.from_pretrained(TOKENIZER, device=device)
+        codebooks = [codes.to(device) for codes in load_codebooks()]
+        trained = load_vqvae(STAGE2, device=device).vqvae
         twin = load_vae(TWIN, device=device) if TWIN.is_dir() else None
-        return Reconstructor(load_vae(VAE, device=device), codebook, tokenizer, twin)
+        return Reconstructor(load_vae(VAE, device=device), codebooks, trained, twin)
 
     def rows(self, shape: SparseSDF) -> Iterator[Reconstruction]:
         """floor, vae, stage1, stage2 and, where there is one, twin, in this order."""
@@ -125,7 +122,7 @@ class Reconstructor:
         quantized, quantizing = self._measure(lambda: self.use["stage1"].quantize(z_e))
         yield self._decode("stage1", self.vae, quantized, shape.resolution, encoding.then(quantizing))
 
-        trained = self.tokenizer.vqvae
+        trained = self.trained
         quantized, encoding = self._measure(lambda: self.use["stage2"].quantize(trained.encode(first_seen(band))))
         yield self._decode("stage2", trained.vae, quantized, shape.resolution, encoding)
 

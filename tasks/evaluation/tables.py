@@ -95,11 +95,10 @@ def summarise_codes(use: Mapping[str, CodeUse]) -> dict[str, dict[str, float | i
     """Codebook figures over all tokens of the test split."""
     figures = {}
     for stage, codes in use.items():
-        statistics = asdict(codes.statistics()) | {
-            "codebook_size": codes.size,
-            "normalised_error": codes.normalised_error,
-        }
-        figures[stage] = {key: rounded(value) for key, value in statistics.items()}
+        for level, (statistics, size) in enumerate(zip(codes.statistics(), codes.quantizer.num_codes, strict=True), 1):
+            of_level = asdict(statistics) | {"codebook_size": size, "normalised_error": codes.normalised_error}
+            name = stage if level == 1 else f"{stage}_level{level}"
+            figures[name] = {key: rounded(value) for key, value in of_level.items()}
     return figures
 
 

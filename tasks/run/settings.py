@@ -47,6 +47,7 @@ class Upstream(Section):
     fetch_meshes: Run
     pretrain_vae: Run
     fetch_vae: Run
+    twin: Run
 
 
 def _one_version(requirement: str) -> str:
@@ -157,10 +158,31 @@ class Encode(Section):
     heldout_symmetries: Annotated[int, Field(ge=1, le=48)]
 
 
+NumCodes = Annotated[int, Field(ge=2)]
+
+
 class Codebook(Section):
-    num_codes: Annotated[int, Field(ge=2)]
+    num_levels: Annotated[int, Field(ge=1, le=8)]
+    num_codes: NumCodes | tuple[NumCodes, ...]
     dim: Count | Literal["auto"]
+    update: Literal["gradient", "ema"]
+    ema_decay: Annotated[float, Field(gt=0, lt=1)]
+    revive_below: Annotated[float, Field(ge=0, lt=1)]
     lambda_vq: Positive
+
+    @property
+    def per_level(self) -> tuple[int, ...]:
+        """The number of codes of each level."""
+        return self.num_codes if isinstance(self.num_codes, tuple) else (self.num_codes,) * self.num_levels
+
+    @model_validator(mode="after")
+    def as_many_numbers_as_levels(self) -> Self:
+        if len(self.per_level) != self.num_levels:
+            raise ValueError(
+                f"num_levels is {self.num_levels} but num_codes lists {len(self.per_level)}; "
+                "list one for each level, or give one number for all"
+            )
+        return self
 
 
 class Stage1(Training):
@@ -168,14 +190,13 @@ class Stage1(Training):
     max_vectors_per_view: Count
     init: Literal["kmeans", "data", "uniform"]
     kmeans_iterations: Count
-    update: Literal["gradient", "ema"]
-    ema_decay: Annotated[float, Field(gt=0, lt=1)]
-    revive_below: Annotated[float, Field(ge=0, lt=1)]
     recon_shapes: Count
     recon_every: Count
 
 
-class Gate(Section):
+class CodebookThresholds(Section):
+    """On held-out shapes, of each level of codes."""
+
     min_usage: Share
     min_perplexity_ratio: Share
     max_top_share: Share
@@ -183,12 +204,21 @@ class Gate(Section):
     min_tokens_per_code: Positive
 
 
+class Gate(CodebookThresholds):
+    """Of the codebook that stage 1 made."""
+
+
+class FinalGate(CodebookThresholds):
+    """Of the finished tokenizer."""
+
+    min_l1_gain: float  # the low end of the 95 % interval, paired by shape, of what stage 2 takes from the L1
+
+
 class Stage2(ShapeTraining):
     train: Literal["all", "decoder"]
     encoder_lr_ratio: Annotated[float, Field(gt=0, le=1)]
-    codebook_lr_ratio: Annotated[float, Field(gt=0, le=1)]
-    codes_frozen_share: Share
     lambda_commitment: NotNegative
+    commitment_unit: Literal[1, "variance"]
 
 
 class Evaluate(Section):
@@ -214,6 +244,7 @@ class Settings(Section):
     gate: Gate
     stage2: Stage2
     evaluate: Evaluate
+    final_gate: FinalGate
 
     @model_validator(mode="after")
     def what_is_made_here_is_what_is_used(self) -> Self:

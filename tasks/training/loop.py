@@ -46,10 +46,13 @@ Schedule = Callable[[float], float]  # progress in [0, 1) to a factor of the lea
 
 
 SECONDS = "seconds_"  # how columns begin that depend on the clock
+COUNTED = ("revived_codes", "skipped_steps")  # since the last row of the history
+MIN_LOSS_SCALE = 1.0  # where even gradients as they are overflow; it begins at 65 536 and halves at every overflow
+MAX_SKIPPED_IN_A_ROW = 16  # so many halve it to that
 
 
 class DivergenceError(InputError):
-    """A loss became NaN or infinite."""
+    """A loss, or step after step the gradients, became NaN or infinite."""
 
 
 @dataclass
@@ -146,11 +149,12 @@ def train(
             optimizer.zero_grad()
             step += 1
             done = after_step(step, optimizer) if after_step else {}
-            window.add(step, batch.names, losses | {"grad_norm": grad_norm} | done)
+            skipped = (~grad_norm.isfinite()).float()
+            window.add(step, batch.names, losses | {"grad_norm": grad_norm, "skipped_steps": skipped} | done)
             ending, stopping, note = step == settings.steps, on_any_rank(bool(stop)), ""
             check = validate if validate and (step % validate_every == 0 or ending) and not stopping else None
             if step % settings.log_every == 0 or check or ending or stopping:
-                row = {"step": step} | window.means() | {"lr": lr}
+                row = {"step": step} | window.means(loss_scale=scaler.get_scale()) | {"lr": lr}
                 history.append(row)
                 if check:  # may take longer than whoever stops us waits
                     resume.save(_state_of(stateful, history, step, on_cuda))
@@ -174,7 +178,8 @@ class _Window:
 
     def __init__(self, stage: str, *, loss_scaling: bool) -> None:
         self._stage = stage
-        self._watched = {"loss": "loss"} if loss_scaling else {"loss": "loss", "grad_norm": "gradient norm"}
+        self._loss_scaling = loss_scaling
+        self._skipped_in_a_row = 0
         self.start()
 
     def start(self) -> None:
@@ -195,30 +200,46 @@ class _Window:
     def add(self, step: int, names: tuple[str, ...], losses: Losses) -> None:
         self._steps.append((step, names, {key: value.detach() for key, value in losses.items()}))
 
-    def refuse_divergence(self) -> None:
-        """Raise DivergenceError for the first step that was not finite; with loss scaling a gradient may overflow."""
-        columns = [torch.stack([losses[key].float() for key in self._watched]) for _, _, losses in self._steps]
-        values = torch.stack(columns).tolist() if columns else []
-        for (step, names, _), row in zip(self._steps, values, strict=True):
-            for words, value in zip(self._watched.values(), row, strict=True):
-                if not math.isfinite(value):
-                    raise DivergenceError(
-                        f"the {words} became {value} at step {step}, on {', '.join(names)}; "
-                        f"lower {self._stage}.lr, or look at these samples; the last saved state is from before"
-                    )
+    def refuse_divergence(self, *, loss_scale: float) -> None:
+        """Raise DivergenceError for the first step that was not finite.
 
-    def means(self) -> dict[str, float]:
+        With loss scaling gradients may overflow now and then, and the step is skipped; too many of them in a row, or
+        so many that the scale has sunk to nothing, end the run as well.
+        """
+        columns = [torch.stack([of[key].float() for key in ("loss", "grad_norm")]) for _, _, of in self._steps]
+        values = torch.stack(columns).tolist() if columns else []
+        for (step, names, _), (loss, grad_norm) in zip(self._steps, values, strict=True):
+            where = f"at step {step}, on {', '.join(names)}"
+            remedy = f"lower {self._stage}.lr, or look at these samples; the last saved state is from before"
+            if not math.isfinite(loss):
+                raise DivergenceError(f"the loss became {loss} {where}; {remedy}")
+            if math.isfinite(grad_norm):
+                self._skipped_in_a_row = 0
+                continue
+            if not self._loss_scaling:
+                raise DivergenceError(f"the gradient norm became {grad_norm} {where}; {remedy}")
+            self._skipped_in_a_row += 1
+            if self._skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
+                raise DivergenceError(
+                    f"gradients were not finite in {MAX_SKIPPED_IN_A_ROW} steps, last {where}; {remedy}"
+                )
+            if loss_scale < MIN_LOSS_SCALE:
+                raise DivergenceError(f"gradients overflow whatever the loss is scaled by, last {where}; {remedy}")
+
+    def means(self, *, loss_scale: float) -> dict[str, float]:
         """Means over the window, of what is finite, and of a step's seconds and those that it waited for its batch.
 
-        Raises DivergenceError.
+        Codes that were revived and steps that were skipped are counted instead. Raises DivergenceError.
         """
-        self.refuse_divergence()
+        self.refuse_divergence(loss_scale=loss_scale)
         keys = list(self._steps[-1][2])
         table = torch.stack([torch.stack([losses[key].float() for key in keys]) for _, _, losses in self._steps]).cpu()
         elapsed = {"seconds_per_step": time.perf_counter() - self._started, "seconds_waiting": self._waited}
-        finite = all_reduce_mean(torch.stack([column[column.isfinite()].mean() for column in table.T])).tolist()
+        columns = [column[column.isfinite()] for column in table.T]
+        figures = [c.sum() if key in COUNTED else c.mean() for key, c in zip(keys, columns, strict=True)]
+        over_ranks = all_reduce_mean(torch.stack(figures)).tolist()
         seconds = {key: value / len(self._steps) for key, value in elapsed.items()}
-        return dict(zip(keys, finite, strict=True)) | seconds
+        return dict(zip(keys, over_ranks, strict=True)) | seconds
 
 
 def _with_warmup(schedule: Schedule, settings: Training) -> Callable[[int], float]:

@@ -1,4 +1,4 @@
-"""Where the time of stage 2's steps goes: `python -m tasks.training.profile_stage2 profile`, after `make repro`.
+"""Where the time of stage 2's steps goes: `python -m tasks.profile_stage2 profile`, after `make repro`.
 
 Writes trace.json, for https://ui.perfetto.dev or chrome://tracing, and parts.tsv: milliseconds a step of each part of
 the network's forward pass, of loading and of the optimizer; what is left of the step is mostly the backward pass.
@@ -19,11 +19,11 @@ from torch.profiler import ProfilerActivity, profile, record_function, schedule
 from model.device import pick_device
 from model.errors import InputError
 from tasks.data import ShapeBatch, training_batches
+from tasks.joint_training import JointSteps, param_groups
 from tasks.run import SDF, ParameterError, Settings, load_settings
 from tasks.shards import open_shards
-from tasks.stage2 import joint_losses, load_vqvae, param_groups
-from tasks.training.loop import History, train
-from tasks.training.resume import ResumePoint
+from tasks.stage2 import start_of_stage2
+from tasks.training import History, ResumePoint, train
 
 WARMUP_STEPS = 3
 STEP = "ProfilerStep"
@@ -46,7 +46,7 @@ def profile_stage2(settings: Settings, *, steps: int, directory: Path) -> dict[s
         update={"steps": WARMUP_STEPS + steps, "warmup_steps": 1, "log_every": steps, "save_every": steps}
     )
     device = pick_device()
-    vqvae = load_vqvae().to(device)
+    vqvae = start_of_stage2(settings.codebook).to(device)
     if params.recompute:
         vqvae.vae.recompute_activations()
     batches_from = training_batches(open_shards(SDF), params, device)
@@ -66,14 +66,16 @@ def profile_stage2(settings: Settings, *, steps: int, directory: Path) -> dict[s
 
         resume = ResumePoint("profile_stage2", Path(scratch).name)
         history = History(Path(scratch) / "history.tsv")
+        steps_of_stage2 = JointSteps(vqvae, settings)
         train(
             vqvae,
             param_groups(vqvae, params),
-            joint_losses(vqvae, settings),
+            steps_of_stage2.losses,
             labelled_batches,
             settings=params,
             resume=resume,
             history=history,
+            after_step=steps_of_stage2.after,
             description="profile",
         )
         profiler.step()

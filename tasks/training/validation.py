@@ -1,6 +1,6 @@
-"""How well a network reconstructs shapes that it does not train on: no sampling, no augmentation."""
+"""How well a network reconstructs shapes that it does not train on: no sampling, no augmentation, all in float32."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
@@ -11,27 +11,39 @@ from tasks.data import load_targets
 from tasks.shards import Shards
 
 Reconstruct = Callable[[SDFTarget], SparseTensor]  # from the band, by the plan
+Figures = dict[str, float]
 
 
 @torch.no_grad()
-def validate(
+def validate_each(
     reconstruct: Reconstruct, shards: Shards, names: Sequence[str], *, device: torch.device
-) -> dict[str, float]:
-    """Means over shapes: |error| of the stored value and share of wrong signs in the band, |error| beyond it.
+) -> dict[str, Figures]:
+    """By shape: mean |error| of the stored value and share of wrong signs in the band, mean |error| beyond it.
 
     Raises InputError naming the shape that a GPU has too little memory for.
     """
     rows = []
-    with torch.autocast(device.type, torch.float16, enabled=device.type == "cuda"):
-        for name, target in zip(names, load_targets(shards, names, device=device), strict=True):
-            try:
-                fit = reconstruction_loss(reconstruct(target), target, kind="l1")
-            except torch.OutOfMemoryError as error:
-                raise InputError(
-                    f"{name}, {len(target.band.grid):,} voxels, does not fit into the GPU's memory; validation decodes "
-                    "whole shapes: lower voxelize.resolution, or take a GPU with more"
-                ) from error
-            signs = sign_error_share(fit.matched, target.band.feats)
-            rows.append(torch.stack([fit.recon, signs, fit.outside]))
-    l1, sign_errors, outside = torch.stack(rows).mean(0).tolist()
-    return {"val_l1": l1, "val_sign_errors": sign_errors, "val_outside": outside}
+    for name, target in zip(names, load_targets(shards, names, device=device), strict=True):
+        try:
+            fit = reconstruction_loss(reconstruct(target), target, kind="l1")
+        except torch.OutOfMemoryError as error:
+            raise InputError(
+                f"{name}, {len(target.band.grid):,} voxels, does not fit into the GPU's memory; validation decodes "
+                "whole shapes: lower voxelize.resolution, or take a GPU with more"
+            ) from error
+        signs = sign_error_share(fit.matched, target.band.feats)
+        rows.append(torch.stack([fit.recon, signs, fit.outside]))
+    columns = ("val_l1", "val_sign_errors", "val_outside")
+    table = torch.stack(rows).tolist()
+    return {name: dict(zip(columns, row, strict=True)) for name, row in zip(names, table, strict=True)}
+
+
+def mean_figures(by_shape: Mapping[str, Figures]) -> Figures:
+    """The mean over shapes of each figure."""
+    rows = list(by_shape.values())
+    return {key: sum(row[key] for row in rows) / len(rows) for key in rows[0]}
+
+
+def validate(reconstruct: Reconstruct, shards: Shards, names: Sequence[str], *, device: torch.device) -> Figures:
+    """Means over shapes of what validate_each gives."""
+    return mean_figures(validate_each(reconstruct, shards, names, device=device))

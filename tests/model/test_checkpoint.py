@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from model.checkpoint import ALIGNMENT, CheckpointError, export_vae, import_checkpoint, load_vae, save_vae
-from model.quantizer import VectorQuantizer
+from model.quantizer import ResidualQuantizer
 from model.sparse import SparseTensor
 from model.tokenizer import ShapeTokenizer
 from model.vae import SparseSDFVAE, VAEConfig
@@ -167,12 +167,16 @@ def test_a_folder_may_hold_one_file_of_weights_under_any_name(vae: SparseSDFVAE,
 
 def test_a_tokenizer_holds_a_vae(vae: SparseSDFVAE, tmp_path: Path):
     tokenizer = ShapeTokenizer(
-        VQVAE(vae, VectorQuantizer(16, 4)), resolution=32, truncation_voxels=2.0, mode="solid", max_bad_flip_ratio=0.03
+        VQVAE(vae, ResidualQuantizer([16], 4)),
+        resolution=32,
+        truncation_voxels=2.0,
+        mode="solid",
+        max_bad_flip_ratio=0.03,
     )
     tokenizer.save_pretrained(tmp_path)
     imported = import_checkpoint(tmp_path)
     assert_same_function(imported.vae, vae)
-    assert imported.ignored == {"quantizer.codebook": "the codebook of a tokenizer"}
+    assert imported.ignored == {"quantizer.levels.0.codebook": "the codebook of a tokenizer"}
 
 
 def test_saved_weights_can_be_read_by_those_who_read_other_files(vae: SparseSDFVAE, tmp_path: Path):

@@ -31,21 +31,21 @@ def scenario(update: str) -> dict[str, torch.Tensor]:
     moved = kmeans_module._update(
         codes, part, kmeans_module.lloyd_pass(part, codes), own_part(torch.rand(1001, generator=generator(2)).double())
     )
-    codebook = TrainedCodebook(codes, vectors, update=update, decay=0.9, revive_below=0.2, batch_size=BATCH)
-    optimizer = torch.optim.AdamW([codebook.codebook], lr=0.01 if update == "gradient" else 0.0, weight_decay=0.0)
+    codebook = TrainedCodebook([codes, codes[:5] / 9], update=update, decay=0.9, revive_below=0.2)
+    parameters = list(codebook.codebooks)
+    optimizer = torch.optim.AdamW(parameters, lr=0.01 if update == "gradient" else 0.0, weight_decay=0.0)
     losses, revived = [], []
     for step in range(STEPS):
         rows = torch.randint(1001, (1 if step % 3 == 0 else BATCH,), generator=generator(100 + step))
         draws = torch.rand(len(rows), generator=generator(step), dtype=torch.float64)
-        quantized, counts = codebook(vectors[own_part(rows)])
-        assert counts.sum() == len(rows)
+        quantized = codebook(vectors[own_part(rows)])
         quantized.vq_loss.backward()
-        average_gradients([codebook.codebook])
+        average_gradients(parameters)
         optimizer.step()
         optimizer.zero_grad()
-        revived.append(codebook.end_step(optimizer, draws=own_part(draws), revive=step < STEPS - 3))
+        revived.append(codebook.end_step(step + 1, STEPS, draws=own_part(draws), optimizer=optimizer))
         losses.append(all_reduce_mean(quantized.vq_loss.detach()))
-    trained = codebook.codebook.detach()
+    trained = torch.cat([codes.detach() for codes in codebook.codebooks])
     return {
         "kmeans": codes, "moved": moved, "trained": trained,
         "losses": torch.stack(losses), "revived": torch.stack(revived),

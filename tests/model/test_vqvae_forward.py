@@ -15,8 +15,7 @@ import torch
 from torch import nn
 
 from model.errors import InputError
-from model.quantizer import VectorQuantizer
-from model.quantizer.quantizer import nearest_codes
+from model.quantizer import ResidualQuantizer, nearest_codes
 from model.sparse import batch_tensors, find_rows
 from model.sparse.norm import MAX_GROUPS
 from model.vae import SDFTarget, SparseSDFVAE, VAEConfig, refuse_zero_latents
@@ -38,8 +37,8 @@ def random_vqvae() -> VQVAE:
     torch.manual_seed(0)
     vae = SparseSDFVAE(CONFIG)
     torch.nn.init.normal_(vae.encoder.out_layer.weight, std=0.1)
-    quantizer = VectorQuantizer(CODEBOOK_SIZE, DIM)
-    torch.nn.init.normal_(quantizer.codebook)
+    quantizer = ResidualQuantizer([CODEBOOK_SIZE], DIM)
+    torch.nn.init.normal_(quantizer.codebooks[0])
     return VQVAE(vae, quantizer)
 
 
@@ -74,13 +73,13 @@ def test_latents_are_dim_channels_per_brick(done):
 
 def test_quantized_latents_are_codes_of_the_same_shape(done):
     num_latents = len(done.output.z_e.coords)
-    quantized, codebook = done.output.quantized, done.vqvae.quantizer.codebook
+    quantized, codebook = done.output.quantized, done.vqvae.quantizer.codebooks[0]
     assert quantized.z_q.shape == (num_latents, DIM)
-    assert quantized.indices.shape == (num_latents,)
+    assert quantized.indices.shape == (num_latents, 1)
     assert quantized.indices.min() >= 0
     assert quantized.indices.max() < CODEBOOK_SIZE
-    assert torch.equal(quantized.z_q, codebook[quantized.indices])
-    assert torch.equal(quantized.indices, nearest_codes(done.output.z_e.feats, codebook))
+    assert torch.equal(quantized.z_q, codebook[quantized.indices[:, 0]])
+    assert torch.equal(quantized.indices[:, 0], nearest_codes(done.output.z_e.feats, codebook))
 
 
 def test_decoded_voxels_outnumber_the_input(done):
@@ -192,7 +191,7 @@ def test_the_encoder_gets_the_gradient_at_z_q_unchanged(target):
 
 def test_codebook_and_latents_must_have_as_many_channels():
     with pytest.raises(InputError, match=r"latents have 8 channels but the codes have 16; .*run dvc repro stage1"):
-        VQVAE(SparseSDFVAE(CONFIG), VectorQuantizer(4, 16))
+        VQVAE(SparseSDFVAE(CONFIG), ResidualQuantizer([4], 16))
 
 
 def test_latents_of_an_encoder_without_weights_are_refused(target):

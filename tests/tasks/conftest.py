@@ -45,7 +45,9 @@ def small_settings() -> Settings:
     return shipped.model_copy(
         update={
             "encode": shipped.encode.model_copy(update={"train_symmetries": 2, "heldout_symmetries": 2}),
-            "codebook": shipped.codebook.model_copy(update={"num_codes": CODEBOOK_SIZE, "dim": LATENT_CHANNELS}),
+            "codebook": shipped.codebook.model_copy(
+                update={"num_levels": 1, "num_codes": CODEBOOK_SIZE, "dim": LATENT_CHANNELS}
+            ),
             "stage1": shipped.stage1.model_copy(
                 update=training
                 | {"steps": 20, "batch_size": 64, "kmeans_iterations": 2, "recon_shapes": 1, "recon_every": 10}
@@ -58,6 +60,12 @@ def small_settings() -> Settings:
             ),
         }
     )
+
+
+@pytest.fixture(scope="session")
+def two_levels(small_settings: Settings) -> Settings:
+    levels = {"num_levels": 2, "num_codes": (CODEBOOK_SIZE, 4)}
+    return small_settings.model_copy(update={"codebook": small_settings.codebook.model_copy(update=levels)})
 
 
 @contextmanager

@@ -43,7 +43,7 @@ def train(num_processes: int) -> str:
 
 
 def result() -> tuple[pd.DataFrame, dict[str, torch.Tensor]]:
-    return pd.read_csv(HISTORY, sep="\t").filter(regex="^(?!seconds)"), load_file(paths.TOKENIZER / "model.safetensors")
+    return pd.read_csv(HISTORY, sep="\t").filter(regex="^(?!seconds)"), load_file(paths.STAGE2 / "model.safetensors")
 
 
 def views(sizes: Sequence[int]) -> tuple[list[TrainingView], dict[str, int]]:

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from model.checkpoint import save_vae
 from model.errors import InputError
 from model.metrics.truth import CUBE_DIAGONAL
-from model.quantizer import VectorQuantizer
+from model.quantizer import ResidualQuantizer
 from model.report import usage_table
 from model.sdf import Surface, voxelize
 from model.tokenizer import ShapeTokenizer
@@ -61,15 +61,15 @@ def write_networks() -> None:
     vae = SparseSDFVAE(VAEConfig(model_channels=64, num_blocks=1, latent_channels=DIM))
     torch.nn.init.normal_(vae.encoder.out_layer.weight, std=0.1)
     save_vae(vae, paths.VAE)
-    quantizer = VectorQuantizer(CODEBOOK_SIZE, DIM)
-    torch.nn.init.normal_(quantizer.codebook)
+    quantizer = ResidualQuantizer([CODEBOOK_SIZE], DIM)
+    torch.nn.init.normal_(quantizer.codebooks[0])
     paths.CODEBOOK.mkdir(parents=True)
-    save_file({"codebook": quantizer.codebook.detach()}, paths.CODEBOOK / "codebook.safetensors")
+    save_file({"level1": quantizer.codebooks[0].detach()}, paths.CODEBOOK / "codebook.safetensors")
     for parameter in vae.decoder.out_layer.parameters():  # stage 2 decodes to 0 everywhere: no surface
         torch.nn.init.zeros_(parameter)
     ShapeTokenizer(
         VQVAE(vae, quantizer), resolution=RESOLUTION, truncation_voxels=2.0, mode="solid", max_bad_flip_ratio=0.03
-    ).save_pretrained(paths.TOKENIZER)
+    ).save_pretrained(paths.STAGE2)
 
 
 def write_histories() -> None:

@@ -46,7 +46,7 @@ def around(points: torch.Tensor, *, distance: float = 1.0) -> torch.Tensor:
 
 def write_codes(values: torch.Tensor) -> None:
     CODEBOOK.mkdir(parents=True, exist_ok=True)
-    save_file({"codebook": values}, CODEBOOK_FILE)
+    save_file({"level1": values}, CODEBOOK_FILE)
 
 
 def write_latents(split: str, vectors: torch.Tensor) -> None:
@@ -216,3 +216,16 @@ def test_damaged_latents(damage):
     damage(latents_file(LATENTS, "val"))
     with pytest.raises(InputError, match=r"val\.parquet: unreadable latents"):
         gate(settings())
+
+
+# --- residual levels -------------------------------------------------------------------------------------------------
+
+
+def test_each_level_is_judged_on_what_the_levels_before_it_leave():
+    """All latents are at distance 1 above their codes, so that of a second level's three codes one gets them all."""
+    save_file({"level1": codes(), "level2": torch.tensor([[1.0, 0.0], [0.0, 1.5], [0.0, 500.0]])}, CODEBOOK_FILE)
+    with pytest.raises(InputError) as raised:
+        gate(settings(max_top_share=1.0, max_error_ratio=1e9))
+    assert "level2_usage 0.3333 (gate.min_usage: >= 0.9)" in str(raised.value)
+    assert verdict()["usage"] == 1
+    assert verdict()["level2_tokens_per_code"] == pytest.approx(NUM_CODES * PER_CODE / 3)

@@ -56,7 +56,7 @@ def result() -> tuple[dict, pd.DataFrame, dict]:
     """Metrics, history without what the clock says, weights."""
     metrics = json.loads((paths.METRICS / "stage2.json").read_text())
     history = pd.read_csv(paths.METRICS / "stage2_history.tsv", sep="\t").filter(regex="^(?!seconds)")
-    return metrics, history, load_file(paths.TOKENIZER / "model.safetensors")
+    return metrics, history, load_file(paths.STAGE2 / "model.safetensors")
 
 
 @pytest.mark.timeout(300)
@@ -65,7 +65,7 @@ def test_a_killed_stage_goes_on_where_it_was(dvc_project: Path):
     kill_trainer_once_it_has_saved(first)
     first.communicate()
     assert first.returncode != 0
-    assert not paths.TOKENIZER.exists()
+    assert not paths.STAGE2.exists()
 
     second = run_dvc("repro", "stage2")
     output = second.communicate()[0]

@@ -13,24 +13,35 @@ from safetensors.torch import load_file
 from model.checkpoint import load_vae
 from model.errors import InputError
 from model.tokenizer import ShapeTokenizer
-from model.vqvae import VQVAE
+from model.vqvae import VQVAE, load_vqvae
+from tasks import joint_training as joint
 from tasks import stage2 as module
 from tasks.data import CODEBOOK_FILE
-from tasks.run import METRICS, PASS_TOKEN, RESUME, TOKENIZER, VAE, Settings
-from tasks.stage2 import load_vqvae, param_groups, stage2
+from tasks.joint_training import param_groups
+from tasks.run import METRICS, PASS_TOKEN, RESUME, STAGE2, VAE, Settings
+from tasks.stage1 import stage1
+from tasks.stage2 import stage2, start_of_stage2
 from tests.shapes import ring_and_box
 
-WEIGHTS = TOKENIZER / "model.safetensors"
+WEIGHTS = STAGE2 / "model.safetensors"
 
 
 def with_stage2(settings: Settings, **changes) -> Settings:
     return settings.model_copy(update={"stage2": settings.stage2.model_copy(update=changes)})
 
 
+def with_codebook(settings: Settings, **changes) -> Settings:
+    return settings.model_copy(update={"codebook": settings.codebook.model_copy(update=changes)})
+
+
+def by_gradient(settings: Settings) -> Settings:
+    return with_codebook(settings, update="gradient", revive_below=0.0)
+
+
 def start() -> dict[str, torch.Tensor]:
     """What stage 1 left, under the names of the trained tokenizer."""
     vae = {f"vae.{key}": value for key, value in load_vae(VAE).state_dict().items()}
-    return vae | {"quantizer.codebook": load_file(CODEBOOK_FILE)["codebook"]}
+    return vae | {"quantizer.levels.0.codebook": load_file(CODEBOOK_FILE)["level1"]}
 
 
 def changed_keys() -> set[str]:
@@ -50,19 +61,19 @@ def history() -> pd.DataFrame:
 @pytest.fixture
 def codes_before_each_step(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
     codes: list[torch.Tensor] = []
-    load = module.load_vqvae
+    load = module.start_of_stage2
 
-    def load_and_watch() -> VQVAE:
-        vqvae = load()
+    def load_and_watch(params) -> VQVAE:
+        vqvae = load(params)
 
         def remember(quantizer, inputs, output):
             if torch.is_grad_enabled():  # not while validating
-                codes.append(quantizer.codebook.detach().clone())
+                codes.append(quantizer.codebooks[0].detach().clone())
 
         vqvae.quantizer.register_forward_hook(remember)
         return vqvae
 
-    monkeypatch.setattr(module, "load_vqvae", load_and_watch)
+    monkeypatch.setattr(module, "start_of_stage2", load_and_watch)
     return codes
 
 
@@ -73,15 +84,13 @@ def test_everything_changes_and_reconstruction_improves(
     small_project: Path,
     small_settings: Settings,
     codes_before_each_step: list[torch.Tensor],
-    capsys: pytest.CaptureFixture,
 ):
     stage2(small_settings)
-    assert "went out of use" not in capsys.readouterr().out
     assert changed_keys() == start().keys()
     figures = metrics()
     assert figures["after"]["val_l1"] < figures["before"]["val_l1"]
 
-    codes = [*codes_before_each_step, load_file(WEIGHTS)["quantizer.codebook"]]
+    codes = [*codes_before_each_step, load_file(WEIGHTS)["quantizer.levels.0.codebook"]]
     moved = [not torch.equal(before, after) for before, after in pairwise(codes)]
     assert moved == [True] * 18 + [False] * 2
 
@@ -107,39 +116,30 @@ def test_the_history_shows_the_decay_and_all_terms(small_project: Path, small_se
     assert {"perplexity", "grad_norm"} < set(table.columns)
 
 
-def test_codes_that_go_out_of_use_are_named(
-    small_project: Path, small_settings: Settings, capsys: pytest.CaptureFixture
-):
-    stage2(with_stage2(small_settings, lr=0.02, encoder_lr_ratio=1.0, codebook_lr_ratio=0.01))
-    before, after = (metrics()[time]["perplexity"] for time in ("heldout_before", "heldout"))
-    assert after < 0.8 * before
-    said = capsys.readouterr().out
-    assert f"perplexity on held-out shapes was {before:.0f} and is {after:.0f}" in said
-    assert "raise stage2.lambda_commitment" in said
-
-
 def test_a_codebook_that_did_not_pass_the_gate_is_not_trained_with(small_project: Path, small_settings: Settings):
     PASS_TOKEN.unlink()
     with pytest.raises(InputError, match=r"artifacts/gate/passed is missing: the gate has not passed this codebook"):
         stage2(small_settings)
-    assert not TOKENIZER.exists()
+    assert not STAGE2.exists()
 
 
-def test_the_figures_of_the_gate_are_taken_again(small_project: Path, small_settings: Settings):
+def test_each_validation_shape_is_told_before_and_after(small_project: Path, small_settings: Settings):
     stage2(small_settings)
-    for use in (metrics()["heldout_before"], metrics()["heldout"]):
-        assert use["num_tokens"] > 0
-        assert 0 < use["usage"] <= 1
-    assert 1 <= use["perplexity"] <= small_settings.codebook.num_codes
+    told = json.loads((STAGE2 / "validation.json").read_text())
+    for time in ("before", "after"):
+        assert sorted(told[time]) == ["val/beam", "val/ring"]
+        mean = np.mean([figures["val_l1"] for figures in told[time].values()])
+        assert metrics()[time]["val_l1"] == pytest.approx(mean)
     assert metrics()["after"]["val_l1"] == pytest.approx(history().val_l1.iloc[-1], rel=1e-4)
 
 
-def test_the_result_is_a_tokenizer(small_project: Path, small_settings: Settings):
-    stage2(small_settings)
-    tokenizer = ShapeTokenizer.from_pretrained(TOKENIZER)
-    tokens = tokenizer.encode(ring_and_box())
-    assert tokenizer.resolution == 32
-    assert len(tokens) > 10
+def test_the_result_is_a_network_with_the_codes_of_all_levels(small_project: Path, two_levels: Settings):
+    stage1(two_levels)
+    stage2(two_levels)
+    vqvae = load_vqvae(STAGE2).vqvae
+    assert vqvae.quantizer.num_codes == [16, 4]
+    tokenizer = ShapeTokenizer(vqvae, resolution=32, truncation_voxels=2.0, mode="auto", max_bad_flip_ratio=0.4)
+    assert tokenizer.encode(ring_and_box()).indices.shape[1] == 2
     assert not (RESUME / "stage2").exists()
 
 
@@ -155,35 +155,31 @@ def test_training_the_decoder_leaves_encoder_and_codes(small_project: Path, smal
 # --- parameter groups ------------------------------------------------------------------------------------------------
 
 
-def test_every_parameter_is_in_one_group(small_project: Path, small_settings: Settings):
-    vqvae = load_vqvae()
-    decoder, encoder, codes = param_groups(vqvae, small_settings.stage2)
+def test_codes_that_follow_averages_are_left_to_them(small_project: Path, small_settings: Settings):
+    vqvae = start_of_stage2(small_settings.codebook)
+    decoder, encoder = param_groups(vqvae, small_settings.stage2)
     assert {id(p) for p in decoder["params"]} == {id(p) for p in vqvae.vae.decoder.parameters()}
     assert {id(p) for p in encoder["params"]} == {id(p) for p in vqvae.vae.encoder.parameters()}
-    assert [id(p) for p in codes["params"]] == [id(vqvae.quantizer.codebook)]
-    assert all(p.requires_grad for p in vqvae.parameters())
+    assert encoder["lr"] == small_settings.stage2.lr * small_settings.stage2.encoder_lr_ratio
+    assert [name for name, p in vqvae.named_parameters() if not p.requires_grad] == ["quantizer.levels.0.codebook"]
 
 
-@pytest.mark.parametrize(("share", "num_frozen"), [(0.1, 50), (0.5, 250), (0.0, 0), (1.0, 480)])
-def test_codes_learn_slower_without_decay_and_rest_in_the_last_steps(
-    small_project: Path, small_settings: Settings, share: float, num_frozen: int
+def test_by_gradient_codes_learn_without_decay_and_rest_in_the_last_tenth(
+    small_project: Path, small_settings: Settings
 ):
-    params = with_stage2(small_settings, steps=500, warmup_steps=20, codes_frozen_share=share).stage2
-    _, encoder, codes = param_groups(load_vqvae(), params)
-    assert encoder["lr"] == params.lr * params.encoder_lr_ratio
-    assert codes["lr"] == params.lr * params.codebook_lr_ratio
+    settings = by_gradient(with_stage2(small_settings, steps=500, warmup_steps=20))
+    vqvae = start_of_stage2(settings.codebook)
+    _, _, codes = param_groups(vqvae, settings.stage2)
+    assert [id(p) for p in codes["params"]] == [id(p) for p in vqvae.quantizer.codebooks]
+    assert all(p.requires_grad for p in vqvae.parameters())
+    assert "lr" not in codes  # the decoder's
     assert codes["weight_decay"] == 0
     moving = [codes["schedule"]((step - 20) / 480) > 0 for step in range(20, 500)]
-    assert moving == [True] * (480 - num_frozen) + [False] * num_frozen
-
-
-def test_codes_that_are_frozen_from_the_start_do_not_move_in_the_warmup(small_project: Path, small_settings: Settings):
-    stage2(with_stage2(small_settings, codes_frozen_share=1.0))
-    assert changed_keys() == start().keys() - {"quantizer.codebook"}
+    assert moving == [True] * 430 + [False] * 50
 
 
 def test_with_the_decoder_alone_nothing_else_wants_a_gradient(small_project: Path, small_settings: Settings):
-    vqvae = load_vqvae()
+    vqvae = start_of_stage2(small_settings.codebook)
     (group,) = param_groups(vqvae, small_settings.stage2.model_copy(update={"train": "decoder"}))
     wanted = {name for name, parameter in vqvae.named_parameters() if parameter.requires_grad}
     assert wanted == {name for name, _ in vqvae.named_parameters() if name.startswith("vae.decoder.")}
@@ -199,7 +195,7 @@ def test_a_killed_run_ends_with_the_same_bits_and_figures(
     stage2(small_settings)
     expected, figures, table = WEIGHTS.read_bytes(), metrics(), history()
     WEIGHTS.unlink()
-    loss, calls = module.vqvae_loss, []
+    loss, calls = joint.vqvae_loss, []
 
     def die_at_step_13(*args, **kwargs):
         calls.append(1)
@@ -208,14 +204,14 @@ def test_a_killed_run_ends_with_the_same_bits_and_figures(
         return loss(*args, **kwargs)
 
     with monkeypatch.context() as patched:
-        patched.setattr(module, "vqvae_loss", die_at_step_13)
+        patched.setattr(joint, "vqvae_loss", die_at_step_13)
         with pytest.raises(ConnectionAbortedError):
             stage2(small_settings)
     assert not WEIGHTS.exists()
     assert list(RESUME.glob("stage2/*/state.pt"))
 
     calls.clear()
-    monkeypatch.setattr(module, "vqvae_loss", lambda *args, **kwargs: (calls.append(1), loss(*args, **kwargs))[1])
+    monkeypatch.setattr(joint, "vqvae_loss", lambda *args, **kwargs: (calls.append(1), loss(*args, **kwargs))[1])
     stage2(small_settings)
     assert len(calls) == small_settings.stage2.steps - 10
     assert WEIGHTS.read_bytes() == expected
@@ -223,10 +219,36 @@ def test_a_killed_run_ends_with_the_same_bits_and_figures(
     pd.testing.assert_frame_equal(history(), table)
 
 
+def test_two_levels_that_are_revived_resume_to_the_bit(
+    small_project: Path, two_levels: Settings, monkeypatch: pytest.MonkeyPatch
+):
+    """Averages of both levels and the draws of revival are part of the saved state."""
+    stage1(two_levels)
+    wanted = with_codebook(two_levels, revive_below=0.9, ema_decay=0.7)
+    stage2(wanted)
+    expected, table = WEIGHTS.read_bytes(), history()
+    assert table.revived_codes.sum() > 0
+    WEIGHTS.unlink()
+    loss, calls = joint.vqvae_loss, []
+
+    def die_at_step_8(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 8:
+            raise ConnectionAbortedError
+        return loss(*args, **kwargs)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(joint, "vqvae_loss", die_at_step_8)
+        with pytest.raises(ConnectionAbortedError):
+            stage2(wanted)
+    stage2(wanted)
+    assert WEIGHTS.read_bytes() == expected
+
+
 def test_a_state_of_other_parameters_is_not_taken_up(
     small_project: Path, small_settings: Settings, monkeypatch: pytest.MonkeyPatch
 ):
-    loss, calls = module.vqvae_loss, []
+    loss, calls = joint.vqvae_loss, []
 
     def die_at_step_7(*args, **kwargs):
         calls.append(1)
@@ -235,10 +257,10 @@ def test_a_state_of_other_parameters_is_not_taken_up(
         return loss(*args, **kwargs)
 
     with monkeypatch.context() as patched:
-        patched.setattr(module, "vqvae_loss", die_at_step_7)
+        patched.setattr(joint, "vqvae_loss", die_at_step_7)
         with pytest.raises(ConnectionAbortedError):
             stage2(small_settings)
     calls.clear()
-    monkeypatch.setattr(module, "vqvae_loss", lambda *args, **kwargs: (calls.append(1), loss(*args, **kwargs))[1])
+    monkeypatch.setattr(joint, "vqvae_loss", lambda *args, **kwargs: (calls.append(1), loss(*args, **kwargs))[1])
     stage2(with_stage2(small_settings, lambda_outside=0.0))
     assert len(calls) == small_settings.stage2.steps

@@ -11,7 +11,7 @@ import yaml
 
 from model.errors import InputError
 from model.meshes import load_mesh
-from model.quantizer import VectorQuantizer
+from model.quantizer import ResidualQuantizer
 from model.sdf import extract_mesh
 from model.sparse import Grid, SparseTensor
 from model.tokenizer import ShapeTokenizer, decoded_surface
@@ -30,8 +30,8 @@ def tokenizer_of(seed: int = 0) -> ShapeTokenizer:
     vae = SparseSDFVAE(VAEConfig(model_channels=64, num_blocks=1, latent_channels=8))
     torch.nn.init.normal_(vae.encoder.out_layer.weight, std=0.1)
     torch.nn.init.normal_(vae.decoder.out_layer.weight)
-    quantizer = VectorQuantizer(64, 8)
-    torch.nn.init.normal_(quantizer.codebook)
+    quantizer = ResidualQuantizer([64], 8)
+    torch.nn.init.normal_(quantizer.codebooks[0])
     vqvae = VQVAE(vae, quantizer)
     decoded = vqvae(as_target(voxelized(ring_and_box())).band).decoded.feats
     vae.decoder.out_layer.bias -= torch.atanh(decoded.median())
@@ -258,7 +258,9 @@ def test_tokens_of_another_codebook_are_refused(tokens: Tokens):
         other.decode(tokens)
 
 
-@pytest.mark.parametrize("part", ["vae.encoder.out_layer.bias", "vae.decoder.out_layer.bias", "quantizer.codebook"])
+@pytest.mark.parametrize(
+    "part", ["vae.encoder.out_layer.bias", "vae.decoder.out_layer.bias", "quantizer.levels.0.codebook"]
+)
 def test_any_other_weight_makes_another_tokenizer(part: str):
     other = tokenizer_of(seed=0)
     same = other.fingerprint

@@ -15,7 +15,8 @@ from model.errors import InputError
 from model.tokens import Tokens, Vocabulary
 from model.tokens.tokens import Codes, morton_coords, morton_keys, read_parquet, write_parquet
 
-SMALL = Vocabulary(codebook_size=10, grid_size=4)  # 10 codes, 255 occupancies, start 265, end 266, levels 267 and 268
+SMALL = Vocabulary((10,), grid_size=4)  # 10 codes, 255 occupancies, start 265, end 266, levels 267 and 268
+TWO_LEVELS = Vocabulary((10, 5), grid_size=4)  # 15 codes, 255 occupancies, start 270, end 271, levels 272 and 273
 
 
 def tokens_of(coords: list, indices: list | None = None, **changes) -> Tokens:
@@ -33,11 +34,14 @@ def tokens_of(coords: list, indices: list | None = None, **changes) -> Tokens:
 def shapes(draw) -> tuple[Vocabulary, Codes]:
     """Any set of voxels with any codes, of any small grid and codebook."""
     size = draw(st.integers(1, 12))
-    codebook_size = draw(st.integers(1, 40))
+    num_codes = tuple(draw(st.lists(st.integers(1, 40), min_size=1, max_size=3)))
     axis = st.integers(0, size - 1)
     voxels = sorted(draw(st.sets(st.tuples(axis, axis, axis), min_size=1, max_size=60)))
-    indices = draw(st.lists(st.integers(0, codebook_size - 1), min_size=len(voxels), max_size=len(voxels)))
-    return Vocabulary(codebook_size, size), Codes(np.array(voxels, np.int32), np.array(indices, np.int64))
+    code = st.tuples(*(st.integers(0, number - 1) for number in num_codes))
+    indices = np.array(draw(st.lists(code, min_size=len(voxels), max_size=len(voxels))), np.int64)
+    if len(num_codes) == 1:
+        indices = indices[:, 0]
+    return Vocabulary(num_codes, size), Codes(np.array(voxels, np.int32), indices)
 
 
 # --- the flat sequence -----------------------------------------------------------------------------------------------
@@ -46,7 +50,7 @@ def shapes(draw) -> tuple[Vocabulary, Codes]:
 def test_a_sequence_by_hand():
     """Two voxels in the first octant of a 4^3 grid, at its children 0 and 7; one in the last, at its child 4."""
     codes = Codes(np.array([[0, 0, 0], [1, 1, 1], [3, 2, 2]], np.int32), np.array([5, 6, 7]))
-    assert SMALL.num_levels == 2
+    assert SMALL.octree_levels == 2
     assert (SMALL.start, SMALL.end, SMALL.level(1), SMALL.level(2), SMALL.size) == (265, 266, 267, 268, 269)
     occupancy = 10 - 1  # of value v is v more than this
     assert SMALL.flatten(codes) == [
@@ -56,6 +60,19 @@ def test_a_sequence_by_hand():
         266,
     ]  # fmt: skip
     assert SMALL.describe(occupancy + 0b10000001) == "occupancy 129"
+
+
+def test_a_sequence_of_two_residual_levels_by_hand():
+    """As above: each voxel has a code of the first level, 0 to 9, and one of the second, 10 to 14."""
+    codes = Codes(np.array([[0, 0, 0], [1, 1, 1], [3, 2, 2]], np.int32), np.array([[5, 0], [6, 4], [7, 1]]))
+    occupancy = 15 - 1
+    assert TWO_LEVELS.flatten(codes) == [
+        270,
+        272, occupancy + 0b10000001,
+        273, occupancy + 0b10000001, 5, 10 + 0, 6, 10 + 4, occupancy + 0b00010000, 7, 10 + 1,
+        271,
+    ]  # fmt: skip
+    assert (TWO_LEVELS.describe(9), TWO_LEVELS.describe(14)) == ("code 9", "code 4 of level 2")
 
 
 @settings(max_examples=200, deadline=None)
@@ -105,7 +122,7 @@ def test_a_spoiled_sequence_is_refused_or_is_another_shapes_own(shape: tuple[Voc
 
 @settings(max_examples=300, deadline=None)
 @given(
-    st.builds(Vocabulary, st.integers(1, 20), st.integers(1, 9)),
+    st.builds(Vocabulary, st.lists(st.integers(1, 20), min_size=1, max_size=3).map(tuple), st.integers(1, 9)),
     st.lists(st.one_of(st.integers(0, 300), st.integers(), st.floats(), st.none(), st.booleans(), st.text())),
 )
 def test_garbage_is_refused(vocabulary: Vocabulary, garbage: list):
@@ -150,10 +167,23 @@ def test_a_wrong_sequence_is_refused_with_its_place(sequence: object, message: s
         SMALL.parse(sequence)
 
 
+@pytest.mark.parametrize(
+    ("sequence", "message"),
+    [
+        ([270, 272, 15, 273, 15, 3, 271], r"position 6 of the sequence is end; expected a code of level 2"),
+        ([270, 272, 15, 273, 15, 3, 4, 271], r"position 6 of the sequence is code 4; expected a code of level 2"),
+        ([270, 272, 15, 273, 15, 12, 3, 271], r"position 5 of the sequence is code 2 of level 2; expected a code"),
+    ],
+)
+def test_codes_of_another_level_are_refused(sequence: list[int], message: str):
+    with pytest.raises(InputError, match=message):
+        TWO_LEVELS.parse(sequence)
+
+
 def test_a_cell_beyond_a_grid_of_no_power_of_two_is_refused():
-    three = Vocabulary(codebook_size=10, grid_size=3)
+    three = Vocabulary((10,), grid_size=3)
     sequence = SMALL.flatten(Codes(np.array([[0, 0, 3]], np.int32), np.array([5])))
-    assert three.num_levels == SMALL.num_levels
+    assert three.octree_levels == SMALL.octree_levels
     with pytest.raises(
         InputError, match=r"1 latent voxels are outside the grid, the first at \[0, 0, 3\]; expected 0 to 2"
     ):
@@ -162,7 +192,7 @@ def test_a_cell_beyond_a_grid_of_no_power_of_two_is_refused():
 
 def test_a_full_grid_of_the_published_size_takes_a_moment():
     """A hostile length is no hostile time: work is bounded by the length of the sequence."""
-    vocabulary = Vocabulary(8192, 64)
+    vocabulary = Vocabulary((8192,), 64)
     coords = np.stack(np.unravel_index(np.arange(64**3)[::5], (64, 64, 64)), 1).astype(np.int32)
     codes = Codes(coords, np.arange(len(coords)) % 8192)
     np.testing.assert_array_equal(vocabulary.parse(vocabulary.flatten(codes)).coords, coords)
@@ -173,7 +203,7 @@ def test_a_surface_takes_about_a_third_more_than_its_codes():
     x, y, z = np.indices((64, 64, 64)).reshape(3, -1) - 31.5
     shell = np.abs(np.sqrt(x**2 + y**2 + z**2) - 28) < 0.9
     coords = np.stack(np.unravel_index(np.flatnonzero(shell), (64, 64, 64)), 1).astype(np.int32)
-    sequence = Vocabulary(8192, 64).flatten(Codes(coords, np.zeros(len(coords), np.int64)))
+    sequence = Vocabulary((8192,), 64).flatten(Codes(coords, np.zeros(len(coords), np.int64)))
     assert 1.2 < len(sequence) / len(coords) < 1.4
 
 
@@ -193,6 +223,7 @@ def test_morton_order_is_that_of_the_bits():
         (tokens_of([[0, 0, 0]], [10]), r"1 indices are outside the codebook, the first is 10; expected 0 to 9"),
         (tokens_of([[0, 0, 0]], [-1]), r"the first is -1; expected 0 to 9"),
         (tokens_of([[0, 0, 4]]), r"outside the grid, the first at \[0, 0, 4\]; expected 0 to 3"),
+        (tokens_of([[0, 0, 0]], [[1, 2]]), r"a latent voxel has 2 codes; expected 1, one of each residual level"),
         (tokens_of([[0, -1, 0]]), r"outside the grid, the first at \[0, -1, 0\]"),
         (tokens_of([[1, 1, 1], [0, 0, 0], [1, 1, 1]]), r"there more than once, the first at \[1, 1, 1\]"),
     ],
@@ -207,6 +238,8 @@ def test_tokens_that_a_vocabulary_has_not_are_refused(tokens: Tokens, message: s
     ("fields", "message"),
     [
         ({"coords": np.zeros((2, 3), np.int32)}, r"coords are \[2, 3\] and indices \[1\]; expected \[N, 3\] and \[N\]"),
+        ({"indices": np.zeros((1, 2, 3), np.int64)}, r"coords are \[1, 3\] and indices \[1, 2, 3\]; expected"),
+        ({"indices": np.zeros((1, 0), np.int64)}, r"there are no tokens"),
         ({"coords": np.zeros((1, 2), np.int32)}, r"coords are \[1, 2\]"),
         ({"coords": np.zeros((0, 3), np.int32), "indices": np.zeros(0, np.int64)}, r"there are no tokens"),
         ({"indices": np.zeros(1)}, r"indices are float64; expected integers"),
@@ -227,6 +260,11 @@ def test_tokens_that_a_vocabulary_has_not_are_refused(tokens: Tokens, message: s
 def test_arrays_that_cannot_be_tokens_are_refused(fields: dict, message: str):
     with pytest.raises(InputError, match=message):
         dataclasses.replace(tokens_of([[0, 0, 0]]), **fields)
+
+
+def test_a_column_of_codes_is_one_code_a_voxel():
+    assert tokens_of([[0, 0, 0], [1, 2, 3]], [[4], [5]]) == tokens_of([[0, 0, 0], [1, 2, 3]], [4, 5])
+    assert tokens_of([[0, 0, 0], [1, 2, 3]], [4, 5]).by_level.tolist() == [[4], [5]]
 
 
 def test_lists_of_numbers_will_do():
@@ -253,8 +291,9 @@ def test_tokens_are_equal_when_all_of_them_is():
 
 
 @pytest.mark.parametrize("name", ["shape.npz", "shape.parquet"])
-def test_tokens_survive_a_file(tmp_path: Path, name: str):
-    tokens = tokens_of([[0, 0, 0], [1, 2, 3], [3, 3, 3]], [0, 8191, 7])
+@pytest.mark.parametrize("indices", [[0, 8191, 7], [[0, 3], [8191, 0], [7, 7]]])
+def test_tokens_survive_a_file(tmp_path: Path, name: str, indices: list):
+    tokens = tokens_of([[0, 0, 0], [1, 2, 3], [3, 3, 3]], indices)
     tokens.save(tmp_path / name)
     back = Tokens.load(tmp_path / name)
     assert back == tokens
@@ -320,7 +359,7 @@ def test_a_file_of_something_else_is_refused_by_name(tmp_path: Path):
 @pytest.mark.parametrize(
     ("column", "value", "message"),
     [
-        ("indices", [1, 2], r"shape 'x': coords are \[1, 3\] and indices \[2\]"),
+        ("indices", [], r"shape 'x': there are no tokens"),
         ("coords", [1, 2], r"shape 'x': coords are \[2\] and indices \[1\]"),
         ("coords", None, r"shape 'x': a value is missing"),
         ("coords", [0, None, 0], r"coords are float64; expected integers"),

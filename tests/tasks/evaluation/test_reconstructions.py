@@ -7,7 +7,7 @@ import pytest
 import torch
 import trimesh
 
-from model.quantizer import VectorQuantizer
+from model.quantizer import ResidualQuantizer
 from model.sparse import SparseTensor, conv
 from tasks.evaluation import CodeUse, Reconstructor
 from tests.shapes import ring_and_box
@@ -16,9 +16,9 @@ from tests.small_tokenizer import small_tokenizer
 
 def test_the_row_of_stage_2_is_what_the_tokenizer_decodes():
     tokenizer = small_tokenizer()
-    codebook = tokenizer.vqvae.quantizer.codebook.detach()
+    codebook = tokenizer.vqvae.quantizer.codebooks[0].detach()
     for mesh in (ring_and_box().apply_scale(2.0).apply_translation([1, 2, 3]), trimesh.creation.cone(0.6, 1.2)):
-        *_, row = Reconstructor(tokenizer.vqvae.vae, codebook, tokenizer).rows(tokenizer.voxelize(mesh))
+        *_, row = Reconstructor(tokenizer.vqvae.vae, [codebook], tokenizer.vqvae).rows(tokenizer.voxelize(mesh))
         tokens = tokenizer.encode(mesh)
         decoded = tokenizer.decode(dataclasses.replace(tokens, center=np.zeros(3), scale=1.0))
         assert (row.row, row.num_tokens) == ("stage2", len(tokens))
@@ -33,8 +33,9 @@ def test_every_row_pays_for_finding_its_own_neighbours(monkeypatch: pytest.Monke
     search = conv._search_on_cpu
     monkeypatch.setattr(conv, "_search_on_cpu", lambda grid: searched.append(len(grid)) or search(grid))
     tokenizer = small_tokenizer()
-    codebook = tokenizer.vqvae.quantizer.codebook.detach()
-    rows = Reconstructor(tokenizer.vqvae.vae, codebook, tokenizer).rows(tokenizer.voxelize(trimesh.creation.box()))
+    codebook = tokenizer.vqvae.quantizer.codebooks[0].detach()
+    shape = tokenizer.voxelize(trimesh.creation.box())
+    rows = Reconstructor(tokenizer.vqvae.vae, [codebook], tokenizer.vqvae).rows(shape)
     of_row = []
     for _ in rows:
         of_row.append(sorted(searched))
@@ -48,11 +49,11 @@ def test_every_row_pays_for_finding_its_own_neighbours(monkeypatch: pytest.Monke
 
 def test_code_use_against_a_count_by_hand():
     codebook = torch.tensor([[0.0], [1.0], [9.0]])
-    use = CodeUse(VectorQuantizer.of(codebook))
+    use = CodeUse(ResidualQuantizer.of([codebook]))
     coords = torch.tensor([[0, 0, 0, 0], [0, 0, 0, 1], [0, 0, 1, 0], [0, 1, 0, 0]], dtype=torch.int32)
     z = torch.tensor([[0.1], [0.9], [1.2], [-0.1]])
     quantized = use.quantize(SparseTensor(coords, z))
     assert quantized.latents.feats.flatten().tolist() == [0, 1, 1, 0]
     assert (quantized.num_tokens, quantized.bits) == (4, pytest.approx(4 * np.log2(3)))
-    assert use.counts.tolist() == [2, 2, 0]
+    assert [counts.tolist() for counts in use.counts] == [[2, 2, 0]]
     assert use.normalised_error == pytest.approx(np.mean([0.01, 0.01, 0.04, 0.01]) / np.var(z.numpy()))

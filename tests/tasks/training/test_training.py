@@ -15,7 +15,7 @@ from torch import nn
 from model.errors import InputError
 from tasks.run import TIMINGS, Training
 from tasks.training import History, ResumePoint, cosine, train
-from tasks.training.loop import DivergenceError
+from tasks.training.loop import DivergenceError, _Window
 
 SETTINGS = Training(
     steps=20,
@@ -323,6 +323,38 @@ def test_a_gradient_that_is_not_finite_stops_at_its_own_step():
 
     with pytest.raises(DivergenceError, match="the gradient norm became nan at step 3, on a2, b2"):
         fit(model, losses_of)
+
+
+def window_of(grad_norms: list[float], *, loss_scaling: bool = True) -> _Window:
+    window = _Window("regression", loss_scaling=loss_scaling)
+    for step, norm in enumerate(grad_norms, start=1):
+        skipped = torch.tensor(float(not math.isfinite(norm)))
+        losses = {"loss": torch.tensor(1.0), "grad_norm": torch.tensor(norm), "skipped_steps": skipped}
+        window.add(step, (f"a{step}",), losses)
+    return window
+
+
+def test_with_loss_scaling_a_step_that_overflows_is_skipped_and_counted():
+    row = window_of([1.0, math.inf, 3.0, math.nan, math.inf]).means(loss_scale=8192.0)
+    assert row["skipped_steps"] == 3
+    assert row["grad_norm"] == 2.0
+
+
+def test_with_loss_scaling_gradients_that_never_are_finite_end_the_run():
+    """Across rows of the history, too: the weights would not have moved, and the run would end well."""
+    window = window_of([1.0] + 9 * [math.nan])
+    window.means(loss_scale=128.0)
+    window.start()
+    for step in range(11, 18):
+        losses = {"loss": torch.tensor(1.0), "grad_norm": torch.tensor(math.nan), "skipped_steps": torch.tensor(1.0)}
+        window.add(step, (f"a{step}",), losses)
+    with pytest.raises(DivergenceError, match=r"not finite in 16 steps, last at step 17, on a17; lower regression\.lr"):
+        window.means(loss_scale=2.0)
+
+
+def test_with_loss_scaling_a_scale_that_has_sunk_to_nothing_ends_the_run():
+    with pytest.raises(DivergenceError, match=r"whatever the loss is scaled by, last at step 2, on a2"):
+        window_of([1.0, math.inf, 1.0]).means(loss_scale=0.5)
 
 
 # --- the history -----------------------------------------------------------------------------------------------------
