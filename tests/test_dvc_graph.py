@@ -77,6 +77,7 @@ KEPT_BY_GIT = {  # besides metrics/STAGE.json
     "stage1": {paths.METRICS / "stage1_history.tsv"},
     "gate": {paths.CODEBOOK_PLOTS},
     "stage2": {paths.METRICS / "stage2_history.tsv"},
+    "twin": {paths.METRICS / "twin_history.tsv"},
     "evaluate": {paths.HEADLINE, paths.PLOTS},
 }
 
