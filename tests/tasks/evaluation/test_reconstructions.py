@@ -8,7 +8,7 @@ import torch
 import trimesh
 
 from model.quantizer import ResidualQuantizer
-from model.sparse import SparseTensor, conv
+from model.sparse import SparseTensor, tensor
 from tasks.evaluation import CodeUse, Reconstructor
 from tests.shapes import ring_and_box
 from tests.small_tokenizer import small_tokenizer
@@ -30,8 +30,13 @@ def test_the_row_of_stage_2_is_what_the_tokenizer_decodes():
 def test_every_row_pays_for_finding_its_own_neighbours(monkeypatch: pytest.MonkeyPatch):
     """Rows work on the same voxels; one that found them known would look cheaper than it is."""
     searched: list[int] = []
-    search = conv._search_on_cpu
-    monkeypatch.setattr(conv, "_search_on_cpu", lambda grid: searched.append(len(grid)) or search(grid))
+    search = tensor.find_neighbours
+
+    def watched(coords: torch.Tensor, **options: int) -> torch.Tensor:
+        searched.append(len(coords))
+        return search(coords, **options)
+
+    monkeypatch.setattr(tensor, "find_neighbours", watched)
     tokenizer = small_tokenizer()
     codebook = tokenizer.vqvae.quantizer.codebooks[0].detach()
     shape = tokenizer.voxelize(trimesh.creation.box())
