@@ -118,7 +118,7 @@ _device = click.option(
 def encode(
     meshes: tuple[Path, ...], out: Path, max_seconds: float, max_memory_gb: float, tokenizer: str, device: str | None
 ) -> int:
-    """Mesh files (.obj, .stl, .ply, .glb, .off), and folders of them at any depth, to tokens."""
+    """Mesh files (.obj, .stl, .ply, .glb, .gltf, .off), and folders of them at any depth, to tokens."""
     from ..jobs import Limits
     from .encode import encode_files
 

@@ -1,11 +1,9 @@
 """shape-tokenizer as a shell calls it: real files in, exit codes, listings and files out."""
 
-import importlib
 import json
 import os
 import subprocess
 import sys
-import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -338,9 +336,3 @@ def test_an_interruption_says_so_and_ends_as_shells_report_it(
     monkeypatch.setattr("model.cli.encode.load_tokenizer", interrupted)
     assert run("encode", "x.ply") == 130
     assert "shape-tokenizer: interrupted; what is written so far is whole" in capsys.readouterr().err
-
-
-def test_the_installed_command_is_this_one():
-    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
-    module, function = scripts["shape-tokenizer"].split(":")
-    assert getattr(importlib.import_module(module), function) is main
