@@ -18,6 +18,7 @@ help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
 
 repro: $(SETUP) ## set up, then bring every result up to date (dvc repro)
+	$(BIN)/python -m tasks.inputs
 	$(BIN)/dvc repro
 
 serve: $(SETUP) ## Prefect's server, deployment and worker on this machine, until Ctrl-C

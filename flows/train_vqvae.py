@@ -21,6 +21,7 @@ from flows.local_server import bypass_proxies
 from flows.run_page import ProgressBar, show_evaluation, show_stages
 from flows.stage_process import GateRefusedError, StageError, StageResult, StageStoppedError, reproduce
 from model.errors import InputError, hear_interrupts
+from tasks.inputs import check_inputs
 from tasks.run import AlreadyRunningError, only_one
 
 STARTED_BY = os.getppid()
@@ -71,6 +72,8 @@ def train_vqvae(
     try:
         with only_one("train-vqvae"), overridden(params or {}):
             planned = plan(targets or [])
+            if "voxelize" in planned:
+                check_inputs()
             for stage in planned:
                 results.append(bring_up_to_date(stage, force, remote))  # noqa: PERF401 (those before a failure count)
             if params:

@@ -32,6 +32,9 @@ PLUMBING = {"model", "tasks.run"}
 PLUMBING |= {f"model.{name}" for name in ("bricks", "errors", "files", "operators", "progress", "warp")}
 PLUMBING |= {f"tasks.run.{name}" for name in ("code", "paths", "settings", "stage")}
 
+# What no stage calls: stages give the tokenizer grids and no mesh files, and a cured reader must not retrain.
+NOT_IN_STAGES = {"model.tokenizer.tokenizer": {"model.meshes"}}
+
 # What each stage reads and writes, in the words of the code.
 READS = {
     "fetch_meshes": set(),
@@ -107,7 +110,8 @@ def imports(module: str) -> frozenset[str]:
             source = absolute(module, node)
             found |= {source} | {f"{source}.{alias.name}" for alias in node.names}
     packages = {".".join(name.split(".")[:depth]) for name in found for depth in range(1, name.count(".") + 1)}
-    return frozenset(name for name in found | packages if module_file(name))
+    unused = NOT_IN_STAGES.get(module, set())
+    return frozenset(name for name in found | packages if module_file(name) and not name.startswith(tuple(unused)))
 
 
 def absolute(module: str, node: ast.ImportFrom) -> str:

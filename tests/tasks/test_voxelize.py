@@ -16,11 +16,13 @@ import trimesh
 import yaml
 
 from model.errors import InputError
-from model.meshes import find_meshes, load_mesh
+from model.meshes import Mesh, find_meshes, load_mesh
 from model.sdf import voxelize
 from tasks import voxelize as stage
 from tasks.run import SDF, TIMINGS, VOXELIZE_SCRATCH, Settings, load_settings
 from tasks.shards import open_shards
+from tests.model.meshes.gltf_writer import box_writer
+from tests.model.meshes.truths import BOX
 
 ROOT = Path(__file__).parents[2]
 
@@ -387,3 +389,57 @@ def test_a_dangling_link_is_rejected_by_name(here: Path, capsys: pytest.CaptureF
     (here / "meshes" / "gone.stl").symlink_to(here / "nowhere.stl")
     with pytest.raises(InputError, match=r"gone\.stl.*can't be opened"):
         stage.voxelize_meshes(settings_for())
+
+
+def test_what_is_noted_of_files_is_in_the_index_and_said_at_the_end(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also: names that differ by their suffix alone are shapes of their own, and a glTF's buffer is a part of it."""
+    write_balls(here / "meshes")
+    ball = trimesh.creation.icosphere(1)
+    for name in ("chair.stl", "chair.obj", "chair.obj.ply"):
+        Path("meshes", name).write_bytes(_exported(ball, Path(name).suffix[1:]))
+    with Path("meshes/chair.obj").open("a") as file:
+        file.write("\nl 1 2\nl 2 3\np 1\n")
+    Path("meshes/renamed.stl").write_bytes(_exported(ball, "ply"))
+    Path("meshes/._chair.stl").write_bytes(b"\0\5\x16\7" + bytes(100))
+    writer = box_writer()
+    Path("meshes/box.gltf").write_bytes(writer.gltf("box.bin"))
+    Path("meshes/box.bin").write_bytes(writer.data)
+    stage.voxelize_meshes(settings_for())
+    index = open_shards(SDF).index
+    assert {"chair.stl", "chair.obj", "chair.obj.ply"} <= set(index.index)
+    assert index.loc["chair.obj", "notes"] == "lines ignored: 2; points ignored: 1"
+    assert index.loc["renamed", "notes"] == "named .stl but holds PLY: 1"
+    assert (index.notes.drop(["chair.obj", "renamed"]) == "").all()
+    printed = capsys.readouterr().out
+    assert "lines ignored: 1 meshes, such as chair.obj (column notes of data/sdf/index.parquet)" in printed
+    assert "named .stl but holds PLY: 1 meshes, such as renamed" in printed
+
+    before, shape = index.loc["box"], open_shards(SDF).read("box")
+    writer.data[: 8 * 12] = (BOX * [1, 1, 2]).astype("f").tobytes()
+    Path("meshes/box.bin").write_bytes(writer.data)
+    stage.voxelize_meshes(settings_for())
+    assert open_shards(SDF).index.loc["box", "sha256"] != before.sha256
+    assert len(open_shards(SDF).read("box").coords) != len(shape.coords)
+
+
+def test_a_file_that_is_being_written_gets_no_verdict_that_stays(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between its hash and its reading it changes; the next run reads what it has become."""
+    ball = _exported(trimesh.creation.icosphere(1), "stl")
+    path, scratch = here / "ball.stl", here / "scratch"
+    path.write_bytes(ball)
+    recipe = stage.Recipe(24, 2.0, "solid", 0.0, "this version")
+    job = stage.Job("ball", path, recipe, scratch, 1.0)
+    load = stage.load_mesh
+
+    def grows(path: Path) -> Mesh:
+        path.write_bytes(_exported(trimesh.creation.icosphere(2), "stl"))
+        return load(path)
+
+    monkeypatch.setattr(stage, "load_mesh", grows)
+    assert "changed while it was read" in stage._voxelize_file(job).reason
+    assert not list(scratch.rglob("*.*"))
+    monkeypatch.setattr(stage, "load_mesh", load)
+    outcome = stage._voxelize_file(job)
+    assert (outcome.reason, outcome.facts["num_faces"]) == ("", 320)

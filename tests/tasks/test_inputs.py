@@ -1,0 +1,65 @@
+"""What DVC would hang on or fail on is named before DVC looks at it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from model.errors import InputError
+from tasks.inputs import check_inputs
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    values = yaml.safe_load((ROOT / "params.yaml").read_text())
+    values["voxelize"]["meshes"] = "meshes"
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(values))
+    (tmp_path / "meshes" / "deep").mkdir(parents=True)
+    (tmp_path / "meshes" / "chair.stl").write_bytes(b"whatever")
+    return tmp_path
+
+
+def test_a_folder_of_files_and_links_to_them_is_fine(here: Path) -> None:
+    (here / "elsewhere.stl").write_bytes(b"whatever")
+    (here / "meshes" / "link.stl").symlink_to(here / "elsewhere.stl")
+    check_inputs()
+
+
+def test_no_folder_is_left_to_the_stage(here: Path) -> None:
+    (here / "meshes").rename(here / "other")
+    check_inputs()
+
+
+def test_pipes_and_links_to_nothing_are_named_at_once(here: Path) -> None:
+    os.mkfifo(here / "meshes" / "deep" / "pipe.stl")
+    (here / "meshes" / "notes.txt").symlink_to(here / "gone")
+    with pytest.raises(InputError, match=r"2 of what is in meshes .*pipe\.stl: it is a named pipe.*notes\.txt: .*link"):
+        check_inputs()
+    done = subprocess.run(  # noqa: PLW1510 - its exit code is what is tested
+        [sys.executable, "-m", "tasks.inputs"],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert "meshes/deep/pipe.stl" in done.stderr
+
+
+def test_many_are_counted(here: Path) -> None:
+    for number in range(14):
+        (here / "meshes" / f"{number:02}.stl").symlink_to(here / "gone")
+    with pytest.raises(InputError, match=r"14 of what is in meshes.*09\.stl.*; and 4 more"):
+        check_inputs()
+
+
+def test_make_repro_looks_before_dvc_does() -> None:
+    """By what make would run, without running it."""
+    commands = subprocess.run(["make", "-n", "repro"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert commands.index("tasks.inputs") < commands.index("dvc repro")
