@@ -6,8 +6,8 @@ on a link to nothing. The stage itself would list both as rejected.
 
 import sys
 
-from model.errors import InputError
-from model.meshes import irregular_files, printable
+from model.errors import InputError, printable
+from model.meshes import irregular_files
 from tasks.run import ParameterError, load_settings
 
 _SHOWN = 10
