@@ -26,7 +26,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_project(root)
     Repo.init(str(root), no_scm=True).close()
     assert reproduce(root) == {
-        "fetch_meshes@run", "voxelize", "import_vae", "encode", "stage1", "gate", "stage2", "evaluate",
+        "fetch_meshes@run", "voxelize", "import_vae", "encode", "stage1", "gate", "stage2", "evaluate", "final_gate",
     }  # fmt: skip
     return root
 
@@ -43,13 +43,13 @@ def test_a_second_repro_runs_nothing(project: Path):
 @pytest.mark.parametrize(
     ("key", "value", "rerun"),
     [
-        ("evaluate.num_points", 10, {"evaluate"}),
-        ("stage2.lr", 0.01, {"stage2", "evaluate"}),
-        ("stage1.lr", 0.01, {"stage1", "gate", "stage2", "evaluate"}),
+        ("evaluate.num_points", 10, {"evaluate", "final_gate"}),
+        ("stage2.lr", 0.01, {"stage2", "evaluate", "final_gate"}),
+        ("stage1.lr", 0.01, {"stage1", "gate", "stage2", "evaluate", "final_gate"}),
         ("gate.min_usage", 0.5, {"gate"}),  # still passes
-        ("codebook.num_codes", 16, {"stage1", "gate", "stage2", "evaluate"}),
-        ("encode.train_symmetries", 1, {"encode", "stage1", "gate", "stage2", "evaluate"}),
-        ("voxelize.truncation_voxels", 3.0, {"voxelize", "encode", "stage1", "gate", "stage2", "evaluate"}),
+        ("codebook.num_codes", 16, {"stage1", "gate", "stage2", "evaluate", "final_gate"}),
+        ("encode.train_symmetries", 1, {"encode", "stage1", "gate", "stage2", "evaluate", "final_gate"}),
+        ("voxelize.truncation_voxels", 3.0, {"voxelize", "encode", "stage1", "gate", "stage2", "evaluate", "final_gate"}),
         ("pretrain_vae.lr", 0.1, set()),  # not part of the graph
     ],
 )
@@ -62,8 +62,8 @@ def test_a_parameter_reruns_what_it_touches(project: Path, key: str, value: obje
     ("file", "rerun"),
     [
         ("model/metrics/__init__.py", {"gate", "evaluate"}),
-        ("tasks/stage2.py", {"stage2", "evaluate"}),
-        (str(SMALL_VAE), {"import_vae", "encode", "stage1", "gate", "stage2", "evaluate"}),
+        ("tasks/stage2.py", {"stage2", "evaluate", "final_gate"}),
+        (str(SMALL_VAE), {"import_vae", "encode", "stage1", "gate", "stage2", "evaluate", "final_gate"}),
     ],
 )
 def test_a_file_reruns_what_it_touches(project: Path, file: str, rerun: set[str]):

@@ -94,7 +94,7 @@ def test_a_collapsed_codebook_goes_no_further_and_a_mended_one_passes(project: P
     for part in ("usage", "(gate.min_usage: >= 0.9)", "set stage1.init: kmeans, raise stage1.kmeans_iterations"):
         assert part in collapsed.stderr, collapsed.stderr
     assert ran(collapsed.stdout)[-1] == "gate"
-    assert (project / paths.PLOTS / "codebook_use.png").is_file()
+    assert (project / paths.CODEBOOK_PLOTS / "codebook_use.png").is_file()
 
     bypass = dvc_repro(project, "--single-item", "stage2")
     assert bypass.returncode != 0

@@ -13,7 +13,7 @@ from model.errors import InputError
 from tasks.data import CODEBOOK_FILE, SCHEMA, latents_file, to_row
 from tasks.data.latents import ShapeLatents
 from tasks.gate import gate
-from tasks.run import CODEBOOK, LATENTS, METRICS, PASS_TOKEN, PLOTS, Gate, Settings, load_settings
+from tasks.run import CODEBOOK, CODEBOOK_PLOTS, LATENTS, METRICS, PASS_TOKEN, Gate, Settings, load_settings
 
 ROOT = Path(__file__).parents[2]
 NUM_CODES, PER_CODE = 8, 25
@@ -96,19 +96,19 @@ def test_the_pass_token_says_nothing_of_the_thresholds():
 
 def test_the_pictures_and_their_tables_are_left_whether_it_passes_or_not():
     gate(settings())
-    first = {path.name: path.read_bytes() for path in PLOTS.iterdir()}
+    first = {path.name: path.read_bytes() for path in CODEBOOK_PLOTS.iterdir()}
     assert all(content.startswith(b"\x89PNG") for name, content in first.items() if name.endswith("png"))
     assert sorted(first) == [
         f"codebook_{name}"
         for name in ("neighbours.png", "pca.png", "spectrum.png", "spectrum.tsv", "use.png", "use.tsv")
     ]
-    use = pd.read_csv(PLOTS / "codebook_use.tsv", sep="\t")
+    use = pd.read_csv(CODEBOOK_PLOTS / "codebook_use.tsv", sep="\t")
     assert use.tokens.tolist() == NUM_CODES * [PER_CODE]
     assert use.distance_to_nearest_code.tolist() == NUM_CODES * [10]
     write_latents("val", around(codes()[:4].repeat(60, 1)))
     with pytest.raises(InputError):
         gate(settings())
-    use = pd.read_csv(PLOTS / "codebook_use.tsv", sep="\t")
+    use = pd.read_csv(CODEBOOK_PLOTS / "codebook_use.tsv", sep="\t")
     assert use.tokens.tolist() == 4 * [60] + 4 * [0]
 
 

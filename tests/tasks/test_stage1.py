@@ -247,7 +247,7 @@ def test_a_codebook_of_another_dimension_is_refused(small_project: Path, small_s
 
 def test_more_codes_than_distinct_latents_are_refused(small_project: Path, small_settings: Settings):
     section = small_settings.codebook.model_copy(update={"num_codes": 10_000})
-    with pytest.raises(InputError, match=r"distinct latent vectors for 10000 codes; set codebook\.size lower"):
+    with pytest.raises(InputError, match=r"distinct latent vectors for 10000 codes; set codebook\.num_codes lower"):
         stage1(small_settings.model_copy(update={"codebook": section}))
 
 

@@ -422,24 +422,3 @@ def test_what_is_noted_of_files_is_in_the_index_and_said_at_the_end(
     stage.voxelize_meshes(settings_for())
     assert open_shards(SDF).index.loc["box", "sha256"] != before.sha256
     assert len(open_shards(SDF).read("box").coords) != len(shape.coords)
-
-
-def test_a_file_that_is_being_written_gets_no_verdict_that_stays(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Between its hash and its reading it changes; the next run reads what it has become."""
-    ball = _exported(trimesh.creation.icosphere(1), "stl")
-    path, scratch = here / "ball.stl", here / "scratch"
-    path.write_bytes(ball)
-    recipe = stage.Recipe(24, 2.0, "solid", 0.0, "this version")
-    job = stage.Job("ball", path, recipe, scratch, 1.0)
-    load = stage.load_mesh
-
-    def grows(path: Path) -> Mesh:
-        path.write_bytes(_exported(trimesh.creation.icosphere(2), "stl"))
-        return load(path)
-
-    monkeypatch.setattr(stage, "load_mesh", grows)
-    assert "changed while it was read" in stage._voxelize_file(job).reason
-    assert not list(scratch.rglob("*.*"))
-    monkeypatch.setattr(stage, "load_mesh", load)
-    outcome = stage._voxelize_file(job)
-    assert (outcome.reason, outcome.facts["num_faces"]) == ("", 320)

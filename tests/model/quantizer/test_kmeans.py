@@ -40,7 +40,7 @@ def test_with_the_codes_it_asks_for_every_distinct_vector_is_a_code():
 
 def test_fewer_distinct_vectors_than_codes_are_refused():
     vectors = torch.randn(9, 3, generator=generator()).repeat(100, 1)
-    with pytest.raises(InputError, match=r"9 distinct latent vectors for 10 codes; set codebook\.size lower"):
+    with pytest.raises(InputError, match=r"9 distinct latent vectors for 10 codes; set codebook\.num_codes lower"):
         kmeans(vectors, 10, iterations=3, generator=generator())
     kmeans(vectors, 9, iterations=3, generator=generator())
 
