@@ -17,7 +17,7 @@ import psutil
 from flows.local_server import ON_ITS_OWN
 from tests.dvc_project import ROOT, write_project
 
-START_SECONDS = 240.0
+START_SECONDS = 280.0
 NO_WAY_OUT = {"http_proxy": "http://127.0.0.1:9", "all_proxy": "http://127.0.0.1:9"}  # where nobody listens
 
 
