@@ -49,7 +49,11 @@ def test_a_second_repro_runs_nothing(project: Path):
         ("gate.min_usage", 0.5, {"gate"}),  # still passes
         ("codebook.num_codes", 16, {"stage1", "gate", "stage2", "evaluate", "final_gate"}),
         ("encode.train_symmetries", 1, {"encode", "stage1", "gate", "stage2", "evaluate", "final_gate"}),
-        ("voxelize.truncation_voxels", 3.0, {"voxelize", "encode", "stage1", "gate", "stage2", "evaluate", "final_gate"}),
+        (
+            "voxelize.truncation_voxels",
+            3.0,
+            {"voxelize", "encode", "stage1", "gate", "stage2", "evaluate", "final_gate"},
+        ),
         ("pretrain_vae.lr", 0.1, set()),  # not part of the graph
     ],
 )
@@ -61,7 +65,7 @@ def test_a_parameter_reruns_what_it_touches(project: Path, key: str, value: obje
 @pytest.mark.parametrize(
     ("file", "rerun"),
     [
-        ("model/metrics/__init__.py", {"gate", "evaluate"}),
+        ("model/metrics/__init__.py", {"gate", "evaluate", "final_gate"}),
         ("tasks/stage2.py", {"stage2", "evaluate", "final_gate"}),
         (str(SMALL_VAE), {"import_vae", "encode", "stage1", "gate", "stage2", "evaluate", "final_gate"}),
     ],

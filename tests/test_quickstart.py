@@ -91,7 +91,7 @@ def leave_what_stages_leave() -> None:
     save_vae(tokenizer.vqvae.vae, paths.VAE)
     paths.CODEBOOK.mkdir()
     codebook = tokenizer.vqvae.quantizer.codebooks[0].detach()
-    save_file({"codebook": codebook}, paths.CODEBOOK / "codebook.safetensors")
+    save_file({"level1": codebook}, paths.CODEBOOK / "codebook.safetensors")
     paths.METRICS.mkdir()
     for stage in ("stage1", "stage2"):
         (paths.METRICS / f"{stage}_history.tsv").write_text("step\tloss\n1\t1.0\n")

@@ -16,7 +16,7 @@ import trimesh
 import yaml
 
 from model.errors import InputError
-from model.meshes import Mesh, find_meshes, load_mesh
+from model.meshes import find_meshes, load_mesh
 from model.sdf import voxelize
 from tasks import voxelize as stage
 from tasks.run import SDF, TIMINGS, VOXELIZE_SCRATCH, Settings, load_settings

@@ -333,9 +333,7 @@ def test_a_file_that_can_not_be_read_is_named(tokenizer: ShapeTokenizer, tmp_pat
 
 
 def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path):
-    with pytest.raises(
-        InputError, match=r"not a saved tokenizer .*config.json.*; run dvc repro, or name another"
-    ):
+    with pytest.raises(InputError, match=r"not a saved tokenizer .*config.json.*; run dvc repro, or name another"):
         ShapeTokenizer.from_pretrained(tmp_path)
 
 
