@@ -49,7 +49,7 @@ def write_project(root: Path) -> None:
             module.touch()
     (root / "tasks/run/check.py").touch()  # what every stage begins with; there is nothing to check here
     for name, stage in stages.items():
-        (root / f"tasks/{name}.py").write_text(STUB.format(written=names(stage["outs"])))
+        (root / f"tasks/{name}.py").write_text(STUB.format(written=names([*stage["outs"], *stage.get("plots", [])])))
 
 
 def set_parameter(root: Path, key: str, value: object) -> None:

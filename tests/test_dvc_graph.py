@@ -263,7 +263,7 @@ def test_every_parameter_belongs_to_a_stage():
 
 def outs(stage: str) -> dict[str, dict[str, Any]]:
     """Paths of a stage's outs, each with its options."""
-    listed = STAGES[stage]["outs"]
+    listed = [*STAGES[stage]["outs"], *STAGES[stage].get("plots", [])]
     return dict(chain.from_iterable(entry.items() if isinstance(entry, dict) else [(entry, {})] for entry in listed))
 
 

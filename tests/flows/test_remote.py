@@ -47,7 +47,7 @@ def test_a_second_checkout_evaluates_anew_without_the_meshes(checkout: Path, sto
     assert not Path("artifacts").exists()
     set_parameter(second, "evaluate.num_points", 10)
     ran = {stage.rpartition(":")[2] for stage in plan([]) if outcome(stage) == "ran"}
-    assert ran == {"evaluate"}
+    assert ran == {"evaluate", "final_gate"}
     assert Path("artifacts/tokenizer").exists()
     assert not Path("data/meshes").exists()
     assert "metrics/evaluate.json" in changes()

@@ -70,7 +70,7 @@ def artifacts(state: State) -> dict[str, object]:
 
 def test_other_parameters_rerun_what_they_touch_and_become_an_experiment(checkout: Path):
     state = train_vqvae(params={"stage2.lr": 0.5}, return_state=True)
-    assert (state.name, state.message) == ("Completed", "ran stage2, evaluate")
+    assert (state.name, state.message) == ("Completed", "ran stage2, evaluate, final_gate")
     assert changes() == ""
     name = run("dvc", "exp", "list", "--name-only").strip()
     with get_client(sync_client=True) as client:
@@ -129,7 +129,8 @@ def test_progress_figures_and_pictures_are_on_the_page(checkout: Path):
     lines = "stage2: 30 of 120 steps, 3 a second, 30 s left loss 0.1"
     for name, extra in {
         "stage2": f"print({lines!r})",
-        "evaluate": f"path = pathlib.Path({str(evaluation)!r}); path.write_text({json.dumps({'vae': figures})!r})",
+        "evaluate": f"path = pathlib.Path({str(evaluation)!r}); path.write_text({json.dumps({'vae': figures})!r})\n"
+        "plots = pathlib.Path('metrics/plots'); plots.unlink(); plots.mkdir(); (plots / 'shapes.png').write_text('-')",
     }.items():
         replace_stage(name, Path(f"tasks/{name}.py").read_text() + extra + "\n")
     state = train_vqvae(return_state=True)
