@@ -26,9 +26,9 @@ serve: $(SETUP) ## Prefect's server, deployment and worker on this machine, unti
 
 setup: $(SETUP) ## make .venv with what the lock file says
 
-# Many tests wait for programs that they start, so two run at a time; who is done takes over some of the other's.
+# Many tests wait for programs that they start, so three run at a time; who is done takes over some of the other's.
 test: lint ## lint, then all tests
-	OMP_WAIT_POLICY=passive $(BIN)/pytest -n 2 --dist worksteal
+	OMP_WAIT_POLICY=passive $(BIN)/pytest -n 3 --dist worksteal
 
 lint: $(SETUP) ## ruff, mypy and the import contracts
 	$(BIN)/ruff check

@@ -107,6 +107,7 @@ def test_the_secret_is_its_owners_alone(served: Served):
     assert not any(served.secret in words for words in [*commands, served.log()])
 
 
+@pytest.mark.timeout(600)
 def test_with_it_readmes_command_runs_the_flow(served: Served):
     command = next(command for command in COMMANDS if command.endswith("--watch"))
     ended = served.shell(f"""{command} -p targets='["import_vae"]'""")
