@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from ..errors import InputError
+from ..errors import InputError, printable
 from .gltf_accessors import Arrays
 from .gltf_draco import DRACO
 from .gltf_file import ReadFile, open_gltf
@@ -74,10 +74,10 @@ def _check_extensions(document: Document) -> tuple[str, ...]:
     required = [name for name in unknown if name in document.extensions_required]
     if required:
         raise InputError(
-            f"it requires the extension{'s' * (len(required) > 1)} {', '.join(required)}, which is not read; export it "
-            "without"
+            f"it requires the extension{'s' * (len(required) > 1)} {printable(', '.join(required))}, which is not read; "
+            "export it without"
         )
-    return tuple(f"extension {name}, which is not required, ignored: 1" for name in unknown)
+    return tuple(f"extension {printable(name)}, which is not required, ignored: 1" for name in unknown)
 
 
 class _Part(NamedTuple):

@@ -6,7 +6,7 @@ from typing import NamedTuple, NoReturn
 import numpy as np
 from jaxtyping import Int
 
-from ..errors import InputError
+from ..errors import InputError, printable
 
 _TYPES = {
     "char": "i1",
@@ -95,7 +95,7 @@ def read_header(content: bytes) -> Header:
             case ["format", ("ascii" | "binary_little_endian" | "binary_big_endian") as name, *_]:
                 order = _BYTE_ORDERS[name]
             case ["element", name, count] if count.isdecimal():
-                elements.append(Element(name, int(count), []))
+                elements.append(Element(printable(name), int(count), []))
             case ["property", "list", count_type, type_, name] if {count_type, type_} <= _TYPES.keys() and elements:
                 byte_order = order or ""
                 elements[-1].properties.append(

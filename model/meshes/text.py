@@ -16,7 +16,7 @@ _MANY_RUNS = 4096  # of chosen lines, above which a mask is faster than slices
 
 # What strtod takes, and what Microsoft's C library wrote for values that are not numbers: 1.#IND, -1.#INF, 1.#QNAN.
 _NUMBER = re.compile(rb"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$|[+-]?(nan(\(\w*\))?|inf(inity)?)$", re.IGNORECASE)
-MICROSOFT_NAN = re.compile(rb"[+-]?\d\.#(IND|INF|QNAN|SNAN)\d*", re.IGNORECASE)
+MICROSOFT_NAN = re.compile(rb"[+-]?\d\.#(IND|INF|QNAN|SNAN)\d*(e[+-]?\d+)?", re.IGNORECASE)
 
 
 def whole_text(content: bytes) -> bytes:

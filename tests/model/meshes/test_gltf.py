@@ -422,6 +422,9 @@ def test_extensions_that_are_not_read(load: Load) -> None:
     assert mesh.notes == ("extension VENDOR_shape, which is not required, ignored: 1",)
     writer.document["extensionsRequired"] = ["KHR_materials_ior"]
     load(writer.glb(), "looks.glb")
+    writer.document["extensionsRequired"] = ["a\x1b[31m\nb"]
+    with pytest.raises(InputError, match=r"requires the extension a\\x1b\[31m\\nb, which"):
+        load(writer.glb(), "hostile.glb")
     for name in ("VENDOR_shape", "EXT_meshopt_compression", "KHR_meshopt_compression", "KHR_mesh_primitive_restart"):
         writer.document["extensionsRequired"] = [name]
         with pytest.raises(InputError, match=f"requires the extension {name}"):

@@ -86,3 +86,10 @@ REFUSED = {
 def test_what_is_not_whole_is_refused(load: Load, reason: str) -> None:
     with pytest.raises(InputError, match=reason):
         load(REFUSED[reason], "box.off")
+
+
+@pytest.mark.parametrize("value", ["nan", "-1.#IND", "1.#INF", "inf", "1e999"])
+def test_values_that_are_no_numbers_cost_their_faces(load: Load, value: str) -> None:
+    mesh = load(off([*V, f"9 {value} 9"], [*F, "3 0 1 8"]), "box.off")
+    assert_truth(mesh, BOX_TRUTH)
+    assert mesh.notes == ("faces with NaN or infinite vertices dropped: 1",)

@@ -1,5 +1,6 @@
 """PLY as text and binary, with the types, elements and properties that programs write."""
 
+import numpy as np
 import pytest
 
 from model.errors import InputError
@@ -164,3 +165,14 @@ REFUSED = {
 def test_what_is_not_as_declared_is_refused(load: Load, reason: str) -> None:
     with pytest.raises(InputError, match=reason):
         load(REFUSED[reason], "box.ply")
+
+
+@pytest.mark.parametrize("value", ["nan", "-1.#IND", "1.#INF", "inf", "1e300"])
+def test_values_that_are_no_numbers_cost_their_faces(load: Load, value: str) -> None:
+    """1e300 is more than the float that the header declares."""
+    content = ply(vertices=np.vstack([BOX, [(9, 9, 8)]]), faces=[*TRIANGLES, (0, 1, 8)]).replace(
+        b"9.0 9.0 8.0", f"9 {value} 8".encode()
+    )
+    mesh = load(content, "box.ply")
+    assert_truth(mesh, BOX_TRUTH)
+    assert mesh.notes == ("faces with NaN or infinite vertices dropped: 1",)

@@ -122,3 +122,11 @@ def test_a_long_text_is_read_in_pieces(load: Load, monkeypatch: pytest.MonkeyPat
 def test_two_boxes_side_by_side_keep_both(load: Load) -> None:
     both = np.concatenate([CORNERS, CORNERS + np.array([5, 0, 0])])
     assert_truth(load(binary(both), "boxes.stl"), Truth(44, 12, (0, 0, 0), (6, 2, 3)))
+
+
+@pytest.mark.parametrize("value", ["nan", "-1.#IND", "1.#INF000e+00", "inf"])
+def test_values_that_are_no_numbers_cost_their_facets(load: Load, value: str) -> None:
+    spare = facets(CORNERS[:1] + 9).replace("vertex 9.000000e+00", f"vertex {value}", 1)
+    mesh = load("solid box\n" + facets() + spare + "endsolid box\n", "box.stl")
+    assert_truth(mesh, BOX_TRUTH)
+    assert mesh.notes == ("faces with NaN or infinite vertices dropped: 1",)
