@@ -74,8 +74,8 @@ def _check_extensions(document: Document) -> tuple[str, ...]:
     required = [name for name in unknown if name in document.extensions_required]
     if required:
         raise InputError(
-            f"it requires the extension{'s' * (len(required) > 1)} {printable(', '.join(required))}, which is not read; "
-            "export it without"
+            f"it requires the extension{'s' * (len(required) > 1)} {printable(', '.join(required))}, which is not "
+            "read; export it without"
         )
     return tuple(f"extension {printable(name)}, which is not required, ignored: 1" for name in unknown)
 
