@@ -99,10 +99,10 @@ def test_a_collapsed_codebook_goes_no_further_and_a_mended_one_passes(project: P
     bypass = dvc_repro(project, "--single-item", "stage2")
     assert bypass.returncode != 0
     assert str(paths.PASS_TOKEN) in bypass.stderr
-    assert not (project / paths.TOKENIZER).exists()
+    assert not (project / paths.STAGE2).exists()
 
     set_parameter(project, "stage1.kmeans_iterations", 20)
     mended = dvc_repro(project, "stage2")
     assert mended.returncode == 0, mended.stderr
     assert ran(mended.stdout) == ["stage1", "gate", "stage2"]
-    assert (project / paths.TOKENIZER).exists()
+    assert (project / paths.STAGE2).exists()

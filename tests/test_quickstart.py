@@ -15,6 +15,7 @@ from model.meshes import load_mesh
 from model.metrics import compare
 from model.sdf import normalised_surface
 from model.tokens import Tokens, Vocabulary
+from model.vqvae import save_vqvae
 from tasks.evaluate import evaluate
 from tasks.run import load_settings, paths
 from tasks.shards import shards
@@ -89,6 +90,8 @@ def leave_what_stages_leave() -> None:
     surface = normalised_surface(mesh.vertices, mesh.faces)
     shards.write_surfaces(paths.SDF / shards.SURFACES, [("body1", surface)])
     save_vae(tokenizer.vqvae.vae, paths.VAE)
+    paths.STAGE2.mkdir()
+    save_vqvae(tokenizer.vqvae, paths.STAGE2)
     paths.CODEBOOK.mkdir()
     codebook = tokenizer.vqvae.quantizer.codebooks[0].detach()
     save_file({"level1": codebook}, paths.CODEBOOK / "codebook.safetensors")

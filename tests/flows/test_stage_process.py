@@ -68,7 +68,7 @@ def test_where_dvc_itself_is_killed_a_retry_may_help():
 
     def kill(line: str) -> None:
         if line == "on its way":
-            (keeper,) = psutil.Process().children()
+            keeper = next(p for p in psutil.Process().children() if "keeper.py" in " ".join(p.cmdline()))
             (dvc,) = keeper.children()
             assert "repro.py" in " ".join(dvc.cmdline())
             dvc.send_signal(signal.SIGKILL)

@@ -76,7 +76,7 @@ def test_other_parameters_rerun_what_they_touch_and_become_an_experiment(checkou
     with get_client(sync_client=True) as client:
         assert client.read_flow_run(state.state_details.flow_run_id).name == name
     stages = {row["stage"]: row["outcome"] for row in json.loads(artifacts(state)["stages"])}
-    assert [stage for stage, outcome in stages.items() if outcome == "ran"] == ["stage2", "evaluate"]
+    assert [stage for stage, outcome in stages.items() if outcome == "ran"] == ["stage2", "evaluate", "final_gate"]
     assert set(stages.values()) == {"ran", "unchanged"}
 
     again = train_vqvae(targets=["gate"], return_state=True)

@@ -75,7 +75,9 @@ def test_two_processes_train_as_one_does(small_settings: Settings):
     losses = ["loss", "recon_loss", "outside_loss", "vq_loss", "commitment_loss", "sign_errors", "perplexity"]
     pd.testing.assert_frame_equal(history[losses], shared_history[losses], rtol=1e-5, atol=1e-5)
     for key, value in weights.items():
-        torch.testing.assert_close(shared_weights[key], value, rtol=0, atol=1e-4)
+        torch.testing.assert_close(
+            shared_weights[key], value, rtol=0, atol=1e-3
+        )  # Adam makes steps of its rate, 1e-3, of gradients that are rounding
 
 
 @pytest.mark.usefixtures("small_project")
