@@ -34,7 +34,7 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks import FOLDER, command_line, conditions, write_json
 from model.quantizer import ResidualQuantizer
 from model.sparse import ChildConv3d, GroupNormSiLU, SparseTensor, Subdivision, SubMConv3d, find_rows, from_arrays
-from model.sparse.tensor import pool_mean
+from model.sparse.tensor import mean_of_children
 from model.vae import SDFTarget, SparseSDFVAE, VAEConfig
 from model.vqvae import VQVAE, VQVAELoss, vqvae_loss
 
@@ -164,7 +164,10 @@ def _norm(module: GroupNormSiLU, x: SparseTensor) -> SparseTensor:
 
 
 def _norm_pooled(module: GroupNormSiLU, x: SparseTensor) -> tuple[SparseTensor, SparseTensor]:
-    return pool_mean(_norm(module, x)), pool_mean(x)
+    normed, plain = (
+        mean_of_children(part.feats, x.grid.pooling.children, x.grid.pooling.divisor) for part in (_norm(module, x), x)
+    )
+    return SparseTensor.on(x.grid.pooling.coarse, normed), SparseTensor.on(x.grid.pooling.coarse, plain)
 
 
 # --- one step

@@ -5,7 +5,7 @@ import torch
 import trimesh
 
 from model.sdf import SparseSDF, voxelize
-from model.sparse import Grid, SparseTensor
+from model.sparse import GroupNormSiLU, SparseTensor, from_arrays
 from model.vae import SDFTarget
 
 
@@ -39,14 +39,13 @@ def voxelized(mesh: trimesh.Trimesh, *, resolution: int = 32) -> SparseSDF:
 
 def as_target(sdf: SparseSDF) -> SDFTarget:
     """What a data loader makes of it, without the loader."""
-    return SDFTarget(
-        as_tensor(sdf.coords, sdf.sdf, extent=sdf.resolution), as_tensor(*sdf.beyond(), extent=sdf.resolution)
-    )
+    extent = sdf.resolution
+    return SDFTarget(from_arrays(sdf.coords, sdf.sdf, extent=extent), from_arrays(*sdf.beyond(), extent=extent))
 
 
-def as_tensor(coords: np.ndarray, values: np.ndarray, *, extent: int) -> SparseTensor:
-    with_batch = torch.from_numpy(np.pad(coords, ((0, 0), (1, 0))).astype(np.int32))
-    return SparseTensor.on(Grid(with_batch, num_shapes=1, extent=extent), torch.from_numpy(values)[:, None])
+def pool_mean(x: SparseTensor) -> SparseTensor:
+    """As the encoder pools: the second part of a norm with pooling is its input, pooled."""
+    return GroupNormSiLU(x.feats.shape[1]).forward_pooled(x)[1]
 
 
 def by_coords(x: SparseTensor) -> dict[tuple[int, ...], np.ndarray]:

@@ -35,7 +35,7 @@ class GroupNormSiLU(nn.Module):
         return x.with_feats(activated)
 
     def forward_pooled(self, x: SparseTensor) -> tuple[SparseTensor, SparseTensor]:
-        """pool_mean of the result, and pool_mean of `x`."""
+        """The mean over children (mean_of_children) of the result, and that of `x`."""
         activated, plain = (SparseTensor.on(x.grid.pooling.coarse, feats) for feats in self._apply_to(x, pooled=True))
         return activated, plain
 

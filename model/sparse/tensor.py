@@ -7,13 +7,12 @@ shared by every tensor on that grid. Only this module writes into a grid.
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from .neighbours import find_neighbours
 
@@ -27,7 +26,7 @@ class Pooling(NamedTuple):
     coarse: "Grid"
     parent: Int[Tensor, " num_voxels"]  # row in coarse, int32
     children: Int[Tensor, "8 num_coarse"]  # int32: row of the child at each of CHILD_OFFSETS, or -1
-    divisor: Float[Tensor, " num_coarse"]  # of pool_mean: one more than there are children
+    divisor: Float[Tensor, " num_coarse"]  # of the mean of children: one more than there are
 
 
 class Subdivision(NamedTuple):
@@ -88,9 +87,10 @@ class Grid:
         self.places = places
         self.neighbours: Tensor | None = None  # once neighbour_table has been asked for them
         self._whole: Grid | None = None
+        self._windows: dict[tuple[int, int], Windows] = {}  # by size and shift
 
     def __len__(self) -> int:
-        return len(self.coords)
+        return self.coords.shape[0]  # len() of a tensor takes three times as long, and is asked for at every layer
 
     @property
     def whole(self) -> "Grid":
@@ -125,10 +125,6 @@ class Grid:
         return keys, order
 
     @cached_property
-    def voxels_per_shape(self) -> Int[Tensor, "num_shapes 1"]:
-        return self.shape_rows.offsets.diff()[:, None]
-
-    @cached_property
     def shape_rows(self) -> ShapeRows:
         shape = self.coords[:, 0].contiguous()
         starts = torch.arange(self.num_shapes + 1, dtype=torch.int32, device=shape.device)
@@ -154,7 +150,8 @@ class Grid:
         parents = self.coords.clone()
         parents[:, 1:] //= 2
         keys, parent = voxel_keys(parents, extent).unique(return_inverse=True)
-        return Grid(_coords_of(keys, extent), num_shapes=self.num_shapes, extent=extent), parent
+        coords = torch.stack(torch.unravel_index(keys, (self.num_shapes, *[extent] * 3)), 1).int()
+        return Grid(coords, num_shapes=self.num_shapes, extent=extent), parent
 
     def _parents_by_place(self, places: Places) -> tuple["Grid", Int[Tensor, " num_voxels"]]:
         """The same, in the order of places."""
@@ -201,10 +198,6 @@ class Grid:
             self._windows[size, shift] = Windows(order, position, offsets, int(counts.max()))
         return self._windows[size, shift]
 
-    @cached_property
-    def _windows(self) -> dict[tuple[int, int], Windows]:
-        return {}
-
 
 @dataclass(frozen=True)
 class SparseTensor:
@@ -215,7 +208,7 @@ class SparseTensor:
     known_grid: Grid | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        if len(self.feats) != len(self.grid):
+        if self.feats.shape[0] != len(self.grid):
             raise ValueError(f"feats have {len(self.feats)} rows but coords have {len(self.coords)}")
 
     @cached_property
@@ -236,35 +229,16 @@ class SparseTensor:
         return SparseTensor.on(self.grid.to(device), self.feats.to(device, non_blocking=True))
 
 
-def pool_mean(x: SparseTensor) -> SparseTensor:
-    """Sum over the present children of each 2^3 cell, divided by one more than their number.
-
-    The one more is the published network's: its scatter-mean counts the zeros it starts from as one more child
-    (`include_self`), and its weights were trained with that.
-    """
-    pooling = x.grid.pooling
-    return SparseTensor.on(pooling.coarse, _PoolMean.apply(x.feats, pooling))
-
-
-class _PoolMean(torch.autograd.Function):
-    """Gathers both ways: torch's own gradient would add atomically, in a random order."""
-
-    @staticmethod
-    def forward(ctx: Any, feats: Tensor, pooling: Pooling) -> Tensor:
-        ctx.pooling = pooling
-        return mean_of_children(feats, pooling.children, pooling.divisor)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None]:
-        return share_of_children(grad_output, ctx.pooling.parent, ctx.pooling.divisor), None
-
-
 def mean_of_children(
     feats: Float[Tensor, "num_voxels channels"],
     children: Int[Tensor, "8 num_coarse"],
     divisor: Float[Tensor, " num_coarse"],
 ) -> Float[Tensor, "num_coarse channels"]:
+    """Sum over the present children of each 2^3 cell, divided by one more than their number.
+
+    The one more is the published network's: its scatter-mean counts the zeros it starts from as one more child
+    (`include_self`), and its weights were trained with that.
+    """
     padded = torch.nn.functional.pad(feats, (0, 0, 0, 1))
     rows = torch.where(children < 0, len(feats), children).T.flatten()
     sums = padded.index_select(0, rows).view(-1, NUM_CHILDREN, feats.shape[1]).sum(1)
@@ -276,7 +250,7 @@ def share_of_children(
     parent: Int[Tensor, " num_voxels"],
     divisor: Float[Tensor, " num_coarse"],
 ) -> Float[Tensor, "num_voxels channels"]:
-    """The gradient of mean_of_children."""
+    """The gradient of mean_of_children, by a gather: torch's own would add atomically, in a random order."""
     return (grad_coarse / divisor[:, None].to(grad_coarse.dtype)).index_select(0, parent)
 
 
@@ -332,7 +306,3 @@ def find_places(
 def voxel_keys(coords: Int[Tensor, "num_voxels 4"], extent: int) -> Int[Tensor, " num_voxels"]:
     batch, x, y, z = coords.long().unbind(1)
     return ((batch * extent + x) * extent + y) * extent + z
-
-
-def _coords_of(keys: Int[Tensor, " num_voxels"], extent: int) -> Int[Tensor, "num_voxels 4"]:
-    return torch.stack([keys // extent**3, keys // extent**2 % extent, keys // extent % extent, keys % extent], 1).int()

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from model.checkpoint import load_vae, save_vae
 from model.errors import InputError
 from model.quantizer import ResidualQuantizer, codebook_statistics, lloyd_pass, normalised_error, use_of_levels
-from model.sparse import find_rows, transform_coords
+from model.sparse import find_rows, from_arrays, transform_coords
 from model.vae import SparseSDFVAE, VAEConfig
 from tasks import stage1 as module
 from tasks.data import CODEBOOK_FILE, choose_views, encode_views, latents_file, read_vectors
@@ -22,7 +22,6 @@ from tasks.encode import encode
 from tasks.run import LATENTS, METRICS, RESUME, SDF, VAE, Settings
 from tasks.shards import open_shards
 from tasks.stage1 import draw_vectors, spectrum, stage1
-from tests.shapes import as_tensor
 
 
 class Watch:
@@ -264,7 +263,7 @@ def test_latents_are_the_posterior_means_of_every_view(small_project: Path, smal
         sdf = shards.read(view.name)
         moved = transform_coords(sdf.coords, view.symmetry, resolution=sdf.resolution)
         with torch.no_grad():
-            mean = vae.encode(as_tensor(moved, sdf.sdf, extent=sdf.resolution)).mean
+            mean = vae.encode(from_arrays(moved, sdf.sdf, extent=sdf.resolution)).mean
         coords = torch.tensor(row["coords"], dtype=torch.int32).view(-1, 3)
         found, known = find_rows(F.pad(coords, (1, 0)), mean.grid)
         assert known.all()

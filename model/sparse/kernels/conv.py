@@ -5,6 +5,7 @@ Sums are taken in float32 whatever the inputs are. spconv's kernels, which these
 float16 on the GPUs at hand, which costs ten times the rounding error; benchmarks/conv_cuda.json has both, with times.
 """
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -275,7 +276,7 @@ def _launch(
     """
     blocks = _block(feats.shape[1], 64), _block(output.shape[1], 128)
     given = feats.contiguous(), *(tensor if tensor is None else tensor.contiguous() for tensor in others), output
-    programs = triton.cdiv(numbers[-2], ROWS), *octants, triton.cdiv(output.shape[1], blocks[1])
+    programs = _num_blocks(numbers[-2], ROWS), *octants, _num_blocks(output.shape[1], blocks[1])
     sizes = feats.shape[1], output.shape[1], ROWS, *blocks
     kernel[programs](*given, *numbers, *sizes, *static, num_warps=8 if _is_wide(*blocks) else 4)
     return output
@@ -293,9 +294,9 @@ def _kernel_gradient(
     c_in, c_out = feats.shape[1], grad_output.shape[1]
     blocks = _block(c_in, 128), _block(c_out, 128)
     wide = _is_wide(*blocks)
-    num_tiles = triton.cdiv(c_in, blocks[0]) * triton.cdiv(c_out, blocks[1])
-    num_splits = max(1, min(triton.cdiv(num_summed, 4 * ROWS), NUM_PROGRAMS // (num_elements * num_tiles)))
-    rows_per_split = triton.cdiv(num_summed, num_splits * ROWS) * ROWS
+    num_tiles = _num_blocks(c_in, blocks[0]) * _num_blocks(c_out, blocks[1])
+    num_splits = max(1, min(_num_blocks(num_summed, 4 * ROWS), NUM_PROGRAMS // (num_elements * num_tiles)))
+    rows_per_split = _num_blocks(num_summed, num_splits * ROWS) * ROWS
     partial = torch.empty(num_splits, c_out, num_elements, c_in, device=feats.device)
     given = feats.contiguous(), grad_output.contiguous(), neighbours, children, partial
     numbers = len(feats), num_summed, neighbours.shape[1], rows_per_split
@@ -304,6 +305,11 @@ def _kernel_gradient(
     return partial.sum(0)
 
 
+def _num_blocks(length: int, block: int) -> int:
+    return -(-length // block)  # triton.cdiv costs microseconds on the host, and a step has hundreds of calls
+
+
+@cache
 def _block(channels: int, largest: int) -> int:
     return max(MIN_BLOCK, min(largest, triton.next_power_of_2(channels)))
 

@@ -5,6 +5,7 @@ the rows of one shape. Sums are in float32 and in a fixed order.
 """
 
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 import triton
@@ -274,6 +275,7 @@ def _num_splits(num_shapes: int) -> int:
     return max(1, NUM_PROGRAMS // num_shapes)
 
 
+@cache
 def _tile(channels: int) -> tuple[int, int]:
     """Channels, rounded up to a power of two, and rows."""
     block = triton.next_power_of_2(channels)

@@ -6,9 +6,8 @@ import pytest
 import torch
 
 from model.sparse import Grid, SparseTensor, batch_tensors, find_rows
-from model.sparse.tensor import pool_mean
 from tests.model import numpy_reference
-from tests.shapes import by_coords, random_coords, random_tensor
+from tests.shapes import by_coords, pool_mean, random_coords, random_tensor
 
 
 def grid_of(*coords: tuple[int, int, int, int]) -> Grid:
@@ -43,7 +42,7 @@ def test_a_sparse_tensor_does_not_change():
 def test_number_of_shapes_and_extent_are_read_off_the_coords():
     grid = grid_of((0, 1, 2, 3), (2, 0, 7, 0))
     assert (grid.num_shapes, grid.extent) == (3, 8)
-    assert grid.voxels_per_shape.flatten().tolist() == [1, 0, 1]
+    assert grid.shape_rows.offsets.diff().tolist() == [1, 0, 1]
 
 
 def test_keys_tell_voxels_apart():

@@ -6,14 +6,14 @@ import torch
 
 from model.sdf import SparseSDF
 from model.sparse import Grid, SparseTensor, transform_coords
-from model.sparse.tensor import ShapeRows, pool_mean
+from model.sparse.tensor import ShapeRows
 from model.vae import SDFTarget
 from model.vae.network import NUM_LEVELS
 from model.vae.receptive_field import plan_decode
 from tasks.data.packed import batch_of_one, collate, crop
 from tasks.shards import PackedSDF
 from tasks.shards.shards import packed_of, shape_row
-from tests.shapes import as_target, by_coords, ring_and_box, voxelized
+from tests.shapes import as_target, by_coords, pool_mean, ring_and_box, voxelized
 
 # --- a shape that is larger than a batch may be ----------------------------------------------------------------------
 
