@@ -47,7 +47,7 @@ from benchmarks import (
 from benchmarks.codebook_recipe import load_latents, measure_recipe, of_size
 from model.quantizer import ResidualQuantizer, TrainedCodebook, codebook_statistics, lloyd_pass, normalised_error
 from tasks import stage1
-from tasks.data import latents_file
+from tasks.data import draw_vectors, latents_file
 from tasks.run import LATENTS, METRICS, PARAMS_FILE, SDF, VAE, Settings, load_settings
 from tasks.training import History, ResumePoint, train
 
@@ -87,7 +87,7 @@ def of_stage1(vectors: Tensor, settings: Settings, rate: float | None, changes: 
             codebook,
             stage1.parameter_groups(codebook),
             steps.losses,
-            lambda step: stage1.draw_vectors(vectors, params, step),
+            lambda step: draw_vectors(vectors, params, step),
             settings=params,
             resume=ResumePoint("stage1", "benchmark"),
             history=History(Path("history.tsv")),
@@ -108,7 +108,7 @@ def of_peer_ema(vectors: Tensor, settings: Settings) -> Tensor:
         kmeans_iters=10,
         threshold_ema_dead_code=2,
     ).to(vectors.device)
-    batches = stage1.draw_vectors(vectors, settings.stage1, 0)
+    batches = draw_vectors(vectors, settings.stage1, 0)
     peer.train()
     with torch.no_grad():
         for _ in range(settings.stage1.steps):
@@ -121,7 +121,7 @@ def of_peer_simvq(vectors: Tensor, settings: Settings, rate: float) -> Tensor:
 
     peer = SimVQ(vectors.shape[1], settings.codebook.num_codes).to(vectors.device)
     optimizer = torch.optim.Adam(peer.parameters(), lr=rate)
-    batches = stage1.draw_vectors(vectors, settings.stage1, 0)
+    batches = draw_vectors(vectors, settings.stage1, 0)
     for _ in range(settings.stage1.steps):
         _, _, loss = peer(next(batches).vectors[None])
         optimizer.zero_grad()

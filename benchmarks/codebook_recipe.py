@@ -22,10 +22,18 @@ from model.checkpoint import load_vae
 from model.quantizer import ResidualQuantizer, codebook_statistics, lloyd_pass, normalised_error
 from model.vae import SDFTarget, reconstruction_loss
 from model.vqvae import VQVAE
-from tasks.data import choose_views, encode_views, latents_file, load_targets, read_vectors, training_batches
+from tasks.data import (
+    choose_views,
+    draw_vectors,
+    encode_views,
+    latents_file,
+    load_targets,
+    read_vectors,
+    training_batches,
+)
 from tasks.run import LATENTS, PARAMS_FILE, SDF, VAE, Settings, load_settings
 from tasks.shards import open_shards
-from tasks.stage1 import draw_vectors, start_codes
+from tasks.stage1 import start_codes
 
 
 def of_size(settings: Settings, num_codes: int) -> Settings:

@@ -17,7 +17,7 @@ from .distributed import global_variance
 from .errors import InputError
 from .quantizer import Quantized, ResidualQuantizer
 from .sparse import Grid, SparseTensor
-from .vae import DecodePlan, Recon, SDFTarget, SparseSDFVAE, VAEConfig, reconstruction_loss, sign_error_share
+from .vae import DecodePlan, Recon, SDFTarget, SparseSDFVAE, VAEConfig, reconstruction_loss
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
@@ -92,22 +92,6 @@ def load_vqvae(directory: Path, *, device: torch.device | str = "cpu") -> Loaded
     return Loaded(vqvae.to(device).eval(), config)
 
 
-class UnquantizedTwin(nn.Module):
-    """The same network with the latents themselves in the place of codes: what quantisation costs is against it."""
-
-    def __init__(self, vae: SparseSDFVAE):
-        super().__init__()
-        self.vae = vae
-
-    def forward(self, x: SparseTensor, plan: DecodePlan | None = None) -> VQVAEOutput:
-        """As VQVAE.forward, with no levels of codes and losses of 0."""
-        z_e = self.vae.encode(x).mean
-        indices = torch.empty((len(z_e.feats), 0), dtype=torch.int64, device=z_e.feats.device)
-        nothing = torch.zeros((), device=z_e.feats.device)
-        quantized = Quantized(z_e.feats, indices, nothing, nothing)
-        return VQVAEOutput(z_e, quantized, self.vae.decode(z_e, plan))
-
-
 class VQVAELoss(NamedTuple):
     total: Tensor
     recon: Tensor
@@ -136,5 +120,4 @@ def vqvae_loss(
     vq, commitment = output.quantized.vq_loss, output.quantized.commitment_loss
     unit = global_variance(output.z_e.feats.detach()) if in_units_of_variance else 1.0
     total = fit.recon + lambda_outside * fit.outside + lambda_vq * vq + lambda_commitment / unit * commitment
-    sign_errors = sign_error_share(fit.matched.detach(), target.band.feats)
-    return VQVAELoss(total, fit.recon, fit.outside, vq, commitment, sign_errors, fit.matched)
+    return VQVAELoss(total, fit.recon, fit.outside, vq, commitment, fit.sign_errors, fit.matched)

@@ -1,15 +1,13 @@
 """Encode every training and validation shape, under some of the cube's symmetries, so that stage 1 need not."""
 
-import json
-
 import pyarrow.parquet as pq
 
 from model.checkpoint import load_vae
 from model.device import pick_device
-from model.files import whole_directory, write_whole
+from model.files import whole_directory
 from model.progress import track
 from tasks.data import SCHEMA, choose_views, encode_views, latents_file, to_row
-from tasks.run import LATENTS, METRICS, SDF, VAE, Settings, run_stage
+from tasks.run import LATENTS, SDF, VAE, Settings, run_stage, write_metrics
 from tasks.shards import open_shards
 
 
@@ -30,7 +28,7 @@ def encode(settings: Settings) -> None:
                     num_vectors += len(latents.mean)
             figures[f"num_{split}_vectors"] = num_vectors
     figures["latent_channels"] = vae.config.latent_channels
-    write_whole(METRICS / "encode.json", json.dumps(figures, indent=2) + "\n")
+    write_metrics("encode", figures)
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ from tasks.evaluation import (
     Reconstructor,
     aggregate,
     aggregates_table,
+    counts_of_levels,
     measure_shapes,
     rank,
     spread,
@@ -41,7 +42,19 @@ from tasks.evaluation import (
     summarise_rows,
     write_per_shape,
 )
-from tasks.run import CODEBOOK_PLOTS, EVALUATION, HEADLINE, METRICS, PLOTS, SDF, TIMINGS, Evaluate, Settings, run_stage
+from tasks.run import (
+    CODEBOOK_PLOTS,
+    EVALUATION,
+    HEADLINE,
+    METRICS,
+    PLOTS,
+    SDF,
+    TIMINGS,
+    Evaluate,
+    Settings,
+    run_stage,
+    write_metrics,
+)
 from tasks.shards import Shards, open_shards, write_table
 
 HEADLINE_ROWS = ("floor", "vae", "twin", "stage1", "stage2")
@@ -70,11 +83,7 @@ def evaluate(settings: Settings) -> None:
             "codebook": summarise_codes(reconstructor.use),
             "paired": summarise_pairs(table, seed=params.seed),
         }
-        counts = {
-            stage if level == 1 else f"{stage}_level{level}": of_level.numpy()
-            for stage, use in reconstructor.use.items()
-            for level, of_level in enumerate(use.counts, start=1)
-        }
+        counts = {name: of_level.numpy() for name, of_level in counts_of_levels(reconstructor.use).items()}
         ranking = rank(table)
         plots = {
             "shapes.png": draw_shapes(list(sheet_rows(ranking, spread(ranking, params.picture_shapes), gallery))),
@@ -101,7 +110,7 @@ def evaluate(settings: Settings) -> None:
     with whole_directory(PLOTS) as directory:
         for name, content in plots.items():
             write_whole(directory / name, content)
-    write_whole(METRICS / "evaluate.json", json.dumps(metrics, indent=2) + "\n")
+    write_metrics("evaluate", metrics)
     write_headline(metrics)
     write_costs(costs)
     print_outcome(metrics, costs)

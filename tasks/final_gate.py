@@ -10,14 +10,14 @@ from torch import Tensor
 
 from model.device import pick_device
 from model.errors import InputError
-from model.files import whole_directory, write_whole
+from model.files import whole_directory
 from model.metrics import summarise_change
 from model.tokenizer import ShapeTokenizer
 from model.vae import SparseSDFVAE
 from model.vqvae import load_vqvae
 from tasks.data import VALIDATION_FILE, choose_views, encode_views
 from tasks.gate import Check, Remedies, judge, refuse_failed, verdict
-from tasks.run import METRICS, SDF, STAGE2, TOKENIZER, FinalGate, Settings, run_stage
+from tasks.run import METRICS, SDF, STAGE2, TOKENIZER, FinalGate, Settings, run_stage, write_metrics
 from tasks.shards import Shards, open_shards
 
 VERDICT_FILE = "verdict.json"
@@ -40,7 +40,7 @@ def final_gate(settings: Settings) -> None:
     checks = judge(params, "final_gate", codebooks, OF_STAGE2, seen=seen, heldout=heldout)
     checks.append(gain_over_stage1(_read_json(STAGE2 / VALIDATION_FILE, "stage2"), params))
     figures = verdict(checks)
-    write_whole(METRICS / "final_gate.json", json.dumps(figures, indent=2) + "\n")
+    write_metrics("final_gate", figures)
     refuse_failed(checks, "the tokenizer")
     tokenizer = ShapeTokenizer(
         vqvae,

@@ -1,6 +1,5 @@
 """Decide on held-out shapes whether the codebook is good enough to train the whole network with."""
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +8,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from model.device import pick_device
-from model.errors import InputError
 from model.files import whole_directory, write_whole
 from model.quantizer import Lloyd, codebook_statistics, lloyd_pass
 from model.report import draw_codebook
@@ -17,12 +15,12 @@ from tasks.data import latents_file, load_codebooks, read_vectors
 from tasks.run import (
     CODEBOOK_PLOTS,
     LATENTS,
-    METRICS,
     PASS_TOKEN,
     CodebookThresholds,
     RefusedError,
     Settings,
     run_stage,
+    write_metrics,
 )
 
 
@@ -68,13 +66,15 @@ OF_STAGE1 = Remedies(
 def gate(settings: Settings) -> None:
     """Write metrics/gate.json always, the pass token only when every figure is good enough."""
     PASS_TOKEN.unlink(missing_ok=True)
-    seen, heldout = _finite_vectors("train"), _finite_vectors("val")
+    seen, heldout = (
+        read_vectors(latents_file(LATENTS, split), max_per_view=None, seed=0) for split in ("train", "val")
+    )
     codebooks = load_codebooks()
     checks = judge(settings.gate, "gate", codebooks, OF_STAGE1, seen=seen, heldout=heldout)
     with whole_directory(CODEBOOK_PLOTS) as directory:
         for name, content in draw_codebook(heldout, _nearest(heldout, codebooks[0]).indices, codebooks[0]).items():
             write_whole(directory / name, content)
-    write_whole(METRICS / "gate.json", json.dumps(verdict(checks), indent=2) + "\n")
+    write_metrics("gate", verdict(checks))
     refuse_failed(checks, "the codebook")
     # Constant, so that a threshold that still passes retrains nothing downstream.
     write_whole(PASS_TOKEN, "The codebook passed the gate; metrics/gate.json has the figures.\n")
@@ -92,14 +92,6 @@ def refuse_failed(checks: Sequence[Check], what: str) -> None:
     failed = [check for check in checks if not check.passed]
     if failed:
         raise RefusedError(f"{what} is not good enough: " + "; ".join(f"{c}: {c.remedy}" for c in failed))
-
-
-def _finite_vectors(split: str) -> Float[Tensor, "num_vectors dim"]:
-    file = latents_file(LATENTS, split)
-    vectors = read_vectors(file, max_per_view=None, seed=0)
-    if not vectors.isfinite().all():
-        raise InputError(f"{file} holds NaN or infinity; look at metrics/import_vae.json, then run dvc repro -f encode")
-    return vectors
 
 
 def _nearest(vectors: Float[Tensor, "num_vectors dim"], codes: Float[Tensor, "codebook_size dim"]) -> Lloyd:

@@ -5,8 +5,8 @@ from dataclasses import asdict
 
 from model.checkpoint import Import, import_checkpoint, save_vae
 from model.errors import InputError, printable
-from model.files import whole_directory, write_whole
-from tasks.run import METRICS, VAE, Settings, run_stage
+from model.files import whole_directory
+from tasks.run import VAE, Settings, run_stage, write_metrics
 
 
 def import_vae(settings: Settings) -> None:
@@ -29,7 +29,7 @@ def import_vae(settings: Settings) -> None:
         "num_keys": len(imported.keys),
         "num_all_zero_weights": len(zero_layers),
     }
-    write_whole(METRICS / "import_vae.json", json.dumps(figures, indent=2) + "\n")
+    write_metrics("import_vae", figures)
     print(report_table(imported))
     for part, reason in imported.ignored.items():
         print(printable(f"ignored: {part} ({reason})"))

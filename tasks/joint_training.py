@@ -1,21 +1,22 @@
 """Encoder and decoder trained together, with codes between them (stage 2) or without (its twin)."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+import json
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from model.distributed import global_variance
-from model.quantizer import LAST_MOVE, TrainedCodebook, use_of_levels
+from model.distributed import global_variance, rank
+from model.files import whole_directory
+from model.quantizer import LAST_MOVE, ResidualQuantizer, TrainedCodebook, use_of_levels
 from model.sparse import SparseTensor
 from model.vae import SDFTarget
-from model.vqvae import VQVAE, UnquantizedTwin, VQVAEOutput, vqvae_loss
-from tasks.data import Codebooks, ShapeBatch, training_batches
-from tasks.run import METRICS, Codebook, Settings, Stage2
-from tasks.shards import Shards
+from model.vqvae import VQVAE, VQVAEOutput, vqvae_loss
+from tasks.data import VALIDATION_FILE, ShapeBatch, training_batches
+from tasks.run import METRICS, SDF, Settings, Stage2, write_metrics
+from tasks.shards import Shards, open_shards
 from tasks.training import (
     Figures,
     History,
@@ -29,24 +30,26 @@ from tasks.training import (
 )
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """Validation figures of each shape, before training and after."""
-
-    before: dict[str, Figures]
-    after: dict[str, Figures]
-    resume: ResumePoint  # to be cleared once the result is written
-
-
 def train_jointly(
-    network: VQVAE | UnquantizedTwin, shards: Shards, settings: Settings, *, stage: str, inputs: Iterable[Path]
-) -> Outcome:
-    """Train by the settings of stage 2, on the device where the network is; history and saved state are the stage's."""
-    params = settings.stage2
+    network: VQVAE,
+    settings: Settings,
+    *,
+    stage: str,
+    inputs: Iterable[Path],
+    directory: Path,
+    save: Callable[[Path], object],
+) -> None:
+    """Train by the settings of stage 2, on the device where the network is.
+
+    `directory` holds what `save` writes into it and how each validation shape came out before and after; history,
+    metrics and saved state are the stage's. `inputs` are the files that the start of the network was made from.
+    """
+    params, shards = settings.stage2, open_shards(SDF)
     device = next(network.parameters()).device
     if params.recompute:
         network.vae.recompute_activations()
     watch = Watch(network, shards, device)
+    inputs = [SDF / "index.parquet", *inputs]
     resume = ResumePoint(stage, fingerprint(stage, [params, settings.codebook], inputs))
     before = watch.by_shape()
     steps = JointSteps(network, settings)
@@ -63,13 +66,20 @@ def train_jointly(
         after_step=steps.after,
         description=stage,
     )
-    return Outcome(before, watch.by_shape(), resume)
+    by_shape = {"before": before, "after": watch.by_shape()}
+    if rank() > 0:
+        return
+    with whole_directory(directory) as folder:
+        save(folder)
+        (folder / VALIDATION_FILE).write_text(json.dumps(by_shape, indent=1) + "\n")
+    write_metrics(stage, {time: mean_figures(shapes) for time, shapes in by_shape.items()})
+    resume.clear()
 
 
 class JointSteps:
     """What the training loop does with a batch: the losses, then what no gradient does to the codes."""
 
-    def __init__(self, network: VQVAE | UnquantizedTwin, settings: Settings):
+    def __init__(self, network: VQVAE, settings: Settings):
         self._network, self._settings = network, settings
         self._num_vectors = 0
 
@@ -95,10 +105,10 @@ class JointSteps:
             "commitment_loss": losses.commitment,
             "sign_errors": losses.sign_errors,
             "latent_variance": global_variance(output.z_e.feats.detach()),
-        } | use_of_levels(output.quantized.indices, _sizes(self._network))
+        } | use_of_levels(output.quantized.indices, self._network.quantizer.num_codes)
 
     def after(self, step: int, optimizer: torch.optim.Optimizer) -> Losses:
-        codebook, params = _codebook(self._network), self._settings.stage2
+        codebook, params = _trained(self._network.quantizer), self._settings.stage2
         if codebook is None or params.train == "decoder":
             return {}
         draws = torch.rand(self._num_vectors, dtype=torch.float64, device=codebook.device)
@@ -108,7 +118,7 @@ class JointSteps:
 class Watch:
     """Validation shapes through the network as it is now, and how the codes are used on them."""
 
-    def __init__(self, network: VQVAE | UnquantizedTwin, shards: Shards, device: torch.device):
+    def __init__(self, network: VQVAE, shards: Shards, device: torch.device):
         self._network, self._shards, self._device = network, shards, device
         self._indices: list[Tensor] = []
 
@@ -118,7 +128,7 @@ class Watch:
 
     def __call__(self) -> Figures:
         figures = mean_figures(self.by_shape())
-        columns = use_of_levels(torch.cat(self._indices), _sizes(self._network))
+        columns = use_of_levels(torch.cat(self._indices), self._network.quantizer.num_codes)
         return figures | {f"val_{name}": float(value) for name, value in columns.items()}
 
     def _decoded(self, target: SDFTarget) -> SparseTensor:
@@ -127,14 +137,9 @@ class Watch:
         return output.decoded
 
 
-def new_codebook(codebooks: Codebooks, params: Codebook) -> TrainedCodebook:
-    """These codes, to be trained on."""
-    return TrainedCodebook(codebooks, update=params.update, decay=params.ema_decay, revive_below=params.revive_below)
-
-
-def param_groups(network: VQVAE | UnquantizedTwin, params: Stage2) -> list[dict[str, Any]]:
+def param_groups(network: VQVAE, params: Stage2) -> list[dict[str, Any]]:
     """What is trained by gradients and how fast; all else is left alone by them."""
-    codebook = _codebook(network)
+    codebook = _trained(network.quantizer)
     network.requires_grad_(False)
     groups: list[dict[str, Any]] = [{"params": _unfrozen(network.vae.decoder)}]
     if params.train == "decoder":
@@ -156,12 +161,6 @@ def _unfrozen(module: nn.Module) -> list[nn.Parameter]:
     return list(module.requires_grad_(True).parameters())
 
 
-def _codebook(network: VQVAE | UnquantizedTwin) -> TrainedCodebook | None:
-    if isinstance(network, UnquantizedTwin):
-        return None
-    assert isinstance(network.quantizer, TrainedCodebook)
-    return network.quantizer
-
-
-def _sizes(network: VQVAE | UnquantizedTwin) -> list[int]:
-    return [] if isinstance(network, UnquantizedTwin) else network.quantizer.num_codes
+def _trained(quantizer: ResidualQuantizer) -> TrainedCodebook | None:
+    """None where there are no codes, as in the twin."""
+    return quantizer if isinstance(quantizer, TrainedCodebook) else None

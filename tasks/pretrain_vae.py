@@ -1,6 +1,5 @@
 """Train a VAE from nothing on the shards, for users without weights of their own; it made the shipped small VAE too."""
 
-import json
 import math
 
 import torch
@@ -9,10 +8,10 @@ from torch import nn
 from model.checkpoint import save_vae
 from model.device import pick_device
 from model.distributed import in_process_group, rank
-from model.files import whole_directory, write_whole
-from model.vae import SparseSDFVAE, VAEConfig, kl_divergence, reconstruction_loss, sample, sign_error_share
+from model.files import whole_directory
+from model.vae import SparseSDFVAE, VAEConfig, kl_divergence, reconstruction_loss, sample
 from tasks.data import ShapeBatch, training_batches
-from tasks.run import METRICS, PRETRAINED, SDF, Settings, run_stage
+from tasks.run import METRICS, PRETRAINED, SDF, Settings, run_stage, write_metrics
 from tasks.shards import open_shards
 from tasks.training import History, Losses, ResumePoint, fingerprint, train, validate
 
@@ -40,7 +39,7 @@ def pretrain_vae(settings: Settings) -> None:
             "recon_loss": fit.recon,
             "outside_loss": fit.outside,
             "kl": kl,
-            "sign_errors": sign_error_share(fit.matched.detach(), batch.target.band.feats),
+            "sign_errors": fit.sign_errors,
         }
 
     def check() -> dict[str, float]:
@@ -69,7 +68,7 @@ def pretrain_vae(settings: Settings) -> None:
         return
     with whole_directory(PRETRAINED) as directory:
         save_vae(vae, directory)
-    write_whole(METRICS / "pretrain_vae.json", json.dumps(figures, indent=2) + "\n")
+    write_metrics("pretrain_vae", figures)
     resume.clear()
 
 

@@ -1,21 +1,19 @@
 """Train the codebook on cached latents, the network frozen: k-means, then steps by averages or on the vq loss."""
 
-import json
-import math
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float
 from torch import Tensor
 
 from model.checkpoint import load_vae
 from model.device import pick_device
-from model.distributed import in_process_group, own_part, rank
+from model.distributed import in_process_group, rank
 from model.errors import InputError
-from model.files import whole_directory, write_whole
+from model.files import whole_directory
 from model.quantizer import (
     ResidualQuantizer,
     TrainedCodebook,
@@ -24,6 +22,7 @@ from model.quantizer import (
     kmeans,
     lloyd_pass,
     normalised_error,
+    spectrum,
     usage_of_levels,
     use_of_levels,
 )
@@ -32,30 +31,15 @@ from model.vae import SDFTarget
 from model.vqvae import VQVAE
 from tasks.data import (
     Codebooks,
+    VectorBatch,
+    draw_vectors,
     latents_file,
     read_vectors,
     save_codebooks,
 )
-from tasks.run import CODEBOOK, LATENTS, METRICS, SDF, VAE, Settings, Stage1, run_stage
+from tasks.run import CODEBOOK, LATENTS, METRICS, SDF, VAE, Settings, Stage1, run_stage, write_metrics
 from tasks.shards import open_shards
 from tasks.training import History, Losses, ResumePoint, fingerprint, train, validate
-
-
-@dataclass(frozen=True)
-class VectorBatch:
-    """This rank's part of a batch."""
-
-    vectors: Float[Tensor, "batch dim"]
-    draws: Float64[Tensor, " batch"]  # uniform, for what is decided by chance in this step
-    names: tuple[str, ...] = ("cached latents",)
-
-    @property
-    def size(self) -> str:
-        return f"{len(self.vectors):,} latents"
-
-    @property
-    def limits(self) -> str:
-        return "batch_size"
 
 
 @in_process_group()
@@ -110,13 +94,13 @@ def stage1(settings: Settings) -> None:
         "train_error": normalised_error(vectors, quantizer, reference=heldout),
         "heldout_error": errors[kept],
         **{f"heldout_error_{name}": error for name, error in errors.items()},
-        "gaussian_bound": gaussian_error_bound(vectors, bits=sum(math.log2(size) for size in sizes)),
+        "gaussian_bound": gaussian_error_bound(vectors, bits=quantizer.bits),
         "heldout": {
             f"level{level}": asdict(use) for level, use in enumerate(usage_of_levels(quantizer, heldout), start=1)
         },
         "variance_in_first": spectrum(vectors),
     }
-    write_whole(METRICS / "stage1.json", json.dumps(figures, indent=2) + "\n")
+    write_metrics("stage1", figures)
     resume.clear()
 
 
@@ -133,6 +117,22 @@ def start_levels(
         if level < len(sizes):
             left = left - codes[lloyd_pass(left, codes).indices]
     return codebooks
+
+
+def start_codes(
+    distinct: Float[Tensor, "num_vectors dim"], size: int, params: Stage1
+) -> Float[Tensor, "codebook_size dim"]:
+    """By params.init, from at least as many distinct vectors as there are to be codes."""
+    generator = torch.Generator().manual_seed(params.seed)
+    match params.init:
+        case "kmeans":
+            print(f"k-means: {len(distinct)} vectors, {size} codes, {params.kmeans_iterations} iterations", flush=True)
+            return kmeans(distinct, size, iterations=params.kmeans_iterations, generator=generator).cpu()
+        case "data":
+            rows = torch.randperm(len(distinct), generator=generator)[:size]
+            return distinct[rows.to(distinct.device)].cpu()
+        case "uniform":
+            return (torch.rand(size, distinct.shape[1], generator=generator) * 2 - 1) / size
 
 
 def parameter_groups(codebook: TrainedCodebook) -> list[dict[str, Any]]:
@@ -165,22 +165,6 @@ class CodebookSteps:
         return {"revived_codes": revived}
 
 
-def start_codes(
-    distinct: Float[Tensor, "num_vectors dim"], size: int, params: Stage1
-) -> Float[Tensor, "codebook_size dim"]:
-    """By params.init, from at least as many distinct vectors as there are to be codes."""
-    generator = torch.Generator().manual_seed(params.seed)
-    match params.init:
-        case "kmeans":
-            print(f"k-means: {len(distinct)} vectors, {size} codes, {params.kmeans_iterations} iterations", flush=True)
-            return kmeans(distinct, size, iterations=params.kmeans_iterations, generator=generator).cpu()
-        case "data":
-            rows = torch.randperm(len(distinct), generator=generator)[:size]
-            return distinct[rows.to(distinct.device)].cpu()
-        case "uniform":
-            return (torch.rand(size, distinct.shape[1], generator=generator) * 2 - 1) / size
-
-
 class _ReconstructionWatch:
     """Decodes some validation shapes through the frozen network with the codes as they are now."""
 
@@ -202,23 +186,6 @@ class _ReconstructionWatch:
     def check_frozen(self) -> None:
         changed = [key for key, value in self._vae.state_dict().items() if not torch.equal(value, self._before[key])]
         assert not changed, f"stage 1 changed the network: {changed}"
-
-
-def draw_vectors(vectors: Float[Tensor, "num_vectors dim"], params: Stage1, step: int) -> Iterator[VectorBatch]:
-    """Batches of random vectors; which ones follows from the seed and the step."""
-    while True:
-        generator = torch.Generator().manual_seed(params.seed * 1_000_003 + step)
-        rows = torch.randint(len(vectors), (params.batch_size,), generator=generator)
-        draws = torch.rand(params.batch_size, generator=generator, dtype=torch.float64)
-        yield VectorBatch(vectors[own_part(rows).to(vectors.device)], own_part(draws).to(vectors.device))
-        step += 1
-
-
-def spectrum(vectors: Float[Tensor, "num_vectors dim"]) -> dict[str, float]:
-    """Share of the latents' variance in their first 1, 2, 4, ... principal directions."""
-    eigenvalues = torch.linalg.eigvalsh(torch.atleast_2d(torch.cov(vectors.T))).flip(0).clamp(min=0)
-    shares = (eigenvalues.cumsum(0) / eigenvalues.sum()).tolist()
-    return {str(2**k): shares[2**k - 1] for k in range(len(shares).bit_length()) if 2**k <= len(shares)}
 
 
 if __name__ == "__main__":

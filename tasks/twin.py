@@ -1,37 +1,25 @@
 """Train stage 2's network with no codes between encoder and decoder: the control that tells what quantisation costs."""
 
-import json
+from functools import partial
 
 import torch
 
 from model.checkpoint import load_vae, save_vae
 from model.device import pick_device
-from model.distributed import in_process_group, rank
-from model.files import whole_directory, write_whole
-from model.vqvae import UnquantizedTwin
-from tasks.data import VALIDATION_FILE
+from model.distributed import in_process_group
+from model.quantizer import ResidualQuantizer
+from model.vqvae import VQVAE
 from tasks.joint_training import train_jointly
-from tasks.run import METRICS, SDF, TWIN, VAE, Settings, run_stage
-from tasks.shards import open_shards
-from tasks.training import mean_figures
+from tasks.run import TWIN, VAE, Settings, run_stage
 
 
 @in_process_group()
 def twin(settings: Settings) -> None:
-    shards = open_shards(SDF)
     torch.manual_seed(settings.stage2.seed)
-    network = UnquantizedTwin(load_vae(VAE)).to(pick_device())
-    inputs = [SDF / "index.parquet", *VAE.iterdir()]
-    outcome = train_jointly(network, shards, settings, stage="twin", inputs=inputs)
-    if rank() > 0:
-        return
-    by_shape = {"before": outcome.before, "after": outcome.after}
-    with whole_directory(TWIN) as directory:
-        save_vae(network.vae, directory)
-        (directory / VALIDATION_FILE).write_text(json.dumps(by_shape, indent=1) + "\n")
-    figures = {time: mean_figures(shapes) for time, shapes in by_shape.items()}
-    write_whole(METRICS / "twin.json", json.dumps(figures, indent=2) + "\n")
-    outcome.resume.clear()
+    vae = load_vae(VAE)
+    network = VQVAE(vae, ResidualQuantizer([], vae.config.latent_channels)).to(pick_device())
+    save = partial(save_vae, network.vae)
+    train_jointly(network, settings, stage="twin", inputs=VAE.iterdir(), directory=TWIN, save=save)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """Meshes to sparse SDF shards, on all cores or a Dask cluster: `python -m tasks.voxelize`."""
 
-import json
 import time
 from pathlib import Path
 
@@ -8,10 +7,10 @@ import pandas as pd
 import pyarrow as pa
 
 from model.errors import InputError, printable
-from model.files import whole_directory, write_whole
+from model.files import whole_directory
 from model.meshes import SUFFIXES, find_meshes
 from tasks import shards
-from tasks.run import METRICS, SDF, TIMINGS, Settings, Voxelize, run_stage
+from tasks.run import SDF, TIMINGS, Settings, Voxelize, run_stage, write_metrics
 from tasks.voxelization import (
     Outcome,
     check_share,
@@ -52,7 +51,7 @@ def voxelize_meshes(settings: Settings) -> None:
         _write_dataset(directory, usable, files, rejects, index, options)
     seconds = {"name": index.name, "seconds": [(outcome.facts or {})["seconds"] for outcome in usable]}
     shards.write_table(TIMINGS / "voxelize.parquet", pa.table(seconds))
-    write_whole(METRICS / "voxelize.json", json.dumps(metrics, indent=2) + "\n")
+    write_metrics("voxelize", metrics)
     forget_all_but(usable + rejected)
 
     print_summary(index)

@@ -19,7 +19,7 @@ import json, pathlib, time
 for path in map(pathlib.Path, {{written!r}}):
     path.parent.mkdir(parents=True, exist_ok=True)
     now = json.dumps(dict(made_ns=time.time_ns()))
-    same = path == pathlib.Path({str(paths.PASS_TOKEN)!r}) or path == pathlib.Path({str(paths.CODEBOOK_PLOTS)!r})
+    same = path == pathlib.Path({str(paths.PASS_TOKEN)!r}) or path.parent == pathlib.Path({str(paths.CODEBOOK_PLOTS)!r})
     path.write_text("the same" if same else now)
 """
 

@@ -75,7 +75,11 @@ OUTS = {  # what DVC keeps
 KEPT_BY_GIT = {  # besides metrics/STAGE.json
     "pretrain_vae": {paths.METRICS / "pretrain_vae_history.tsv"},
     "stage1": {paths.METRICS / "stage1_history.tsv"},
-    "gate": {paths.CODEBOOK_PLOTS},
+    # each, because a table says what its axes are
+    "gate": {
+        paths.CODEBOOK_PLOTS / f"codebook_{name}"
+        for name in ("neighbours.png", "pca.png", "spectrum.png", "spectrum.tsv", "use.png", "use.tsv")
+    },
     "stage2": {paths.METRICS / "stage2_history.tsv"},
     "twin": {paths.METRICS / "twin_history.tsv"},
     "evaluate": {paths.HEADLINE, paths.PLOTS},

@@ -42,13 +42,7 @@ def kmeans(
 
 
 def distinct_vectors(vectors: Float[Tensor, "num_vectors dim"], size: int) -> Float[Tensor, "num_distinct dim"]:
-    """Raises InputError where they are too few for `size` codes, or not finite."""
-    spoilt = int((~vectors.isfinite().all(1)).sum())
-    if spoilt:
-        raise InputError(
-            f"{spoilt} of {len(vectors)} latent vectors hold NaN or infinity; "
-            "look at metrics/import_vae.json, then run dvc repro -f encode"
-        )
+    """Raises InputError where they are too few for `size` codes."""
     distinct = vectors.unique(dim=0)
     if len(distinct) < size:
         raise InputError(

@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import log2
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Float16, Int, Num
+from jaxtyping import Bool, Float, Float16, Int
 from torch import Tensor, nn
 
 from ..distributed import all_reduce_sum, global_mean
@@ -31,19 +32,12 @@ class Quantized(NamedTuple):
 class VectorQuantizer(nn.Module):
     """A codebook of `size` vectors of length `dim`, zeros until they are filled in.
 
-    How a network quantises, in training and in use, is here alone; k-means (model.kmeans) is by nearest codes too.
+    How a network quantises, in training and in use, is here alone; k-means is by nearest codes too.
     """
 
     def __init__(self, size: int, dim: int):
         super().__init__()
         self.codebook = nn.Parameter(torch.zeros(size, dim))
-
-    @classmethod
-    def of(cls, codes: Float[Tensor, "codebook_size dim"]) -> "VectorQuantizer":
-        """With a copy of these codes, where they are."""
-        quantizer = cls(*codes.shape).to(codes.device)
-        quantizer.codebook.data.copy_(codes)
-        return quantizer
 
     def indices_of(self, z_e: Float[Tensor, "num_vectors dim"]) -> Int[Tensor, " num_vectors"]:
         return nearest_codes(z_e, self.codebook)
@@ -66,13 +60,15 @@ class VectorQuantizer(nn.Module):
 class ResidualQuantizer(nn.Module):
     """Levels of codes, each of which quantises what the levels before it leave (Zeghidour et al. 2021, algorithm 1).
 
-    A vector is the sum of its codes, one of each level. With a single level it is a VectorQuantizer.
+    A vector is the sum of its codes, one of each level. With a single level it is a VectorQuantizer; with none, nothing
+    is quantised: what codes cost is against that.
     """
 
     levels: Sequence[VectorQuantizer]
 
     def __init__(self, num_codes: Sequence[int], dim: int):
         super().__init__()
+        self.dim = dim
         self.levels = nn.ModuleList(VectorQuantizer(size, dim) for size in num_codes)  # type: ignore[assignment]
 
     @classmethod
@@ -93,8 +89,9 @@ class ResidualQuantizer(nn.Module):
         return [len(codes) for codes in self.codebooks]
 
     @property
-    def dim(self) -> int:
-        return self.codebooks[0].shape[1]
+    def bits(self) -> float:
+        """That a vector's indices take, were all codes equally frequent."""
+        return sum(log2(size) for size in self.num_codes)
 
     @property
     def device(self) -> torch.device:
@@ -127,6 +124,9 @@ class ResidualQuantizer(nn.Module):
         """All in float32, also inside autocast. The losses are sums over levels of each level's own mean squares."""
         with torch.autocast(z_e.device.type, enabled=False):
             z_e = z_e.float()
+            if not self.levels:
+                nothing = z_e.new_zeros(())
+                return Quantized(z_e, z_e.new_empty((len(z_e), 0), dtype=torch.int64), nothing, nothing)
             residual, levels = z_e, []
             for level in self.levels:
                 levels.append(level(residual))
@@ -293,7 +293,10 @@ def usage_of_batch(indices: Int[Tensor, " num_vectors"], codebook_size: int) -> 
     """Usage and perplexity within one batch, as scalars on the device, so that training need not wait for them."""
     counts = torch.zeros(codebook_size, device=indices.device)
     counts.scatter_add_(0, indices, torch.ones_like(indices, dtype=counts.dtype))
-    return usage_of_counts(all_reduce_sum(counts))
+    counts = all_reduce_sum(counts)
+    frequency = counts / counts.sum()
+    entropy = -torch.special.xlogy(frequency, frequency).sum()
+    return (frequency > 0).float().mean(), entropy.exp()
 
 
 def use_of_levels(indices: Int[Tensor, "num_vectors num_levels"], sizes: Sequence[int]) -> dict[str, Tensor]:
@@ -316,13 +319,6 @@ def usage_of_levels(
     ]
 
 
-def usage_of_counts(counts: Num[Tensor, " codebook_size"]) -> tuple[Tensor, Tensor]:
-    """Usage and perplexity, from how often each code occurs."""
-    frequency = counts.float() / counts.sum()
-    entropy = -torch.special.xlogy(frequency, frequency).sum()
-    return (frequency > 0).float().mean(), entropy.exp()
-
-
 @torch.no_grad()
 def normalised_error(
     vectors: Float[Tensor, "num_vectors dim"],
@@ -330,12 +326,15 @@ def normalised_error(
     *,
     reference: Float[Tensor, "num_reference dim"],
 ) -> float:
-    """Mean squared distance to the sum of the codes, over the variance of the reference: the held-out latents."""
+    """Mean squared distance to the sum of the codes, over the variance of the reference: the held-out latents.
+
+    0 loses nothing, 1 is as good as their mean alone. The vectors may be on another device than the codes.
+    """
     variance = (reference - reference.mean(0)).square().sum(1).mean()
-    squares = vectors.new_zeros((), dtype=torch.float64)
-    for part in vectors.split(VECTORS_AT_A_TIME):
+    squares = torch.zeros((), dtype=torch.float64, device=quantizer.device)
+    for part in (part.to(quantizer.device) for part in vectors.split(VECTORS_AT_A_TIME)):
         squares += (part - quantizer.codes_of(quantizer.indices_of(part))).square().sum()
-    return float(squares / len(vectors) / variance)
+    return float(squares.to(variance.device) / len(vectors) / variance.clamp(min=UNDERFLOW))
 
 
 def gaussian_error_bound(vectors: Float[Tensor, "num_vectors dim"], *, bits: float) -> float:
@@ -344,8 +343,20 @@ def gaussian_error_bound(vectors: Float[Tensor, "num_vectors dim"], *, bits: flo
     Reverse water-filling (Cover and Thomas 2006, theorem 10.3.3). Latents are no Gaussian and can fall below it; an
     error far above it says that the codebook is the limit, one near it that the bits are.
     """
-    variances = torch.linalg.eigvalsh(torch.atleast_2d(torch.cov(vectors.double().T))).clamp(min=0)
+    variances = _principal_variances(vectors.double())
     return float(variances.clamp(max=water_level(variances, bits=bits)).sum() / variances.sum())
+
+
+def spectrum(vectors: Float[Tensor, "num_vectors dim"]) -> dict[str, float]:
+    """Share of the variance in the first 1, 2, 4, ... principal directions."""
+    variances = _principal_variances(vectors).flip(0)
+    shares = (variances.cumsum(0) / variances.sum()).tolist()
+    return {str(2**k): shares[2**k - 1] for k in range(len(shares).bit_length()) if 2**k <= len(shares)}
+
+
+def _principal_variances(vectors: Float[Tensor, "num_vectors dim"]) -> Float[Tensor, " dim"]:
+    """Along the principal directions, the narrowest first."""
+    return torch.linalg.eigvalsh(torch.atleast_2d(torch.cov(vectors.T))).clamp(min=0)
 
 
 def water_level(variances: Float[Tensor, " dim"], *, bits: float) -> float:

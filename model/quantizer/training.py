@@ -20,8 +20,8 @@ class TrainedCodebook(ResidualQuantizer):
     """A quantizer and moving averages, over steps, of what share of the vectors each code gets and of their sum.
 
     `end_step` does what a gradient can't: with update "ema" it moves the codes to the averages (van den Oord et al.
-    2017, appendix A.1), and with revive_below > 0 it revives dead codes. The
-    averages are buffers, so that a saved state has them. They are the same on all ranks.
+    2017, appendix A.1), and with revive_below > 0 it revives dead codes. The averages are buffers, so that a saved
+    state has them. They are the same on all ranks.
     """
 
     averages: Sequence["_Averages"]

@@ -4,7 +4,7 @@ Parameter names are the published ones, and checkpoints depend on them. Stands o
 """
 
 from .layers import HEAD_CHANNELS
-from .losses import Recon, SDFTarget, reconstruction_loss, sign_error_share
+from .losses import Recon, SDFTarget, reconstruction_loss
 from .network import SparseSDFVAE, VAEConfig, kl_divergence, refuse_zero_latents, sample
 from .receptive_field import DecodePlan
 
@@ -19,5 +19,4 @@ __all__ = [
     "reconstruction_loss",
     "refuse_zero_latents",
     "sample",
-    "sign_error_share",
 ]

@@ -54,6 +54,7 @@ class ReconstructionLoss(NamedTuple):
 
     recon: Tensor
     outside: Tensor
+    sign_errors: Tensor  # share of the band's voxels on the wrong side; watched, has no gradient
     matched: Float[Tensor, "num_band 1"]
 
 
@@ -71,7 +72,8 @@ def reconstruction_loss(decoded: SparseTensor, target: SDFTarget, *, kind: Recon
     matched, beyond = decoded.feats.split([num_band, num_beyond])
     recon = pointwise_loss(matched - target.band.feats, kind)
     outside = pointwise_loss(beyond - target.beyond.feats, kind)
-    return ReconstructionLoss(recon, outside, matched)
+    sign_errors = global_mean(((matched < 0) != (target.band.feats < 0)).float())
+    return ReconstructionLoss(recon, outside, sign_errors, matched)
 
 
 def pointwise_loss(error: Tensor, kind: Recon) -> Tensor:
@@ -82,8 +84,3 @@ def pointwise_loss(error: Tensor, kind: Recon) -> Tensor:
             return global_mean(error.square())
         case "l1+l2":
             return global_mean(error.abs()) + global_mean(error.square())
-
-
-def sign_error_share(matched: Float[Tensor, "num_band 1"], truth: Float[Tensor, "num_band 1"]) -> Tensor:
-    """Share of band voxels that are on the wrong side of the decoded surface."""
-    return global_mean(((matched < 0) != (truth < 0)).float())

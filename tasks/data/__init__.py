@@ -8,7 +8,7 @@ from tasks.data.codebook import (
     save_codebooks,
 )
 from tasks.data.dataset import ShapeBatch, load_targets, training_batches
-from tasks.data.latents import SCHEMA, latents_file, read_vectors, to_row
+from tasks.data.latents import SCHEMA, VectorBatch, draw_vectors, latents_file, read_vectors, to_row
 from tasks.data.views import choose_views, encode_views
 
 __all__ = [
@@ -17,7 +17,9 @@ __all__ = [
     "VALIDATION_FILE",
     "Codebooks",
     "ShapeBatch",
+    "VectorBatch",
     "choose_views",
+    "draw_vectors",
     "encode_views",
     "latents_file",
     "load_codebooks",

@@ -1,5 +1,7 @@
-"""The file in which encode leaves latents for stage 1 and the gate: one row per shape and symmetry."""
+"""The file in which encode leaves latents for stage 1 and the gate: one row per shape and symmetry; batches of them."""
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -7,10 +9,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from torch import Tensor
 
+from model.distributed import own_part
 from model.errors import InputError
+from tasks.run import Stage1
 
 SCHEMA = pa.schema(
     [
@@ -48,9 +52,8 @@ def to_row(latents: ShapeLatents) -> pa.RecordBatch:
 def read_vectors(file: Path, *, max_per_view: int | None, seed: int) -> Float[Tensor, "num_vectors latent_channels"]:
     """All latent vectors of a split, at most max_per_view drawn from each shape and symmetry.
 
-    They are read view by view, so that what is not drawn takes no memory.
-
-    Raises InputError where the file is missing, damaged or empty.
+    They are read view by view, so that what is not drawn takes no memory. Raises InputError where the file is missing,
+    damaged or empty, or holds NaN or infinity.
     """
     rng = np.random.default_rng(seed)
     parts = []
@@ -65,4 +68,34 @@ def read_vectors(file: Path, *, max_per_view: int | None, seed: int) -> Float[Te
         raise InputError(f"{file}: unreadable latents ({error}); run dvc repro -f encode") from error
     if not parts:
         raise InputError(f"{file} holds no shape; raise voxelize.val_share, or add meshes")
-    return torch.from_numpy(np.concatenate(parts))
+    vectors = torch.from_numpy(np.concatenate(parts))
+    if not vectors.isfinite().all():
+        raise InputError(f"{file} holds NaN or infinity; look at metrics/import_vae.json, then run dvc repro -f encode")
+    return vectors
+
+
+@dataclass(frozen=True)
+class VectorBatch:
+    """This rank's part of a batch."""
+
+    vectors: Float[Tensor, "batch dim"]
+    draws: Float64[Tensor, " batch"]  # uniform, for what is decided by chance in this step
+    names: tuple[str, ...] = ("cached latents",)
+
+    @property
+    def size(self) -> str:
+        return f"{len(self.vectors):,} latents"
+
+    @property
+    def limits(self) -> str:
+        return "batch_size"
+
+
+def draw_vectors(vectors: Float[Tensor, "num_vectors dim"], params: Stage1, step: int) -> Iterator[VectorBatch]:
+    """Batches of random vectors; which ones follows from the seed and the step."""
+    while True:
+        generator = torch.Generator().manual_seed(params.seed * 1_000_003 + step)
+        rows = torch.randint(len(vectors), (params.batch_size,), generator=generator)
+        draws = torch.rand(params.batch_size, generator=generator, dtype=torch.float64)
+        yield VectorBatch(vectors[own_part(rows).to(vectors.device)], own_part(draws).to(vectors.device))
+        step += 1

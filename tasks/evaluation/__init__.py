@@ -5,6 +5,7 @@ from tasks.evaluation.reconstructions import CodeUse, Reconstruction, Reconstruc
 from tasks.evaluation.tables import (
     aggregate,
     aggregates_table,
+    counts_of_levels,
     rank,
     spread,
     summarise_codes,
@@ -19,6 +20,7 @@ __all__ = [
     "Reconstructor",
     "aggregate",
     "aggregates_table",
+    "counts_of_levels",
     "measure_shapes",
     "rank",
     "spread",

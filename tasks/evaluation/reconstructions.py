@@ -3,15 +3,16 @@
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from math import log2
 from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from model.checkpoint import load_vae
 from model.metrics import Field
-from model.quantizer import CodebookStatistics, ResidualQuantizer, codebook_statistics
+from model.quantizer import ResidualQuantizer, normalised_error
 from model.sdf import SparseSDF, Surface
 from model.sparse import Grid, SparseTensor, from_arrays
 from model.tokenizer import decoded_surface
@@ -32,7 +33,7 @@ class Reconstruction:
     mesh: Surface  # in the [-1, 1] cube
     field: Field | None = None  # that the mesh was drawn from
     num_tokens: int | None = None
-    bits: float | None = None  # num_tokens * log2(codebook size); where the tokens lie is not counted
+    bits: float | None = None  # of the tokens, were codes equally frequent; where they lie is not counted
     encode_ms: float | None = None  # band voxels to latents, or tokens
     decode_ms: float | None = None  # latents, or tokens, to a mesh
     memory_mb: float | None = None  # the peak of both
@@ -48,46 +49,33 @@ class Cost(NamedTuple):
         return Cost(self.ms + second.ms, max(peaks, default=None))
 
 
-class QuantizedLatents(NamedTuple):
-    latents: SparseTensor  # each replaced by its code
-    num_tokens: int
-    bits: float
-
-
 class CodeUse:
-    """A quantizer, and over all shapes so far which codes their latents take and how far that moves them."""
+    """A quantizer, and over all shapes so far their latents and the codes that these take."""
 
     def __init__(self, quantizer: ResidualQuantizer) -> None:
         self.quantizer = quantizer
-        self.counts = [torch.zeros(size, dtype=torch.int64) for size in quantizer.num_codes]
-        self._squared_error = 0.0
-        self._squares = 0.0
-        self._sum = torch.zeros(quantizer.dim, dtype=torch.float64)
+        self._latents: list[Tensor] = []
+        self._indices: list[Tensor] = []
 
     @torch.no_grad()
-    def quantize(self, z_e: SparseTensor) -> QuantizedLatents:
+    def quantize(self, z_e: SparseTensor) -> SparseTensor:
+        """Each latent replaced by its codes."""
         indices = self.quantizer.indices_of(z_e.feats)
-        z_q = self.quantizer.codes_of(indices)
-        for counts, column in zip(self.counts, indices.cpu().unbind(1), strict=True):
-            counts.add_(torch.bincount(column, minlength=len(counts)))
-        self._squared_error += float((z_e.feats.double() - z_q.double()).square().sum())
-        self._squares += float(z_e.feats.double().square().sum())
-        self._sum += z_e.feats.double().sum(0).cpu()
-        bits = sum(log2(size) for size in self.quantizer.num_codes)
-        return QuantizedLatents(z_e.with_feats(z_q), indices.numel(), len(indices) * bits)
+        self._latents.append(z_e.feats.cpu())
+        self._indices.append(indices.cpu())
+        return z_e.with_feats(self.quantizer.codes_of(indices))
+
+    @property
+    def counts(self) -> list[Int[Tensor, " codebook_size"]]:
+        """How often each code of each level occurs."""
+        columns = torch.cat(self._indices).unbind(1)
+        return [torch.bincount(c, minlength=size) for c, size in zip(columns, self.quantizer.num_codes, strict=True)]
 
     @property
     def normalised_error(self) -> float:
-        """Mean squared distance to the code over the variance of the same latents, all that were measured.
-
-        0 loses nothing, 1 is as good as their mean alone.
-        """
-        variance = self._squares - float(self._sum.square().sum()) / int(self.counts[0].sum())
-        return self._squared_error / variance if variance > 0 else 0.0
-
-    def statistics(self) -> list[CodebookStatistics]:
-        """Of each level."""
-        return [codebook_statistics(counts) for counts in self.counts]
+        """Its reference are the same latents, all that were measured."""
+        latents = torch.cat(self._latents)
+        return normalised_error(latents, self.quantizer, reference=latents)
 
 
 class Reconstructor:
@@ -119,12 +107,13 @@ class Reconstructor:
         z_e, encoding = self._measure(lambda: self.vae.encode(first_seen(band)).mean)
         yield self._decode("vae", self.vae, z_e, shape.resolution, encoding)
 
-        quantized, quantizing = self._measure(lambda: self.use["stage1"].quantize(z_e))
-        yield self._decode("stage1", self.vae, quantized, shape.resolution, encoding.then(quantizing))
+        trained, of_stage1, of_stage2 = self.trained, self.use["stage1"], self.use["stage2"]
+        z_q, quantizing = self._measure(lambda: of_stage1.quantize(z_e))
+        encoding = encoding.then(quantizing)
+        yield self._decode("stage1", self.vae, z_q, shape.resolution, encoding, of_stage1.quantizer)
 
-        trained = self.trained
-        quantized, encoding = self._measure(lambda: self.use["stage2"].quantize(trained.encode(first_seen(band))))
-        yield self._decode("stage2", trained.vae, quantized, shape.resolution, encoding)
+        z_q, encoding = self._measure(lambda: of_stage2.quantize(trained.encode(first_seen(band))))
+        yield self._decode("stage2", trained.vae, z_q, shape.resolution, encoding, of_stage2.quantizer)
 
         if self.twin is not None:
             twin = self.twin
@@ -132,10 +121,16 @@ class Reconstructor:
             yield self._decode("twin", twin, z_e, shape.resolution, encoding)
 
     def _decode(
-        self, row: str, vae: SparseSDFVAE, latents: SparseTensor | QuantizedLatents, resolution: int, encoding: Cost
+        self,
+        row: str,
+        vae: SparseSDFVAE,
+        latents: SparseTensor,
+        resolution: int,
+        encoding: Cost,
+        quantizer: ResidualQuantizer | None = None,
     ) -> Reconstruction:
-        tokens = latents if isinstance(latents, QuantizedLatents) else None
-        z = first_seen(latents.latents if isinstance(latents, QuantizedLatents) else latents)
+        """`quantizer` is what the latents went through, if any."""
+        z = first_seen(latents)
 
         def decode() -> tuple[SparseTensor, Surface]:
             decoded = vae.decode_in_parts(z)
@@ -146,8 +141,8 @@ class Reconstructor:
             row,
             mesh,
             Field(decoded.coords[:, 1:].cpu().numpy(), decoded.feats[:, 0].cpu().numpy(), resolution),
-            num_tokens=tokens.num_tokens if tokens else None,
-            bits=tokens.bits if tokens else None,
+            num_tokens=len(z.grid) * len(quantizer.levels) if quantizer else None,
+            bits=len(z.grid) * quantizer.bits if quantizer else None,
             encode_ms=encoding.ms,
             decode_ms=decoding.ms,
             memory_mb=encoding.then(decoding).memory_mb,

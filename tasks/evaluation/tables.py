@@ -8,8 +8,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+from jaxtyping import Int
+from torch import Tensor
 
 from model.metrics import Summary, summarise
+from model.quantizer import codebook_statistics
 from model.report import Aggregates, Ranking, compare_within, rows_of
 from tasks.evaluation.reconstructions import CodeUse
 from tasks.shards import write_table
@@ -93,21 +96,30 @@ def summarise_pairs(table: pd.DataFrame, *, seed: int) -> dict[str, dict[str, di
 
 def summarise_codes(use: Mapping[str, CodeUse]) -> dict[str, dict[str, float | int]]:
     """Codebook figures over all tokens of the test split."""
+    errors = {stage: codes.normalised_error for stage, codes in use.items()}
     figures = {}
-    for stage, codes in use.items():
-        for level, (statistics, size) in enumerate(zip(codes.statistics(), codes.quantizer.num_codes, strict=True), 1):
-            of_level = asdict(statistics) | {"codebook_size": size, "normalised_error": codes.normalised_error}
-            name = stage if level == 1 else f"{stage}_level{level}"
-            figures[name] = {key: rounded(value) for key, value in of_level.items()}
+    for name, counts in counts_of_levels(use).items():
+        of_level = asdict(codebook_statistics(counts)) | {
+            "codebook_size": len(counts),
+            "normalised_error": errors[name.partition("_level")[0]],
+        }
+        figures[name] = {key: rounded(value) for key, value in of_level.items()}
     return figures
+
+
+def counts_of_levels(use: Mapping[str, CodeUse]) -> dict[str, Int[Tensor, " codebook_size"]]:
+    """How often each code occurs, by stage; further levels of codes are stage1_level2 and so on."""
+    return {
+        stage if level == 1 else f"{stage}_level{level}": counts
+        for stage, codes in use.items()
+        for level, counts in enumerate(codes.counts, start=1)
+    }
 
 
 def rank(table: pd.DataFrame) -> Ranking:
     """The best result of stage 2 first."""
-    errors: Ranking = {}
-    for shape, row, error in table[["shape", "row", RANKED_BY]].itertuples(index=False):
-        errors.setdefault(shape, {})[row] = error
-    return dict(sorted(errors.items(), key=lambda item: item[1]["stage2"]))
+    errors = table.pivot(index="shape", columns="row", values=RANKED_BY)
+    return errors.sort_values("stage2", kind="stable").to_dict("index")
 
 
 def spread(ranking: Ranking, count: int) -> list[str]:

@@ -49,6 +49,7 @@ from tasks.run.stage import (
     RefusedError,
     only_one,
     run_stage,
+    write_metrics,
 )
 
 __all__ = [
@@ -94,4 +95,5 @@ __all__ = [
     "load_settings",
     "only_one",
     "run_stage",
+    "write_metrics",
 ]

@@ -1,13 +1,16 @@
 """How every stage starts and ends: settings in, one clear sentence and an exit code out."""
 
 import fcntl
+import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from typing import Any
 
 from model.errors import INTERRUPTED, InputError, hear_interrupts, printable
-from tasks.run.paths import RESUME
+from model.files import write_whole
+from tasks.run.paths import METRICS, RESUME
 from tasks.run.settings import ParameterError, Settings, load_settings
 
 ALREADY_RUNNING = 75  # EX_TEMPFAIL of sysexits.h: try again later
@@ -47,6 +50,11 @@ def run_stage(name: str, stage: Callable[[Settings], None]) -> None:
             file=sys.stderr,
         )
         sys.exit(INTERRUPTED)
+
+
+def write_metrics(stage: str, figures: Mapping[str, Any]) -> None:
+    """What the stage leaves in metrics/, for `dvc metrics` and for people."""
+    write_whole(METRICS / f"{stage}.json", json.dumps(figures, indent=2) + "\n")
 
 
 @contextmanager

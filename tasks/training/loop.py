@@ -1,7 +1,5 @@
 """The training loop: one function for pretraining, stage 1 and stage 2."""
 
-import csv
-import io
 import math
 import signal
 import sys
@@ -13,6 +11,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol, TypeVar
 
+import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
@@ -73,18 +72,11 @@ class History:
         """All rows, by the first rank; a column that some rows lack stays empty there."""
         if rank() > 0:
             return
-        columns = dict.fromkeys(key for row in self.rows for key in row)
-        _write_tsv(self.path, [column for column in columns if not column.startswith(SECONDS)], self.rows)
-        timed = ["step", *(column for column in columns if column.startswith(SECONDS))]
-        _write_tsv(TIMINGS / self.path.name, timed, self.rows)
-
-
-def _write_tsv(path: Path, columns: list[str], rows: list[dict[str, float]]) -> None:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, delimiter="\t", lineterminator="\n", extrasaction="ignore")
-    writer.writeheader()
-    writer.writerows({key: f"{value:.6g}" for key, value in row.items()} for row in rows)
-    write_whole(path, text.getvalue())
+        table = pd.DataFrame(self.rows).set_index("step")
+        timed = table.columns.str.startswith(SECONDS)
+        for path, columns in ((self.path, ~timed), (TIMINGS / self.path.name, timed)):
+            text = table.loc[:, columns].to_csv(sep="\t", float_format="%.6g", lineterminator="\n")
+            write_whole(path, text)
 
 
 def cosine(progress: float) -> float:

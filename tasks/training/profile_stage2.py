@@ -1,4 +1,4 @@
-"""Where the time of stage 2's steps goes: `python -m tasks.profile_stage2 profile`, after `make repro`.
+"""Where the time of stage 2's steps goes: `python -m tasks.training.profile_stage2 profile`, after `make repro`.
 
 Writes trace.json, for https://ui.perfetto.dev or chrome://tracing, and parts.tsv: milliseconds a step of each part of
 the network's forward pass, of loading and of the optimizer; what is left of the step is mostly the backward pass.

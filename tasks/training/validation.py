@@ -6,7 +6,7 @@ import torch
 
 from model.errors import InputError
 from model.sparse import SparseTensor
-from model.vae import SDFTarget, reconstruction_loss, sign_error_share
+from model.vae import SDFTarget, reconstruction_loss
 from tasks.data import load_targets
 from tasks.shards import Shards
 
@@ -31,8 +31,7 @@ def validate_each(
                 f"{name}, {len(target.band.grid):,} voxels, does not fit into the GPU's memory; validation decodes "
                 "whole shapes: lower voxelize.resolution, or take a GPU with more"
             ) from error
-        signs = sign_error_share(fit.matched, target.band.feats)
-        rows.append(torch.stack([fit.recon, signs, fit.outside]))
+        rows.append(torch.stack([fit.recon, fit.sign_errors, fit.outside]))
     columns = ("val_l1", "val_sign_errors", "val_outside")
     table = torch.stack(rows).tolist()
     return {name: dict(zip(columns, row, strict=True)) for name, row in zip(names, table, strict=True)}

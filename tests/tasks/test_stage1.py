@@ -17,11 +17,11 @@ from model.quantizer import ResidualQuantizer, codebook_statistics, lloyd_pass, 
 from model.sparse import find_rows, from_arrays, transform_coords
 from model.vae import SparseSDFVAE, VAEConfig
 from tasks import stage1 as module
-from tasks.data import CODEBOOK_FILE, choose_views, encode_views, latents_file, read_vectors
+from tasks.data import CODEBOOK_FILE, choose_views, draw_vectors, encode_views, latents_file, read_vectors
 from tasks.encode import encode
 from tasks.run import LATENTS, METRICS, RESUME, SDF, VAE, Settings
 from tasks.shards import open_shards
-from tasks.stage1 import draw_vectors, spectrum, stage1
+from tasks.stage1 import stage1
 
 
 class Watch:
@@ -311,14 +311,6 @@ def test_one_code_at_the_mean_has_a_normalised_error_of_one():
     mean, each = ResidualQuantizer.of([vectors.mean(0, keepdim=True)]), ResidualQuantizer.of([vectors])
     assert normalised_error(vectors, mean, reference=vectors) == pytest.approx(1, rel=1e-4)
     assert normalised_error(vectors, each, reference=vectors) == 0
-
-
-def test_spectrum_of_known_variances():
-    """Variances 8, 4, 2, 1, 1: the first, two and four directions hold 8, 12 and 15 sixteenths."""
-    basis = torch.linalg.qr(torch.randn(5, 5, generator=torch.Generator().manual_seed(0)))[0]
-    corners = torch.tensor([8.0, 4.0, 2.0, 1.0, 1.0]).sqrt().diag()
-    vectors = torch.cat([corners, -corners]) @ basis
-    assert spectrum(vectors) == pytest.approx({"1": 8 / 16, "2": 12 / 16, "4": 15 / 16}, rel=1e-5)
 
 
 def test_only_the_vq_term_trains_the_codes():

@@ -181,10 +181,3 @@ def test_two_far_clusters_share_the_codes_and_are_each_cut_well(distance):
         alone = kmeans(cluster, int((own.counts > 0).sum()), iterations=15, generator=generator())
         assert own.squared_errors.mean() == pytest.approx(mean_error(cluster, alone), rel=0.05)
         np.testing.assert_array_equal(own.indices, numpy_reference.nearest_codes(cluster.numpy(), codes.numpy()))
-
-
-def test_vectors_that_are_not_finite_are_refused():
-    vectors = torch.randn(100, 3, generator=generator())
-    vectors[7, 1] = torch.nan
-    with pytest.raises(InputError, match=r"1 of 100 latent vectors hold NaN or infinity"):
-        kmeans(vectors, 10, iterations=2, generator=generator())

@@ -6,8 +6,15 @@ import torch
 from jaxtyping import TypeCheckError
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from model.quantizer import VectorQuantizer, codebook_statistics, gaussian_error_bound, quantizer, usage_of_batch
-from model.quantizer.quantizer import LARGEST_HALF, UNDERFLOW, halves, max_rounding, nearest_codes
+from model.quantizer import (
+    ResidualQuantizer,
+    VectorQuantizer,
+    codebook_statistics,
+    gaussian_error_bound,
+    quantizer,
+    spectrum,
+)
+from model.quantizer.quantizer import LARGEST_HALF, UNDERFLOW, halves, max_rounding, nearest_codes, usage_of_batch
 from tests.model import numpy_reference
 
 
@@ -280,6 +287,15 @@ def test_under_autocast_everything_is_float32():
     assert torch.equal(quantized.vq_loss, plain.vq_loss)
 
 
+def test_without_levels_nothing_is_quantised():
+    z_e = torch.randn(20, 4, requires_grad=True)
+    quantized = ResidualQuantizer([], 4)(z_e)
+    assert torch.equal(quantized.z_q, z_e)
+    assert quantized.indices.shape == (20, 0)
+    assert (quantized.vq_loss, quantized.commitment_loss) == (0, 0)
+    assert torch.equal(torch.autograd.grad(quantized.z_q.sum(), z_e)[0], torch.ones(20, 4))
+
+
 # --- what a codebook's use says --------------------------------------------------------------------------------------
 
 
@@ -331,3 +347,11 @@ def test_the_bound_gives_no_bits_to_a_direction_below_the_water():
     plane = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 0.125], [0.0, -0.125]])
     assert gaussian_error_bound(plane[:, :1], bits=1.0) == pytest.approx(1 / 4, rel=1e-6)
     assert gaussian_error_bound(plane, bits=1.0) == pytest.approx((1 / 4 + 1 / 64) / (1 + 1 / 64), rel=1e-6)
+
+
+def test_spectrum_of_known_variances():
+    """Variances 8, 4, 2, 1, 1: the first, two and four directions hold 8, 12 and 15 sixteenths."""
+    basis = torch.linalg.qr(torch.randn(5, 5, generator=torch.Generator().manual_seed(0)))[0]
+    corners = torch.tensor([8.0, 4.0, 2.0, 1.0, 1.0]).sqrt().diag()
+    vectors = torch.cat([corners, -corners]) @ basis
+    assert spectrum(vectors) == pytest.approx({"1": 8 / 16, "2": 12 / 16, "4": 15 / 16}, rel=1e-5)

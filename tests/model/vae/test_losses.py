@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from model.sparse import Grid, SparseTensor
-from model.vae import SDFTarget, reconstruction_loss, sign_error_share
+from model.vae import SDFTarget, reconstruction_loss
 from model.vae.losses import pointwise_loss
 from tests.shapes import as_target, ring_and_box, voxelized
 
@@ -77,8 +77,8 @@ def test_l1_and_l2_add_up():
 
 
 def test_sign_errors_are_the_share_on_the_wrong_side():
-    matched = torch.tensor([[0.1], [-0.1], [0.2], [-0.9]])
-    truth = torch.tensor([[0.5], [0.5], [-0.5], [-0.5]])
-    assert sign_error_share(matched, truth) == 0.5
-    assert sign_error_share(truth, truth) == 0
-    assert sign_error_share(-truth, truth) == 1
+    truth = [0.5, 0.5, -0.5, -0.5]
+    nothing = SparseTensor.on(Grid(torch.zeros(0, 4, dtype=torch.int32), num_shapes=1, extent=6), torch.zeros(0, 1))
+    target = SDFTarget(on(LINE[:4], truth), nothing)
+    for decoded, share in (([0.1, -0.1, 0.2, -0.9], 0.5), (truth, 0), ([-value for value in truth], 1)):
+        assert reconstruction_loss(on(LINE[:4], decoded), target, kind="l1").sign_errors == share
