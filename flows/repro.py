@@ -33,10 +33,8 @@ def repro(stage: str, *, force: bool, remote: bool) -> dict[str, Any]:
             return _failure(error)
     if not done:
         return {"outcome": "unchanged"}
-    ran = set(wanted.cmd.splitlines()) & set(commands)
-    return {
-        "outcome": "ran" if ran else "restored"
-    }  # an earlier run had the same inputs: its outputs, from DVC's cache
+    ran = set(wanted.cmd.splitlines()) & set(commands)  # else its outputs came from DVC's cache: an earlier run's
+    return {"outcome": "ran" if ran else "restored"}
 
 
 def _started(event: str, arguments: tuple[Any, ...]) -> list[str]:

@@ -2,7 +2,6 @@
 
 import base64
 import json
-from pathlib import Path
 from typing import Any, cast
 from uuid import UUID
 
@@ -75,7 +74,7 @@ def _figures(evaluation: dict[str, dict[str, Any]]) -> str:
     ]
     head = ["row", *(figure.label for figure in figures), "failed"]
     lines = [head, ["---"] * len(head), *rows]
-    report = Path(EVALUATION / "report.html").resolve()
+    report = (EVALUATION / "report.html").resolve()
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     return f"{table}\n\nEvery shape, to turn in 3D: [{report.name}]({report.as_uri()}), on the machine that ran this.\n"
 

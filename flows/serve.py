@@ -18,14 +18,13 @@ import yaml
 
 from flows.credentials import SETTINGS, ensure_credentials
 from flows.local_server import ON_ITS_OWN, LocalServer, bypass_proxies, local_server
-from model.errors import InputError
+from model.errors import INTERRUPTED, InputError
 
 KEEPER = Path(__file__).with_name("keeper.py")
 START_SECONDS = 300.0  # a first start makes the database; a server that fails ends the wait at once
 REQUEST_SECONDS = 10.0  # for the server to finish what it is asked
 TRAINER_SECONDS = 40.0  # for a worker to end its run, whose trainer saves its state first
 LOOK_SECONDS = 0.5
-INTERRUPTED = 130  # what a shell reports for Ctrl-C
 HEALTH_SECONDS = 10.0  # from one look at the server's health to the next
 SILENCE_SECONDS = 120.0  # a server without an answer for so long is taken for dead
 

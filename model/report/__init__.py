@@ -34,7 +34,6 @@ __all__ = [
     "read_history",
     "rows_of",
     "show_changes",
-    "titles_of",
     "usage_table",
     "write_report",
 ]

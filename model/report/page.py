@@ -11,9 +11,7 @@ from math import exp
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
-from jaxtyping import UInt8
 from jinja2 import Environment, StrictUndefined
 
 from ..metrics import Summary
@@ -69,10 +67,12 @@ def write_report(path: Path, report: Report) -> None:
         changes=_changes(report),
         places={shape: f"{place} of {len(shapes)}: {shape}" for place, shape in enumerate(shapes, start=1)},
         pictured=PICTURED,
-        pictures={shape: _pictures(shape, report.gallery) for shape in report.sheet},
+        pictures={s: [_data_url(webp(p), "webp") for p in report.gallery.pictures(s)] for s in report.sheet},
         extremes={"Best": shapes[:EXTREMES], "Worst": shapes[EXTREMES:][-EXTREMES:][::-1]},
         codebook=_codebook(report.metrics["codebook"]),
-        codebook_pictures=[(_title(name), _data_url(png, "png")) for name, png in report.codebook_plots.items()],
+        codebook_pictures=[
+            (CODEBOOK_TITLES[name], _data_url(png, "png")) for name, png in report.codebook_plots.items()
+        ],
         curves=_data_url(draw_history(report.histories), "png"),
         other_curves=_data_url(draw_history(report.histories, others), "png") if others else None,
         scenes=[scene_of(shape, report.gallery) for shape in report.scenes],
@@ -88,11 +88,6 @@ def _resource(name: str) -> str:
 
 def _data_url(content: bytes, kind: str) -> str:
     return f"data:image/{kind};base64,{b64encode(content).decode()}"
-
-
-def _pictures(shape: str, gallery: Gallery) -> list[str]:
-    pictures: list[UInt8[np.ndarray, "size size 3"]] = gallery.pictures(shape)
-    return [_data_url(webp(picture), "webp") for picture in pictures]
 
 
 def _won_back(metrics: Mapping[str, Any]) -> float | None:
@@ -131,7 +126,3 @@ def _codebook(codebook: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         "squared error / variance of the latents": [f"{m['normalised_error']:.4f}" for m in measured],
     }
     return {"of": [title_of_codes(name) for name in codebook], "lines": lines}
-
-
-def _title(name: str) -> str:
-    return CODEBOOK_TITLES.get(name) or Path(name).stem.replace("_", " ").capitalize()

@@ -10,22 +10,3 @@ from tasks.data.codebook import (
 from tasks.data.dataset import ShapeBatch, load_targets, training_batches
 from tasks.data.latents import SCHEMA, VectorBatch, draw_vectors, latents_file, read_vectors, to_row
 from tasks.data.views import choose_views, encode_views
-
-__all__ = [
-    "CODEBOOK_FILE",
-    "SCHEMA",
-    "VALIDATION_FILE",
-    "Codebooks",
-    "ShapeBatch",
-    "VectorBatch",
-    "choose_views",
-    "draw_vectors",
-    "encode_views",
-    "latents_file",
-    "load_codebooks",
-    "load_targets",
-    "read_vectors",
-    "save_codebooks",
-    "to_row",
-    "training_batches",
-]

@@ -13,19 +13,3 @@ from tasks.evaluation.tables import (
     summarise_rows,
     write_per_shape,
 )
-
-__all__ = [
-    "CodeUse",
-    "Reconstruction",
-    "Reconstructor",
-    "aggregate",
-    "aggregates_table",
-    "counts_of_levels",
-    "measure_shapes",
-    "rank",
-    "spread",
-    "summarise_codes",
-    "summarise_pairs",
-    "summarise_rows",
-    "write_per_shape",
-]

@@ -118,8 +118,8 @@ def counts_of_levels(use: Mapping[str, CodeUse]) -> dict[str, Int[Tensor, " code
 
 def rank(table: pd.DataFrame) -> Ranking:
     """The best result of stage 2 first."""
-    errors = table.pivot(index="shape", columns="row", values=RANKED_BY)
-    return errors.sort_values("stage2", kind="stable").to_dict("index")
+    errors = table.pivot(index="shape", columns="row", values=RANKED_BY).sort_values("stage2", kind="stable")
+    return {str(shape): of_rows.to_dict() for shape, of_rows in errors.iterrows()}
 
 
 def spread(ranking: Ranking, count: int) -> list[str]:

@@ -20,24 +20,3 @@ from tasks.shards.shards import (
     write_surfaces,
     write_table,
 )
-
-__all__ = [
-    "INDEX",
-    "REJECTS",
-    "SPLITS",
-    "SURFACES",
-    "PackedSDF",
-    "Place",
-    "Shards",
-    "open_shards",
-    "packed_of",
-    "read_facts",
-    "read_lone_shape",
-    "shape_of",
-    "shape_row",
-    "write_index",
-    "write_lone_shape",
-    "write_shards",
-    "write_surfaces",
-    "write_table",
-]

@@ -3,16 +3,3 @@
 from tasks.training.loop import History, Losses, cosine, train
 from tasks.training.resume import ResumePoint, fingerprint
 from tasks.training.validation import Figures, mean_figures, validate, validate_each
-
-__all__ = [
-    "Figures",
-    "History",
-    "Losses",
-    "ResumePoint",
-    "cosine",
-    "fingerprint",
-    "mean_figures",
-    "train",
-    "validate",
-    "validate_each",
-]

@@ -6,17 +6,3 @@ Imports no torch, for its many processes.
 from tasks.voxelization.jobs import Outcome, forget_all_but, shape_in_scratch, surface_of, voxelize_all
 from tasks.voxelization.splits import split_of, splits_brought
 from tasks.voxelization.summary import check_share, check_splits, metrics_of, print_summary
-
-__all__ = [
-    "Outcome",
-    "check_share",
-    "check_splits",
-    "forget_all_but",
-    "metrics_of",
-    "print_summary",
-    "shape_in_scratch",
-    "split_of",
-    "splits_brought",
-    "surface_of",
-    "voxelize_all",
-]

@@ -18,9 +18,10 @@ from tasks import joint_training as joint
 from tasks import stage2 as module
 from tasks.data import CODEBOOK_FILE
 from tasks.joint_training import param_groups
-from tasks.run import METRICS, PASS_TOKEN, RESUME, STAGE2, VAE, Settings
+from tasks.run import METRICS, PASS_TOKEN, RESUME, STAGE2, TWIN, VAE, Settings
 from tasks.stage1 import stage1
 from tasks.stage2 import stage2, start_of_stage2
+from tasks.twin import twin
 from tests.shapes import ring_and_box
 
 WEIGHTS = STAGE2 / "model.safetensors"
@@ -141,6 +142,18 @@ def test_the_result_is_a_network_with_the_codes_of_all_levels(small_project: Pat
     tokenizer = ShapeTokenizer(vqvae, resolution=32, truncation_voxels=2.0, mode="auto", max_bad_flip_ratio=0.4)
     assert tokenizer.encode(ring_and_box()).indices.shape[1] == 2
     assert not (RESUME / "stage2").exists()
+
+
+def test_the_twin_trains_the_network_alone(small_project: Path, small_settings: Settings):
+    twin(small_settings)
+    before, after = load_vae(VAE).state_dict(), load_vae(TWIN).state_dict()
+    assert after.keys() == before.keys()
+    assert not any(torch.equal(after[key], before[key]) for key in before)
+    figures = json.loads((METRICS / "twin.json").read_text())
+    assert figures["after"]["val_l1"] < figures["before"]["val_l1"]
+    table = pd.read_csv(METRICS / "twin_history.tsv", sep="\t")
+    assert (table.vq_loss == 0).all()
+    assert not [column for column in table if "codebook" in column or "perplexity" in column or "codes" in column]
 
 
 # --- the decoder alone -----------------------------------------------------------------------------------------------
