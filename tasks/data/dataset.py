@@ -1,5 +1,6 @@
 """Shapes from shards, in batches that follow from seed and step alone, so that a resumed run sees the same."""
 
+import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -113,6 +114,7 @@ def _loading(device: torch.device) -> dict[str, Any]:
     on_cuda = device.type == "cuda"
     return {
         "num_workers": WORKERS_PER_GPU if on_cuda else 0,
+        "worker_init_fn": _leave_stopping_to_the_parent,
         "pin_memory": on_cuda,
         "generator": torch.Generator(),  # or it would draw from the global one, and a resumed run see other noise
     }
@@ -232,3 +234,8 @@ def training_batches(
         return load_batches(shards, params, start=start, device=device)
 
     return batches_from
+
+
+def _leave_stopping_to_the_parent(_: int) -> None:
+    """What stops all processes of a job at once must not take the data away from a step that is to be finished."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

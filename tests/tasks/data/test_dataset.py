@@ -1,12 +1,16 @@
+import multiprocessing
+import os
+import signal
 from collections import Counter
 from itertools import islice, pairwise
 from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from model.sparse import SYMMETRIES
-from tasks.data import load_targets
+from tasks.data import dataset, load_targets
 from tasks.data.dataset import ShapeDataset, TrainingView, View, draw_batches, load_batches
 from tasks.data.packed import PackedBatch, collate
 from tasks.run import SDF, Settings
@@ -142,3 +146,12 @@ def test_loading_leaves_the_global_generator_alone(small_project: Path, small_se
     before = torch.get_rng_state()
     batches(2, small_settings)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_workers_go_on_when_all_processes_of_a_job_are_told_to_stop():
+    loading = dataset._loading(torch.device("cuda")) | {"num_workers": 2, "pin_memory": False}
+    items = iter(DataLoader(range(32), batch_size=None, **loading))
+    seen = [next(items), next(items)]  # one from each worker: both have started
+    for worker in multiprocessing.active_children():
+        os.kill(worker.pid, signal.SIGTERM)
+    assert seen + list(items) == list(range(32))
