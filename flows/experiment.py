@@ -80,8 +80,8 @@ def _take_snapshot(overridden_params: str) -> None:
     with whole_directory(SNAPSHOT) as directory:
         for path in map(Path, files):
             _replace(directory / path, path)
-        (directory / "files.json").write_text(json.dumps(files))
-        (directory / OVERRIDDEN).write_text(overridden_params)
+        write_whole(directory / "files.json", json.dumps(files))
+        write_whole(directory / OVERRIDDEN, overridden_params)
 
 
 def _replace(target: Path, source: Path) -> None:

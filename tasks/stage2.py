@@ -33,7 +33,7 @@ def stage2(settings: Settings) -> None:
     by_shape = {"before": outcome.before, "after": outcome.after}
     with whole_directory(STAGE2) as directory:
         save_vqvae(VQVAE(vqvae.vae, ResidualQuantizer.of(vqvae.quantizer.codebooks)), directory)
-        (directory / VALIDATION_FILE).write_text(json.dumps(by_shape, indent=1) + "\n")
+        write_whole(directory / VALIDATION_FILE, json.dumps(by_shape, indent=1) + "\n")
     figures = {time: mean_figures(shapes) for time, shapes in by_shape.items()}
     write_whole(METRICS / "stage2.json", json.dumps(figures, indent=2) + "\n")
     outcome.resume.clear()

@@ -28,7 +28,7 @@ def twin(settings: Settings) -> None:
     by_shape = {"before": outcome.before, "after": outcome.after}
     with whole_directory(TWIN) as directory:
         save_vae(network.vae, directory)
-        (directory / VALIDATION_FILE).write_text(json.dumps(by_shape, indent=1) + "\n")
+        write_whole(directory / VALIDATION_FILE, json.dumps(by_shape, indent=1) + "\n")
     figures = {time: mean_figures(shapes) for time, shapes in by_shape.items()}
     write_whole(METRICS / "twin.json", json.dumps(figures, indent=2) + "\n")
     outcome.resume.clear()

@@ -5,12 +5,14 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from model.errors import InputError
+from model.tables import read_rows
+
+REMEDY = "run dvc repro -f encode"
 
 SCHEMA = pa.schema(
     [
@@ -54,15 +56,11 @@ def read_vectors(file: Path, *, max_per_view: int | None, seed: int) -> Float[Te
     """
     rng = np.random.default_rng(seed)
     parts = []
-    try:
-        with pq.ParquetFile(file) as rows:
-            for view in rows.iter_batches(batch_size=1, columns=["mean", "latent_channels"]):
-                vectors = view["mean"][0].values.to_numpy().reshape(-1, view["latent_channels"][0].as_py())
-                if max_per_view is not None and len(vectors) > max_per_view:
-                    vectors = vectors[np.sort(rng.choice(len(vectors), max_per_view, replace=False))]
-                parts.append(vectors.copy())
-    except (OSError, pa.ArrowInvalid) as error:
-        raise InputError(f"{file}: unreadable latents ({error}); run dvc repro -f encode") from error
+    for view in read_rows(file, remedy=REMEDY):
+        vectors = view["mean"][0].values.to_numpy().reshape(-1, view["latent_channels"][0].as_py())
+        if max_per_view is not None and len(vectors) > max_per_view:
+            vectors = vectors[np.sort(rng.choice(len(vectors), max_per_view, replace=False))]
+        parts.append(vectors.copy())
     if not parts:
         raise InputError(f"{file} holds no shape; raise voxelize.val_share, or add meshes")
     return torch.from_numpy(np.concatenate(parts))

@@ -11,8 +11,8 @@ import pyarrow as pa
 
 from model.metrics import Summary, summarise
 from model.report import Aggregates, Ranking, compare_within, rows_of
+from model.tables import write_table
 from tasks.evaluation.reconstructions import CodeUse
-from tasks.shards import write_table
 
 RANKED_BY = "cd_l1"  # of stage 2
 # Columns whose means are metrics, by how they begin. The rest is detail of the tables.

@@ -18,7 +18,6 @@ from tasks.shards.shards import (
     write_lone_shape,
     write_shards,
     write_surfaces,
-    write_table,
 )
 
 __all__ = [
@@ -39,5 +38,4 @@ __all__ = [
     "write_lone_shape",
     "write_shards",
     "write_surfaces",
-    "write_table",
 ]
