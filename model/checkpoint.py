@@ -193,7 +193,8 @@ def _check_storage(content: dict[str, Any], file: Path) -> None:
     room = file.stat().st_size
     for key, value in content.items():
         if type(value) not in (Tensor, torch.nn.Parameter):
-            raise CheckpointError(f"{file}: {key} is {type(value).__name__}; expected a state_dict, tensors by name")
+            what = f"{type(value).__name__} at {key}"
+            raise CheckpointError(f"{file}: expected a state_dict, or one under the key 'vae', got {what}")
         if value.dtype not in DTYPES:
             raise CheckpointError(f"{file}: {key} is {value.dtype}; expected float32, float16 or bfloat16 weights")
         if value.layout != torch.strided or value.device.type != "cpu":

@@ -8,15 +8,15 @@ from tasks.data.codebook import (
     save_codebooks,
 )
 from tasks.data.dataset import ShapeBatch, load_targets, training_batches
-from tasks.data.latents import SCHEMA, latents_file, read_vectors, to_row
+from tasks.data.latents import ShapeLatents, latents_file, read_vectors, write_latents
 from tasks.data.views import choose_views, encode_views
 
 __all__ = [
     "CODEBOOK_FILE",
-    "SCHEMA",
     "VALIDATION_FILE",
     "Codebooks",
     "ShapeBatch",
+    "ShapeLatents",
     "choose_views",
     "encode_views",
     "latents_file",
@@ -24,6 +24,6 @@ __all__ = [
     "load_targets",
     "read_vectors",
     "save_codebooks",
-    "to_row",
     "training_batches",
+    "write_latents",
 ]

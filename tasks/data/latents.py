@@ -1,5 +1,6 @@
 """The file in which encode leaves latents for stage 1 and the gate: one row per shape and symmetry."""
 
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,11 +11,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from model.errors import InputError
-from model.tables import read_rows
+from model.tables import read_rows, write_rows
 
 REMEDY = "run dvc repro -f encode"
 
-SCHEMA = pa.schema(
+_SCHEMA = pa.schema(
     [
         ("name", pa.string()),
         ("symmetry", pa.int8()),  # number of model.sparse
@@ -36,7 +37,21 @@ def latents_file(directory: Path, split: str) -> Path:
     return directory / f"{split}.parquet"
 
 
-def to_row(latents: ShapeLatents) -> pa.RecordBatch:
+def write_latents(file: Path, views: Iterable[ShapeLatents]) -> int:
+    """They are taken one by one. Returns the number of vectors."""
+    count = 0
+
+    def rows() -> Iterator[pa.RecordBatch]:
+        nonlocal count
+        for latents in views:
+            count += len(latents.mean)
+            yield _row(latents)
+
+    write_rows(file, rows(), _SCHEMA)
+    return count
+
+
+def _row(latents: ShapeLatents) -> pa.RecordBatch:
     columns = [
         [latents.name],
         [latents.symmetry],
@@ -44,7 +59,7 @@ def to_row(latents: ShapeLatents) -> pa.RecordBatch:
         [latents.mean.numpy().ravel()],
         [latents.mean.shape[1]],
     ]
-    return pa.record_batch([pa.array(c, f.type) for c, f in zip(columns, SCHEMA, strict=True)], schema=SCHEMA)
+    return pa.record_batch([pa.array(c, f.type) for c, f in zip(columns, _SCHEMA, strict=True)], schema=_SCHEMA)
 
 
 def read_vectors(file: Path, *, max_per_view: int | None, seed: int) -> Float[Tensor, "num_vectors latent_channels"]:
