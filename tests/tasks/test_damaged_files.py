@@ -1,10 +1,9 @@
 """A file of any kind that the program reads, damaged at random, gives what was written or one sentence."""
 
-import os
 import pickle
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import chdir
 from dataclasses import dataclass
 from pathlib import Path
@@ -161,8 +160,11 @@ def outcomes(kind: Kind, count: int) -> Counter[str]:
             try:
                 read = kind.read()
             except InputError as error:
-                assert "\n" not in str(error), f"seed {seed}: {error}"
-                assert kind.file.name in str(error) or kind.file.parent.name in str(error), f"seed {seed}: {error}"
+                told = str(error)
+                read = None
+            if read is None:
+                assert "\n" not in told, f"seed {seed}: {told}"
+                assert kind.file.name in told, f"seed {seed}: {told}"
                 seen["refused"] += 1
                 continue
             if isinstance(read, dict):  # line by line
@@ -180,16 +182,18 @@ def outcomes(kind: Kind, count: int) -> Counter[str]:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_some_damaged_files(kinds: dict[str, Kind], name: str):
-    assert outcomes(kinds[name], 30)["refused"] > 10
+    seen = outcomes(kinds[name], 30)
+    assert seen["refused"] > (1 if kinds[name].foreign else 20), seen
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("name", NAMES)
-def test_a_thousand_damaged_files(kinds: dict[str, Kind], name: str):
-    seen = outcomes(kinds[name], int(os.environ.get("DAMAGED_FILES", "1000")))
-    print(f"{name}: {dict(seen)}")
-    assert seen["refused"] > 300
+def test_a_thousand_damaged_files(kinds: dict[str, Kind], name: str, capsys: pytest.CaptureFixture):
+    seen = outcomes(kinds[name], 1000)
+    with capsys.disabled():
+        print(f"{name}: {dict(seen)}")
+    assert seen["refused"] > (30 if kinds[name].foreign else 700)
 
 
 # --- resume states ---------------------------------------------------------------------------------------------------
@@ -250,7 +254,7 @@ def rerun_with_damage(settings: Settings, seed: int, monkeypatch: pytest.MonkeyP
     def save_and_die(point: ResumePoint, state: dict) -> None:
         save(point, state)
         saved.append(state["step"])
-        if len(saved) == 3:
+        if len(saved) == 4:  # at steps 5, 10, 10 before validation, and 15
             raise Killed
 
     with monkeypatch.context() as patched:
@@ -266,12 +270,12 @@ def rerun_with_damage(settings: Settings, seed: int, monkeypatch: pytest.MonkeyP
 
 
 def check_reruns(
-    project: Path, settings: Settings, count: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    settings: Settings, seeds: Iterable[int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> Counter[str]:
     """Every rerun leaves the undisturbed run's codebook, to the bit."""
     expected = CODEBOOK_FILE.read_bytes()
     seen: Counter[str] = Counter()
-    for seed in range(count):
+    for seed in seeds:
         rerun_with_damage(settings, seed, monkeypatch)
         said = capsys.readouterr().err
         assert CODEBOOK_FILE.read_bytes() == expected
@@ -283,9 +287,9 @@ def check_reruns(
 def test_reruns_with_damaged_states_end_as_if_nothing_had_happened(
     small_project: Path, small_settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ):
-    """Seeds 1 to 7 damage every choice of the three files; 4 the last state alone, 5 it and the codes of the start."""
-    seen = check_reruns(small_project, small_settings, 8, monkeypatch, capsys)
-    assert len(seen) == 3, seen  # from the last state, from the one before, from the start
+    """The codes of the start are damaged; the last state; both states."""
+    seen = check_reruns(small_settings, (2, 4, 5), monkeypatch, capsys)
+    assert seen == {"going on from step 15": 1, "going on from step 10": 1, "from the start": 1}
 
 
 @pytest.mark.slow
@@ -293,6 +297,6 @@ def test_reruns_with_damaged_states_end_as_if_nothing_had_happened(
 def test_forty_reruns(
     small_project: Path, small_settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ):
-    seen = check_reruns(small_project, small_settings, 40, monkeypatch, capsys)
+    seen = check_reruns(small_settings, range(40), monkeypatch, capsys)
     with capsys.disabled():
         print(dict(seen))
