@@ -132,10 +132,10 @@ def _empty_vae(state: State, file: Path) -> SparseSDFVAE:
         if target in shapes:
             raise CheckpointError(f"{file}: {source} and another key both mean {target}; remove one of them")
         shapes[target] = shape
-    config = _read_architecture(shapes, file)
+    config = read_architecture(shapes, file)
     with torch.device("meta"):
         vae = SparseSDFVAE(config)
-    _check_keys(shapes, vae, file)
+    check_keys(shapes, vae, file)
     return vae
 
 
@@ -232,8 +232,9 @@ def _of_convolution(key: str, tensor: Tensor, layout: Layout) -> tuple[str, Tens
     return f"{stem}.conv.kernel", tensor.T
 
 
-def _read_architecture(state: dict[str, Tensor], file: Path) -> VAEConfig:
-    key = "decoder.input_layer.weight"
+def read_architecture(state: State, file: Path, *, prefix: str = "") -> VAEConfig:
+    """Of a VAE whose keys begin so, from names and shapes. Raises CheckpointError where it is none."""
+    key = f"{prefix}decoder.input_layer.weight"
     if key not in state or state[key].ndim != 2:
         raise CheckpointError(f"{file}: no {key}; this is not a sparse-SDF VAE")
     model_channels, latent_channels = state[key].shape
@@ -241,24 +242,23 @@ def _read_architecture(state: dict[str, Tensor], file: Path) -> VAEConfig:
         raise CheckpointError(
             f"{file}: {key} has {model_channels} channels; expected a multiple of {HEAD_CHANNELS} up to {MAX_CHANNELS}"
         )
-    blocks = {match[1] for name in state if (match := re.match(r"decoder\.blocks\.(\d+)\.", name))}
-    if not 0 < latent_channels <= MAX_CHANNELS or not 0 < len(blocks) <= MAX_BLOCKS:
+    block = re.compile(re.escape(prefix) + r"decoder\.blocks\.(\d+)\.")
+    num_blocks = len({match[1] for name in state if (match := block.match(name))})
+    if not 0 < latent_channels <= MAX_CHANNELS or not 0 < num_blocks <= MAX_BLOCKS:
         raise CheckpointError(
-            f"{file}: {latent_channels} latent channels and {len(blocks)} blocks of the decoder; expected 1 to "
+            f"{file}: {latent_channels} latent channels and {num_blocks} blocks of the decoder; expected 1 to "
             f"{MAX_CHANNELS} and 1 to {MAX_BLOCKS}"
         )
-    return VAEConfig(model_channels, len(blocks), latent_channels)
+    return VAEConfig(model_channels, num_blocks, latent_channels)
 
 
-def _check_keys(state: dict[str, Tensor], vae: SparseSDFVAE, file: Path) -> None:
-    expected = vae.state_dict()
+def check_keys(state: State, network: torch.nn.Module, file: Path) -> None:
+    """Raise CheckpointError unless the names and shapes are those of the network."""
+    expected = network.state_dict()
     if missing := sorted(expected.keys() - state.keys()):
         raise CheckpointError(f"{file}: {missing[0]} is missing ({len(missing)} keys in all)")
     if unknown := sorted(state.keys() - expected.keys()):
         raise CheckpointError(f"{file}: {unknown[0]} is unknown ({len(unknown)} keys in all)")
     for key, value in expected.items():
         if value.shape != state[key].shape:
-            raise CheckpointError(
-                f"{file}: {key} has shape {list(state[key].shape)}, expected {list(value.shape)} for a VAE of "
-                f"{vae.config.model_channels} channels"
-            )
+            raise CheckpointError(f"{file}: {key} has shape {list(state[key].shape)}, expected {list(value.shape)}")

@@ -12,7 +12,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
 from .bricks import BRICK_SIZE
-from .checkpoint import CONFIG_FILE, MAX_BLOCKS, MAX_CHANNELS, WEIGHTS_FILE, aligned, save_weights
+from .checkpoint import (
+    CONFIG_FILE,
+    MAX_BLOCKS,
+    MAX_CHANNELS,
+    WEIGHTS_FILE,
+    aligned,
+    check_keys,
+    read_architecture,
+    save_weights,
+)
 from .distributed import global_variance
 from .errors import InputError, is_of_environment
 from .files import digest_of, write_whole
@@ -136,10 +145,13 @@ def load_vqvae(directory: Path, *, device: torch.device | str = "cpu") -> Loaded
         raise InputError(
             f"{directory}: {CONFIG_FILE} and {WEIGHTS_FILE} are not those that were saved together; {REMEDY}"
         )
+    sizes = VAEConfig(**config.vae.model_dump())
+    found = read_architecture(weights.tensors, directory / WEIGHTS_FILE, prefix="vae.")
+    if found != sizes:
+        raise InputError(f"{directory}: {CONFIG_FILE} says {sizes} but {WEIGHTS_FILE} is of {found}; {REMEDY}")
     with torch.device("meta"):  # the weights are those of the file, none are drawn
-        vqvae = VQVAE(
-            SparseSDFVAE(VAEConfig(**config.vae.model_dump())), ResidualQuantizer(**config.codebook.model_dump())
-        )
+        vqvae = VQVAE(SparseSDFVAE(sizes), ResidualQuantizer(**config.codebook.model_dump()))
+    check_keys(weights.tensors, vqvae, directory / WEIGHTS_FILE)
     vqvae.load_state_dict({name: aligned(tensor) for name, tensor in weights.tensors.items()}, assign=True)
     return Loaded(vqvae.to(device).eval(), config)
 
