@@ -1,7 +1,6 @@
 import dataclasses
 import json
 import math
-import sys
 import time
 from pathlib import Path
 
@@ -361,7 +360,7 @@ def changed(config: dict, key: str, value: object) -> dict:
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        *(("vae.num_blocks", value) for value in (10**9, 10**4500, 2, 0, -1, 1.5, "1", True, [1], math.nan, None)),
+        *(("vae.num_blocks", value) for value in (10**9, 10**4000, 2, 0, -1, 1.5, "1", True, [1], math.nan, None)),
         *(("vae.model_channels", value) for value in (10**9, 128, 63, 0, -64)),
         *(("vae.latent_channels", value) for value in (10**9, 9, 0)),
         *(("codebook.num_codes", value) for value in ([63], [10**12], [-64], [], [64] * 1000, 64, ["64"], [math.inf])),
@@ -378,7 +377,7 @@ def changed(config: dict, key: str, value: object) -> dict:
 def test_a_hostile_config_is_refused_at_once(saved: Path, key: str, value: object):
     file = saved / "config.json"
     whole = file.read_text()
-    sys.set_int_max_str_digits(10_000)
+
     try:
         file.write_text(json.dumps(changed(json.loads(whole), key, value)))
         started = time.perf_counter()
@@ -390,7 +389,6 @@ def test_a_hostile_config_is_refused_at_once(saved: Path, key: str, value: objec
         assert "\n" not in str(refused.value)
         assert len(str(refused.value)) < 400
     finally:
-        sys.set_int_max_str_digits(4300)
         file.write_text(whole)
 
 
