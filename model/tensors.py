@@ -67,6 +67,8 @@ def read_tensors(path: Path, *, remedy: str, ours: bool) -> Tensors:
     if not is_as_written(metadata, digest, required=ours):
         raise CheckpointError(f"{path}: its content is not what its digest says, it is damaged; {remedy}")
     for name, tensor in tensors.items() if ours else ():
+        if tensor.dtype != torch.float32:
+            raise CheckpointError(f"{path}: {name} is {tensor.dtype}; expected torch.float32; {remedy}")
         if not tensor.isfinite().all():
             raise CheckpointError(f"{path}: {name} holds NaN or infinity; {remedy}")
     return Tensors(tensors, digest)

@@ -87,7 +87,7 @@ class ShapeTokenizer:
             if config.grid is None:
                 raise InputError(f"{CONFIG_FILE} has no grid")
         except InputError as error:
-            reason = str(error).removeprefix(f"{directory}: ").split(f"; {REMEDY}")[0]
+            reason = str(error).removeprefix(f"{directory}: ").removeprefix(f"{directory}/").split(f"; {REMEDY}")[0]
             raise InputError(
                 f"{directory}: not a saved tokenizer ({reason}); run dvc repro, or name another: a folder or "
                 "hf://owner/name"

@@ -148,9 +148,11 @@ def tokens_of_json(line: str, tokenizer: "ShapeTokenizer") -> tuple[str, Tokens]
         raise InputError(f"it is no JSON ({' '.join(str(error).split())}); expected a line as encode writes") from error
     if not isinstance(fields, dict) or "tokens" not in fields:
         raise InputError('it is no JSON object with the key "tokens"; expected a line as encode writes')
-    if not is_as_written(fields, _digest({k: v for k, v in fields.items() if k != DIGEST}), required=False):
+    digest = _digest({key: value for key, value in fields.items() if key != DIGEST})
+    if not is_as_written(fields, digest, required="fingerprint" in fields):
         raise InputError(
-            'its "digest" is not that of the rest; it is damaged or was edited: encode again, or remove it'
+            'its "digest" is not that of the rest; it is damaged or was edited: encode again, or remove "digest" and '
+            '"fingerprint"'
         )
     name, center, scale = fields.get("name", ""), fields.get("center"), fields.get("scale")
     if not isinstance(name, str):

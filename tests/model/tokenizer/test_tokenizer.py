@@ -377,13 +377,10 @@ def changed(config: dict, key: str, value: object) -> dict:
 def test_a_hostile_config_is_refused_at_once(saved: Path, key: str, value: object):
     file = saved / "config.json"
     whole = file.read_text()
-
     try:
         file.write_text(json.dumps(changed(json.loads(whole), key, value)))
         started = time.perf_counter()
-        with pytest.raises(
-            InputError, match=r"not a saved tokenizer \(config\.json.*; run dvc repro, or name"
-        ) as refused:
+        with pytest.raises(InputError, match=r"not a saved tokenizer \(config\.json.*; run dvc repro") as refused:
             ShapeTokenizer.from_pretrained(saved)
         assert time.perf_counter() - started < 1
         assert "\n" not in str(refused.value)
@@ -409,20 +406,13 @@ def saved(tokenizer: ShapeTokenizer, tmp_path_factory: pytest.TempPathFactory) -
 
 
 @pytest.mark.parametrize("file", ["config.json", "model.safetensors"])
-def test_the_file_of_another_tokenizer_is_refused(tokenizer: ShapeTokenizer, tmp_path: Path, file: str):
-    """Whose sizes are the same, and whose weights or grid are not."""
-    tokenizer.save_pretrained(tmp_path / "here")
-    for number, other in enumerate((tokenizer_of(seed=1), with_resolution(tokenizer, 64))):
-        other.save_pretrained(tmp_path / f"{number}")
-        (tmp_path / f"{number}" / file).write_bytes((tmp_path / "here" / file).read_bytes())
-        with pytest.raises(
-            InputError, match=r"not a saved tokenizer \(config\.json and model\.safetensors are not those"
-        ):
-            ShapeTokenizer.from_pretrained(tmp_path / f"{number}")
-
-
-def with_resolution(tokenizer: ShapeTokenizer, resolution: int) -> ShapeTokenizer:
-    return ShapeTokenizer(tokenizer.vqvae, **tokenizer.grid_options | {"resolution": resolution})
+def test_the_file_of_another_tokenizer_is_refused(tmp_path: Path, file: str):
+    """Whose sizes are the same."""
+    for seed in (0, 1):
+        tokenizer_of(seed).save_pretrained(tmp_path / f"{seed}")
+    (tmp_path / "1" / file).write_bytes((tmp_path / "0" / file).read_bytes())
+    with pytest.raises(InputError, match=r"\(config\.json and model\.safetensors are not those"):
+        ShapeTokenizer.from_pretrained(tmp_path / "1")
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
