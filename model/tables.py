@@ -135,4 +135,4 @@ def _values(array: Any) -> Iterator[str | memoryview]:
 
 
 def _bytes(array: Any) -> memoryview:
-    return memoryview(np.ascontiguousarray(array.to_numpy(zero_copy_only=False)))
+    return np.ascontiguousarray(array.to_numpy(zero_copy_only=False)).data

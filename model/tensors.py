@@ -30,7 +30,7 @@ def digest_of_tensors(tensors: Mapping[str, Tensor]) -> str:
     def parts() -> Iterator[str | memoryview]:
         for name, tensor in sorted(tensors.items()):
             yield f"{name} {tensor.dtype} {list(tensor.shape)}"
-            yield memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+            yield tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
     return digest_of(parts())
 

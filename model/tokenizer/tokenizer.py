@@ -11,6 +11,7 @@ import trimesh
 from jaxtyping import Float, Int
 
 from ..bricks import BRICK_SIZE, BRICK_VOXELS
+from ..checkpoint import CONFIG_FILE
 from ..errors import InputError
 from ..files import write_whole
 from ..hub import local_path
@@ -19,7 +20,7 @@ from ..sdf import Mode, SparseSDF, Surface, extract_from_bricks, voxelize
 from ..sparse import Grid, SparseTensor, batch_tensors, find_places, from_arrays
 from ..tensors import digest_of_tensors
 from ..tokens import Tokens, Vocabulary
-from ..vqvae import CONFIG_FILE, REMEDY, VQVAE, GridConfig, config_of, load_vqvae, save_vqvae
+from ..vqvae import REMEDY, VQVAE, GridConfig, config_of, load_vqvae, save_vqvae
 from .card import model_card
 
 __all__ = ["ShapeTokenizer", "Tokens"]
