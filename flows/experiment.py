@@ -17,7 +17,7 @@ from dvc.utils.serialize import load_yaml
 
 from flows.graph import kept_by_git
 from model.errors import InputError
-from model.files import whole_directory, write_whole
+from model.files import copy_whole, whole_directory, write_whole
 from tasks.run import PARAMS_FILE, ParameterError, load_settings
 
 SNAPSHOT = Path("artifacts/.scratch/before_overrides")  # what put_back() puts back, also after the flow was killed
@@ -80,20 +80,21 @@ def _take_snapshot(overridden_params: str) -> None:
     with whole_directory(SNAPSHOT) as directory:
         for path in map(Path, files):
             _replace(directory / path, path)
-        (directory / "files.json").write_text(json.dumps(files))
-        (directory / OVERRIDDEN).write_text(overridden_params)
+        write_whole(directory / "files.json", json.dumps(files))
+        write_whole(directory / OVERRIDDEN, overridden_params)
 
 
 def _replace(target: Path, source: Path) -> None:
     """Make `target` what `source` is: a file, a folder, or nothing."""
-    if target.is_dir():
+    if target.is_dir() and not source.is_dir():
         shutil.rmtree(target)
-    target.unlink(missing_ok=True)
-    target.parent.mkdir(parents=True, exist_ok=True)
     if source.is_dir():
-        shutil.copytree(source, target)
+        with whole_directory(target) as directory:
+            shutil.copytree(source, directory, dirs_exist_ok=True)
     elif source.exists():
-        shutil.copyfile(source, target)
+        copy_whole(source, target)
+    else:
+        target.unlink(missing_ok=True)
 
 
 def _with_overrides(params: Mapping[str, Any]) -> str:

@@ -8,8 +8,8 @@
 In files: a state_dict, alone or under the key "vae", as .safetensors or as torch.save writes it.
 """
 
+import io
 import json
-import pickle
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,25 +17,24 @@ from typing import Any, Literal, NamedTuple
 from zipfile import is_zipfile
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from .errors import InputError
+from .errors import is_of_environment
+from .files import write_whole
 from .hub import WEIGHT_SUFFIXES, local_path
 from .sparse import SubMConv3d
+from .tensors import CheckpointError, read_tensors, write_tensors
 from .vae import HEAD_CHANNELS, SparseSDFVAE, VAEConfig
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
+MAX_CHANNELS, MAX_BLOCKS = 16384, 256  # far beyond any network of this kind
+DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+FETCH = "fetch it again"
 ALIGNMENT = 64  # bytes: what torch's allocator gives, and its vectorised kernels are fastest and reproducible on
 
 Layout = Literal["published", "spconv"]
 State = dict[str, Tensor]
-
-
-class CheckpointError(InputError):
-    """A file of weights cannot be used; the message names file and key."""
 
 
 @dataclass(frozen=True)
@@ -71,12 +70,12 @@ def save_vae(vae: SparseSDFVAE, directory: Path, *, dtype: torch.dtype = torch.f
     """Our layout: a folder of safetensors and config.json."""
     directory.mkdir(parents=True, exist_ok=True)
     save_weights(vae, directory / WEIGHTS_FILE, dtype=dtype)
-    (directory / CONFIG_FILE).write_text(json.dumps(asdict(vae.config), indent=2) + "\n")
+    write_whole(directory / CONFIG_FILE, json.dumps(asdict(vae.config), indent=2) + "\n")
 
 
-def save_weights(module: torch.nn.Module, path: Path, *, dtype: torch.dtype) -> None:
-    state = {key: value.detach().to("cpu", dtype).contiguous() for key, value in module.state_dict().items()}
-    _write_safetensors(state, path)
+def save_weights(module: torch.nn.Module, path: Path, *, dtype: torch.dtype) -> str:
+    """Returns their digest."""
+    return write_tensors(path, {key: value.detach().to("cpu", dtype) for key, value in module.state_dict().items()})
 
 
 def export_vae(vae: SparseSDFVAE, path: Path, *, layout: Layout) -> None:
@@ -96,43 +95,48 @@ def export_vae(vae: SparseSDFVAE, path: Path, *, layout: Layout) -> None:
             target, tensor = _of_convolution(key, tensor, layout)
         state[target] = tensor.contiguous()
     if path.suffix == ".safetensors":
-        _write_safetensors(state, path)
+        write_tensors(path, state)
     else:
-        torch.save({"vae": state}, path)
+        buffer = io.BytesIO()  # torch reports a full disk as a RuntimeError of its own
+        torch.save({"vae": state}, buffer)
+        write_whole(path, buffer.getvalue())
 
 
-def _write_safetensors(state: State, path: Path) -> None:
-    path.touch()
-    mode = path.stat().st_mode  # what the user's umask asks for; save_file makes its own file, for the owner only
-    try:
-        save_file(state, path)
-    except SafetensorError as error:  # a full disk, for one
-        raise OSError(f"{path} can't be written ({error})") from error
-    path.chmod(mode)
+def aligned(tensor: Tensor) -> Tensor:
+    """The tensor where torch would have put it; safetensors packs its own end to end."""
+    return tensor.clone() if tensor.data_ptr() % ALIGNMENT else tensor
 
 
 def import_checkpoint(path: str | Path) -> Import:
     """As load_vae, with an account of every key."""
     file = _weights_file(local_path(path))
     state, ignored = _read_state(file)
+    vae = _empty_vae(state, file)
     keys, renamed = [], {}
     for source in list(state):
         target, converted, transformation = _to_our_layout(source, state.pop(source).float(), file)
-        if target in renamed:
-            raise CheckpointError(f"{file}: {source} and another key both mean {target}; remove one of them")
-        if converted.data_ptr() % ALIGNMENT:  # safetensors packs its tensors end to end
-            converted = converted.clone()
+        converted = aligned(converted.contiguous())
         renamed[target] = converted
-        norm = float(converted.norm())
         if not torch.isfinite(converted).all():
             raise CheckpointError(f"{file}: {source} holds NaN or infinity; the file is damaged, fetch it again")
-        keys.append(ImportedKey(source, target, tuple(converted.shape), transformation, norm))
-    config = _read_architecture(renamed, file)
-    with torch.device("meta"):  # the weights are those of the file, none are drawn
-        vae = SparseSDFVAE(config)
-    _check_keys(renamed, vae, file)
+        keys.append(ImportedKey(source, target, tuple(converted.shape), transformation, float(converted.norm())))
     vae.load_state_dict(renamed, assign=True)
     return Import(vae, file, keys, ignored)
+
+
+def _empty_vae(state: State, file: Path) -> SparseSDFVAE:
+    """The network that these weights are of, without any: names and shapes are looked at, and no value is."""
+    shapes: State = {}
+    for source, tensor in state.items():
+        target, shape, _ = _to_our_layout(source, torch.empty(tensor.shape, device="meta"), file)
+        if target in shapes:
+            raise CheckpointError(f"{file}: {source} and another key both mean {target}; remove one of them")
+        shapes[target] = shape
+    config = read_architecture(shapes, file)
+    with torch.device("meta"):
+        vae = SparseSDFVAE(config)
+    check_keys(shapes, vae, file)
+    return vae
 
 
 def _weights_file(path: Path) -> Path:
@@ -152,21 +156,15 @@ def _read_state(file: Path) -> tuple[State, dict[str, str]]:
         raise CheckpointError(
             f"{file}: no such checkpoint; set import_vae.checkpoint to a file or folder of VAE weights"
         )
-    try:
-        if file.suffix == ".safetensors":
-            content: Any = load_file(file)
-        elif is_zipfile(file):
-            content = torch.load(file, map_location="cpu", weights_only=True)
-        else:
-            raise ValueError("no zip archive, which torch.save writes")
-    except (OSError, SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise CheckpointError(f"{file}: not a readable checkpoint ({reason}); fetch it again") from error
+    if file.suffix == ".safetensors":
+        content: Any = read_tensors(file, remedy=FETCH, ours=False).tensors
+    else:
+        content = _unpickled(file)
     ignored = {}
     if isinstance(content, dict) and isinstance(content.get("vae"), dict):
         ignored = {str(key): "not part of the VAE" for key in content if key != "vae"}
         content = content["vae"]
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise CheckpointError(
             f"{file}: expected a state_dict, or one under the key 'vae', got {type(content).__name__}"
         )
@@ -174,10 +172,36 @@ def _read_state(file: Path) -> tuple[State, dict[str, str]]:
     if codes:
         ignored |= dict.fromkeys(codes, "the codebook of a tokenizer")
         content = {key.removeprefix("vae."): value for key, value in content.items() if key.startswith("vae.")}
-    for key, value in content.items():
-        if not value.is_floating_point():
-            raise CheckpointError(f"{file}: {key} is {value.dtype}; expected float32, float16 or bfloat16 weights")
+    _check_storage(content, file)
     return dict(content), ignored
+
+
+def _unpickled(file: Path) -> Any:
+    try:
+        if not is_zipfile(file):
+            raise ValueError("no zip archive, which torch.save writes")
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # what a hostile file holds makes torch fail in many ways
+        if is_of_environment(error):
+            raise
+        reason = str(error).strip().split("\n")[0]
+        raise CheckpointError(f"{file}: not a readable checkpoint ({reason}); {FETCH}") from error
+
+
+def _check_storage(content: dict[str, Any], file: Path) -> None:
+    """Raise CheckpointError unless each value is a plain tensor of floats that are there, in the file, one by one."""
+    room = file.stat().st_size
+    for key, value in content.items():
+        if type(value) not in (Tensor, torch.nn.Parameter):
+            what = f"{type(value).__name__} at {key}"
+            raise CheckpointError(f"{file}: expected a state_dict, or one under the key 'vae', got {what}")
+        if value.dtype not in DTYPES:
+            raise CheckpointError(f"{file}: {key} is {value.dtype}; expected float32, float16 or bfloat16 weights")
+        if value.layout != torch.strided or value.device.type != "cpu":
+            raise CheckpointError(f"{file}: {key} is {value.layout} on {value.device.type}; expected dense weights")
+        room -= value.numel() * value.element_size()
+        if room < 0:
+            raise CheckpointError(f"{file}: {key} has more values, {value.numel()}, than the file holds; {FETCH}")
 
 
 def _to_our_layout(key: str, tensor: Tensor, file: Path) -> tuple[str, Tensor, str]:
@@ -186,9 +210,9 @@ def _to_our_layout(key: str, tensor: Tensor, file: Path) -> tuple[str, Tensor, s
     if key.endswith(".conv.kernel") and tensor.ndim == 3 and len(tensor) == 27:
         _, num_in, num_out = tensor.shape
         kernel = tensor.reshape(3, 3, 3, num_in, num_out).permute(4, 2, 1, 0, 3)
-        return target, kernel.contiguous(), "[zyx, in, out] to [out, x, y, z, in]"
+        return target, kernel, "[zyx, in, out] to [out, x, y, z, in]"
     if key.endswith(".conv.kernel") and tensor.ndim == 2:
-        return target, tensor.T.contiguous(), "[in, out] to [out, in]"
+        return target, tensor.T, "[in, out] to [out, in]"
     if key.endswith(".conv.weight") and tensor.ndim == 5 and tensor.shape[1:4] == (1, 1, 1):
         return target, tensor.flatten(1), "[out, 1, 1, 1, in] to [out, in]"
     if key.endswith(".conv.kernel"):
@@ -208,26 +232,33 @@ def _of_convolution(key: str, tensor: Tensor, layout: Layout) -> tuple[str, Tens
     return f"{stem}.conv.kernel", tensor.T
 
 
-def _read_architecture(state: dict[str, Tensor], file: Path) -> VAEConfig:
-    key = "decoder.input_layer.weight"
+def read_architecture(state: State, file: Path, *, prefix: str = "") -> VAEConfig:
+    """Of a VAE whose keys begin so, from names and shapes. Raises CheckpointError where it is none."""
+    key = f"{prefix}decoder.input_layer.weight"
     if key not in state or state[key].ndim != 2:
         raise CheckpointError(f"{file}: no {key}; this is not a sparse-SDF VAE")
     model_channels, latent_channels = state[key].shape
-    if model_channels % HEAD_CHANNELS:
-        raise CheckpointError(f"{file}: {key} has {model_channels} channels; expected a multiple of {HEAD_CHANNELS}")
-    blocks = {int(match[1]) for name in state if (match := re.match(r"decoder\.blocks\.(\d+)\.", name))}
-    return VAEConfig(model_channels, len(blocks), latent_channels)
+    if model_channels % HEAD_CHANNELS or not 0 < model_channels <= MAX_CHANNELS:
+        raise CheckpointError(
+            f"{file}: {key} has {model_channels} channels; expected a multiple of {HEAD_CHANNELS} up to {MAX_CHANNELS}"
+        )
+    block = re.compile(re.escape(prefix) + r"decoder\.blocks\.(\d+)\.")
+    num_blocks = len({match[1] for name in state if (match := block.match(name))})
+    if not 0 < latent_channels <= MAX_CHANNELS or not 0 < num_blocks <= MAX_BLOCKS:
+        raise CheckpointError(
+            f"{file}: {latent_channels} latent channels and {num_blocks} blocks of the decoder; expected 1 to "
+            f"{MAX_CHANNELS} and 1 to {MAX_BLOCKS}"
+        )
+    return VAEConfig(model_channels, num_blocks, latent_channels)
 
 
-def _check_keys(state: dict[str, Tensor], vae: SparseSDFVAE, file: Path) -> None:
-    expected = vae.state_dict()
+def check_keys(state: State, network: torch.nn.Module, file: Path) -> None:
+    """Raise CheckpointError unless the names and shapes are those of the network."""
+    expected = network.state_dict()
     if missing := sorted(expected.keys() - state.keys()):
         raise CheckpointError(f"{file}: {missing[0]} is missing ({len(missing)} keys in all)")
     if unknown := sorted(state.keys() - expected.keys()):
         raise CheckpointError(f"{file}: {unknown[0]} is unknown ({len(unknown)} keys in all)")
     for key, value in expected.items():
         if value.shape != state[key].shape:
-            raise CheckpointError(
-                f"{file}: {key} has shape {list(state[key].shape)}, expected {list(value.shape)} for a VAE of "
-                f"{vae.config.model_channels} channels"
-            )
+            raise CheckpointError(f"{file}: {key} has shape {list(state[key].shape)}, expected {list(value.shape)}")

@@ -4,24 +4,35 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
-from .checkpoint import save_weights
+from .bricks import BRICK_SIZE
+from .checkpoint import (
+    CONFIG_FILE,
+    MAX_BLOCKS,
+    MAX_CHANNELS,
+    WEIGHTS_FILE,
+    aligned,
+    check_keys,
+    read_architecture,
+    save_weights,
+)
 from .distributed import global_variance
-from .errors import InputError
+from .errors import InputError, is_of_environment
+from .files import digest_of, write_whole
 from .quantizer import Quantized, ResidualQuantizer
 from .sparse import Grid, SparseTensor
-from .vae import DecodePlan, Recon, SDFTarget, SparseSDFVAE, VAEConfig, reconstruction_loss
+from .tensors import read_tensors
+from .vae import HEAD_CHANNELS, DecodePlan, Recon, SDFTarget, SparseSDFVAE, VAEConfig, reconstruction_loss
 
-WEIGHTS_FILE = "model.safetensors"
-CONFIG_FILE = "config.json"
-FORMAT_VERSION = 2  # of the folder; 1 knew no residual levels
+REMEDY = "run dvc repro -f stage2"
+FINGERPRINT_DIGITS = 16
+_STRICT = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class VQVAEOutput(NamedTuple):
@@ -56,40 +67,98 @@ class VQVAE(nn.Module):
         return VQVAEOutput(z_e, quantized, self.vae.decode(z_e.with_feats(quantized.z_q), plan))
 
 
-def save_vqvae(vqvae: VQVAE, directory: Path, more: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Weights in float32 and config.json, which is returned; `more` are further keys of it."""
-    config = {
-        "version": FORMAT_VERSION,
-        "vae": asdict(vqvae.vae.config),
-        "codebook": {"num_codes": vqvae.quantizer.num_codes, "dim": vqvae.quantizer.dim},
-        **(more or {}),
-    }
+class _VAEConfig(BaseModel):
+    model_config = _STRICT
+    model_channels: Annotated[int, Field(ge=HEAD_CHANNELS, le=MAX_CHANNELS, multiple_of=HEAD_CHANNELS)]
+    num_blocks: Annotated[int, Field(ge=1, le=MAX_BLOCKS)]
+    latent_channels: Annotated[int, Field(ge=1, le=MAX_CHANNELS)]
+
+
+class _CodebookConfig(BaseModel):
+    model_config = _STRICT
+    num_codes: Annotated[list[Annotated[int, Field(ge=1, le=2**24)]], Field(min_length=1, max_length=64)]
+    dim: Annotated[int, Field(ge=1, le=MAX_CHANNELS)]
+
+
+class GridConfig(BaseModel):
+    """What model.sdf.voxelize takes to make the grids that a network was trained on."""
+
+    model_config = _STRICT
+    resolution: Annotated[int, Field(ge=BRICK_SIZE, le=2048, multiple_of=BRICK_SIZE)]
+    truncation_voxels: Annotated[float, Field(gt=0, le=64)]
+    mode: Literal["auto", "solid", "shell"]
+    max_bad_flip_ratio: Annotated[float, Field(ge=0, le=1)]
+
+
+class Config(BaseModel):
+    """config.json, but for the fingerprint."""
+
+    model_config = _STRICT
+    version: Literal[3]  # of the folder; 1 knew no residual levels, 2 no fingerprint
+    vae: _VAEConfig
+    codebook: _CodebookConfig
+    grid: GridConfig | None  # of a tokenizer
+
+    def fingerprint(self, digest: str) -> str:
+        """Of these and of weights with this digest."""
+        return digest_of([json.dumps(self.model_dump(), sort_keys=True), digest])[-FINGERPRINT_DIGITS:]
+
+
+class _Saved(Config):
+    fingerprint_: Annotated[str, Field(alias="fingerprint")]
+
+
+def config_of(vqvae: VQVAE, grid: Mapping[str, Any] | None = None) -> Config:
+    quantizer = vqvae.quantizer
+    codebook = {"num_codes": quantizer.num_codes, "dim": quantizer.dim}
+    return Config(version=3, vae=asdict(vqvae.vae.config), codebook=codebook, grid=grid)
+
+
+def save_vqvae(vqvae: VQVAE, directory: Path, grid: Mapping[str, Any] | None = None) -> None:
+    """Weights in float32 and config.json, with `grid` of a tokenizer."""
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
-    save_weights(vqvae, directory / WEIGHTS_FILE, dtype=torch.float32)
-    return config
+    digest = save_weights(vqvae, directory / WEIGHTS_FILE, dtype=torch.float32)
+    config = config_of(vqvae, grid)
+    content = config.model_dump() | {"fingerprint": config.fingerprint(digest)}
+    write_whole(directory / CONFIG_FILE, json.dumps(content, indent=2) + "\n")
 
 
 class Loaded(NamedTuple):
     vqvae: VQVAE
-    config: dict[str, Any]
+    config: Config
 
 
 def load_vqvae(directory: Path, *, device: torch.device | str = "cpu") -> Loaded:
-    """What save_vqvae wrote. Raises InputError where it is missing, damaged or of another version."""
-    try:
-        config = json.loads((directory / CONFIG_FILE).read_text())
-        if config.get("version") != FORMAT_VERSION:
-            raise ValueError(f"it is of version {config.get('version', 1)}, expected {FORMAT_VERSION}")
-        state = load_file(directory / WEIGHTS_FILE)
-        if spoilt := [key for key, value in state.items() if not value.isfinite().all()]:
-            raise ValueError(f"NaN or infinity in {spoilt[0]} and {len(spoilt) - 1} more")
-        vqvae = VQVAE(SparseSDFVAE(VAEConfig(**config["vae"])), ResidualQuantizer(**config["codebook"]))
-        vqvae.load_state_dict(state)
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise InputError(f"{directory}: no saved network and codes ({reason}); run dvc repro -f stage2") from error
+    """What save_vqvae wrote. Raises InputError where it is missing, damaged, of another version or put together."""
+    config, fingerprint = _read_config(directory / CONFIG_FILE)
+    weights = read_tensors(directory / WEIGHTS_FILE, remedy=REMEDY, ours=True)
+    if config.fingerprint(weights.digest) != fingerprint:
+        raise InputError(
+            f"{directory}: {CONFIG_FILE} and {WEIGHTS_FILE} are not those that were saved together; {REMEDY}"
+        )
+    sizes = VAEConfig(**config.vae.model_dump())
+    found = read_architecture(weights.tensors, directory / WEIGHTS_FILE, prefix="vae.")
+    if found != sizes:
+        raise InputError(f"{directory}: {CONFIG_FILE} says {sizes} but {WEIGHTS_FILE} is of {found}; {REMEDY}")
+    with torch.device("meta"):  # the weights are those of the file, none are drawn
+        vqvae = VQVAE(SparseSDFVAE(sizes), ResidualQuantizer(**config.codebook.model_dump()))
+    check_keys(weights.tensors, vqvae, directory / WEIGHTS_FILE)
+    vqvae.load_state_dict({name: aligned(tensor) for name, tensor in weights.tensors.items()}, assign=True)
     return Loaded(vqvae.to(device).eval(), config)
+
+
+def _read_config(file: Path) -> tuple[Config, str]:
+    try:
+        saved = _Saved.model_validate_json(file.read_bytes())
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key, got = ".".join(map(str, first["loc"])) or "it", repr(first["input"])[:40]
+        raise InputError(f"{file}: {key} is {got} ({first['msg']}); {REMEDY}") from error
+    except OSError as error:
+        if is_of_environment(error):
+            raise
+        raise InputError(f"{file} can't be read ({error.strerror}); {REMEDY}") from error
+    return Config(**saved.model_dump(exclude={"fingerprint_"})), saved.fingerprint_
 
 
 class VQVAELoss(NamedTuple):

@@ -1,12 +1,10 @@
 """Encode every training and validation shape, under some of the cube's symmetries, so that stage 1 need not."""
 
-import pyarrow.parquet as pq
-
 from model.checkpoint import load_vae
 from model.device import pick_device
 from model.files import whole_directory
 from model.progress import track
-from tasks.data import SCHEMA, choose_views, encode_views, latents_file, to_row
+from tasks.data import choose_views, encode_views, latents_file, write_latents
 from tasks.run import LATENTS, SDF, VAE, Settings, run_stage, write_metrics
 from tasks.shards import open_shards
 
@@ -19,14 +17,8 @@ def encode(settings: Settings) -> None:
     with whole_directory(LATENTS) as directory:
         for split, num in num_symmetries.items():
             views = choose_views(shards.names(split), num)
-            num_vectors = 0
-            file = latents_file(directory, split)
-            with pq.ParquetWriter(file, SCHEMA, compression="zstd", use_dictionary=False) as writer:
-                encoded = encode_views(vae, shards, views)
-                for latents in track(encoded, len(views), description=f"encode {split}", unit="view"):
-                    writer.write_batch(to_row(latents))
-                    num_vectors += len(latents.mean)
-            figures[f"num_{split}_vectors"] = num_vectors
+            encoded = track(encode_views(vae, shards, views), len(views), description=f"encode {split}", unit="view")
+            figures[f"num_{split}_vectors"] = write_latents(latents_file(directory, split), encoded)
     figures["latent_channels"] = vae.config.latent_channels
     write_metrics("encode", figures)
 

@@ -26,9 +26,10 @@ from model.report import (
     draw_shapes,
     draw_usage,
     read_history,
+    report_page,
     usage_table,
-    write_report,
 )
+from model.tables import write_table
 from tasks.evaluation import (
     Reconstructor,
     aggregate,
@@ -55,7 +56,7 @@ from tasks.run import (
     run_stage,
     write_metrics,
 )
-from tasks.shards import Shards, open_shards, write_table
+from tasks.shards import Shards, open_shards
 
 HEADLINE_ROWS = ("floor", "vae", "twin", "stage1", "stage2")
 HEADLINE_FIGURES = {
@@ -105,8 +106,11 @@ def evaluate(settings: Settings) -> None:
         )
         with whole_directory(EVALUATION) as directory:
             write_per_shape(directory / PER_SHAPE, table, report.conditions)
-            aggregates_table(aggregates).to_parquet(directory / "aggregates.parquet", compression="zstd", index=False)
-            write_report(directory / "report.html", report)
+            write_table(
+                directory / "aggregates.parquet",
+                pa.Table.from_pandas(aggregates_table(aggregates), preserve_index=False),
+            )
+            write_whole(directory / "report.html", report_page(report))
     with whole_directory(PLOTS) as directory:
         for name, content in plots.items():
             write_whole(directory / name, content)

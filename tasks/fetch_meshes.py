@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 from zipfile import BadZipFile, ZipFile
 
 from model.errors import InputError
-from model.files import whole_directory
+from model.files import whole_directory, write_whole
 from tasks.run import MESHES, Settings, run_stage
 
 
@@ -72,9 +72,7 @@ def extract_meshes(wheel: Path, pattern: str, directory: Path) -> int:
 def _write(directory: Path, member: PurePosixPath, content: bytes) -> None:
     if member.is_absolute() or ".." in member.parts:
         raise InputError(f"the wheel holds a file named {member}, which lies outside its folder; don't use this wheel")
-    target = directory / member
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_bytes(content)
+    write_whole(directory / member, content)
 
 
 def _regex(pattern: str) -> str:

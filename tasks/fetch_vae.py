@@ -2,11 +2,10 @@
 
 import hashlib
 import re
-import shutil
 from pathlib import Path
 
 from model.errors import InputError
-from model.files import whole_directory
+from model.files import copy_whole, whole_directory
 from model.hub import local_path
 from tasks.run import FETCHED, Settings, run_stage
 
@@ -19,7 +18,7 @@ def fetch_vae(settings: Settings) -> None:
     file = local_path(options.source)
     check_file(file, options.source, options.sha256)
     with whole_directory(FETCHED) as directory:
-        shutil.copyfile(file, directory / file.name)  # the content: in the cache it is a link
+        copy_whole(file, directory / file.name)  # the content: in the cache it is a link
     print(f"fetch_vae: {file.name} of {options.source} in {FETCHED}")
 
 

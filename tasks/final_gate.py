@@ -10,7 +10,7 @@ from torch import Tensor
 
 from model.device import pick_device
 from model.errors import InputError
-from model.files import whole_directory
+from model.files import whole_directory, write_whole
 from model.metrics import summarise_change
 from model.tokenizer import ShapeTokenizer
 from model.vae import SparseSDFVAE
@@ -52,7 +52,7 @@ def final_gate(settings: Settings) -> None:
     card = _read_json(METRICS / "evaluate.json", "evaluate") | {"final gate": figures}
     with whole_directory(TOKENIZER) as directory:
         tokenizer.save_pretrained(directory, card)
-        (directory / VERDICT_FILE).write_text(json.dumps(figures, indent=2) + "\n")
+        write_whole(directory / VERDICT_FILE, json.dumps(figures, indent=2) + "\n")
 
 
 def gain_over_stage1(validation: Mapping[str, Mapping[str, Mapping[str, float]]], params: FinalGate) -> Check:

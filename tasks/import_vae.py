@@ -5,7 +5,7 @@ from dataclasses import asdict
 
 from model.checkpoint import Import, import_checkpoint, save_vae
 from model.errors import InputError, printable
-from model.files import whole_directory
+from model.files import whole_directory, write_whole
 from tasks.run import VAE, Settings, run_stage, write_metrics
 
 
@@ -22,7 +22,7 @@ def import_vae(settings: Settings) -> None:
     with whole_directory(VAE) as directory:
         save_vae(imported.vae, directory)
         report = {"keys": [asdict(key) for key in imported.keys], "ignored": imported.ignored}
-        (directory / "import_report.json").write_text(json.dumps(report, indent=2) + "\n")
+        write_whole(directory / "import_report.json", json.dumps(report, indent=2) + "\n")
     figures = {
         **asdict(imported.vae.config),
         "num_parameters": sum(parameter.numel() for parameter in imported.vae.parameters()),

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from model.distributed import global_variance, rank
-from model.files import whole_directory
+from model.files import whole_directory, write_whole
 from model.quantizer import LAST_MOVE, ResidualQuantizer, TrainedCodebook, use_of_levels
 from model.sparse import SparseTensor
 from model.vae import SDFTarget
@@ -71,7 +71,7 @@ def train_jointly(
         return
     with whole_directory(directory) as folder:
         save(folder)
-        (folder / VALIDATION_FILE).write_text(json.dumps(by_shape, indent=1) + "\n")
+        write_whole(folder / VALIDATION_FILE, json.dumps(by_shape, indent=1) + "\n")
     write_metrics(stage, {time: mean_figures(shapes) for time, shapes in by_shape.items()})
     resume.clear()
 

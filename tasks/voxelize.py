@@ -9,6 +9,7 @@ import pyarrow as pa
 from model.errors import InputError, printable
 from model.files import whole_directory
 from model.meshes import SUFFIXES, find_meshes
+from model.tables import write_table
 from tasks import shards
 from tasks.run import SDF, TIMINGS, Settings, Voxelize, run_stage, write_metrics
 from tasks.voxelization import (
@@ -50,7 +51,7 @@ def voxelize_meshes(settings: Settings) -> None:
     with whole_directory(SDF) as directory:
         _write_dataset(directory, usable, files, rejects, index, options)
     seconds = {"name": index.name, "seconds": [(outcome.facts or {})["seconds"] for outcome in usable]}
-    shards.write_table(TIMINGS / "voxelize.parquet", pa.table(seconds))
+    write_table(TIMINGS / "voxelize.parquet", pa.table(seconds))
     write_metrics("voxelize", metrics)
     forget_all_but(usable + rejected)
 
@@ -95,7 +96,7 @@ def _write_dataset(
     )
     schema = pa.schema([("file", pa.string()), ("reason", pa.string())])
     table = pa.table({"file": list(rejects), "reason": list(rejects.values())}, schema=schema)
-    shards.write_table(directory / shards.REJECTS, table)
+    write_table(directory / shards.REJECTS, table)
     test = index[index.split == "test"]
     surfaces = ((name, surface_of(files[name], sha256)) for name, sha256 in zip(test.name, test.sha256, strict=True))
     shards.write_surfaces(directory / shards.SURFACES, surfaces)

@@ -29,7 +29,9 @@ STAGES: dict[str, dict[str, Any]] = {  # an optional one is below `do`
 # Modules whose content cannot change a result: what settings holds is tracked as params, the rest carries or shows it.
 # bricks holds a number that the shards' format and model.sdf's kernels cannot do without.
 PLUMBING = {"model", "tasks.run"}
-PLUMBING |= {f"model.{name}" for name in ("bricks", "errors", "files", "operators", "progress", "warp")}
+PLUMBING |= {
+    f"model.{name}" for name in ("bricks", "errors", "files", "operators", "progress", "tables", "tensors", "warp")
+}
 PLUMBING |= {f"tasks.run.{name}" for name in ("code", "paths", "settings", "stage")}
 
 # What no stage calls: stages give the tokenizer grids and no mesh files, and a cured reader must not retrain.

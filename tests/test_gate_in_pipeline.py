@@ -24,18 +24,16 @@ PYCACHE = shutil.ignore_patterns("__pycache__")
 ENCODE = f"""
 import pathlib, sys, time
 sys.path.insert(0, {str(ROOT)!r})
-import pyarrow.parquet as pq, torch
-from tasks.data import (SCHEMA, latents_file, to_row)
-from tasks.data.latents import (ShapeLatents)
+import torch
+from tasks.data import (ShapeLatents, latents_file, write_latents)
 generator = torch.Generator().manual_seed(0)
 places = 10 * torch.randn({SIZE}, 8, generator=generator)
 folder = pathlib.Path({str(paths.LATENTS)!r})
 folder.mkdir(parents=True)
 for split in ("train", "val"):
-    with pq.ParquetWriter(latents_file(folder, split), SCHEMA) as writer:
-        vectors = places.repeat(40, 1) + 0.1 * torch.randn({SIZE} * 40, 8, generator=generator)
-        coords = torch.zeros(len(vectors), 3, dtype=torch.int32)
-        writer.write_batch(to_row(ShapeLatents("shape", 0, coords, vectors)))
+    vectors = places.repeat(40, 1) + 0.1 * torch.randn({SIZE} * 40, 8, generator=generator)
+    shape = ShapeLatents("shape", 0, torch.zeros(len(vectors), 3), vectors)
+    write_latents(latents_file(folder, split), [shape])
 pathlib.Path("metrics").mkdir(exist_ok=True)
 pathlib.Path("metrics/encode.json").write_text(str(time.time_ns()))
 """

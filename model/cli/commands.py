@@ -149,7 +149,6 @@ def export(source: str, target: Path, layout: "Layout") -> None:
     """
     from ..checkpoint import export_vae, load_vae
 
-    target.parent.mkdir(parents=True, exist_ok=True)
     export_vae(load_vae(source), target, layout=layout)
     print(f"{target}: the VAE of {source} in the {layout} layout")
 

@@ -7,7 +7,7 @@ from .codebook_plots import draw_codebook
 from .compare import PER_SHAPE, check_comparable, compare_rows, compare_within, read_evaluation, show_changes
 from .figures import COSTS, ROW_TITLES, figures_of, rows_of
 from .gallery import PICTURED, Gallery
-from .page import CODEBOOK_TITLES, Aggregates, Ranking, Report, write_report
+from .page import CODEBOOK_TITLES, Aggregates, Ranking, Report, report_page
 from .plots import draw_history, draw_shapes, draw_usage, read_history, usage_table
 from .render import SheetRow
 
@@ -32,8 +32,8 @@ __all__ = [
     "figures_of",
     "read_evaluation",
     "read_history",
+    "report_page",
     "rows_of",
     "show_changes",
     "usage_table",
-    "write_report",
 ]

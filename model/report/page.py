@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from math import exp
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -50,14 +49,14 @@ class Report:
     conditions: Mapping[str, int]  # resolution, num_points, seed
 
 
-def write_report(path: Path, report: Report) -> None:
+def report_page(report: Report) -> str:
     """The page; every text that a run brings in, such as a file's name, is escaped by the template's engine."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
     environment.globals |= {"num_better": num_better, "verdict": verdict, "NOTHING": NOTHING, "PARTS": PARTS}
     others = other_columns(report.histories)
     rows, shapes = rows_of(report.table), list(report.ranking)
-    page = environment.from_string(_resource("page.html")).render(
+    return environment.from_string(_resource("page.html")).render(
         report=report,
         rows={row: ROW_TITLES[row] for row in rows},
         row_titles=ROW_TITLES,
@@ -79,7 +78,6 @@ def write_report(path: Path, report: Report) -> None:
         fixed_point=FIXED_POINT,
         script=_resource("page.js"),
     )
-    path.write_text(page, encoding="utf-8")
 
 
 def _resource(name: str) -> str:

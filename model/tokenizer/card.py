@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..tokens import Vocabulary
+from ..vqvae import Config
 
 _CARD = """---
 library_name: shape-tokenizer
@@ -46,7 +47,7 @@ _NO_FIGURES = "None were given when this folder was written: `save_pretrained(fo
 
 
 def model_card(
-    config: Mapping[str, Any],
+    config: Config,
     *,
     vocabulary: Vocabulary,
     fingerprint: str,
@@ -57,15 +58,16 @@ def model_card(
     `config` is config.json; `metrics` are numbers by row and name; of a mapping in a number's
     place, as codebook.stage1 in metrics/evaluate.json, the numbers make a row under both names.
     """
-    num_codes = config["codebook"]["num_codes"]
+    num_codes, grid = config.codebook.num_codes, config.grid
+    assert grid is not None
     return _CARD.format(
-        resolution=config["resolution"],
-        truncation_voxels=config["truncation_voxels"],
+        resolution=grid.resolution,
+        truncation_voxels=grid.truncation_voxels,
         num_codes=" + ".join(map(str, num_codes)),
         codes_a_brick="one code" if len(num_codes) == 1 else f"{len(num_codes)} codes, one of each residual level,",
-        code_dim=config["codebook"]["dim"],
-        channels=config["vae"]["model_channels"],
-        blocks=config["vae"]["num_blocks"],
+        code_dim=config.codebook.dim,
+        channels=config.vae.model_channels,
+        blocks=config.vae.num_blocks,
         vocabulary_size=vocabulary.size,
         octree_levels=vocabulary.octree_levels,
         fingerprint=fingerprint,

@@ -1,6 +1,5 @@
 """The finished product: mesh to integer tokens and back."""
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -12,21 +11,22 @@ import trimesh
 from jaxtyping import Float, Int
 
 from ..bricks import BRICK_SIZE, BRICK_VOXELS
+from ..checkpoint import CONFIG_FILE
 from ..errors import InputError
+from ..files import write_whole
 from ..hub import local_path
 from ..meshes import Mesh, load_mesh
 from ..sdf import Mode, SparseSDF, Surface, extract_from_bricks, voxelize
 from ..sparse import Grid, SparseTensor, batch_tensors, find_places, from_arrays
+from ..tensors import digest_of_tensors
 from ..tokens import Tokens, Vocabulary
-from ..vqvae import CONFIG_FILE, VQVAE, load_vqvae, save_vqvae
+from ..vqvae import REMEDY, VQVAE, GridConfig, config_of, load_vqvae, save_vqvae
 from .card import model_card
 
 __all__ = ["ShapeTokenizer", "Tokens"]
 
 CARD_FILE = "README.md"
 Shape = str | Path | Mesh | trimesh.Trimesh | SparseSDF  # a path is that of a mesh file
-
-GRID_KEYS = ("resolution", "truncation_voxels", "mode", "max_bad_flip_ratio")
 
 
 class ShapeTokenizer:
@@ -64,7 +64,7 @@ class ShapeTokenizer:
     @property
     def grid_options(self) -> dict[str, Any]:
         """What model.sdf.voxelize takes to make this tokenizer's grids."""
-        return {key: getattr(self, key) for key in GRID_KEYS}
+        return {key: getattr(self, key) for key in GridConfig.model_fields}
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -73,12 +73,8 @@ class ShapeTokenizer:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Short hash of all weights and of the grid: tokens of one tokenizer mean nothing to another."""
-        digest = hashlib.sha256(f"{self.resolution} {self.truncation_voxels}".encode())
-        for key, value in sorted(self.vqvae.state_dict().items()):
-            digest.update(key.encode())
-            digest.update(value.cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()[:16]
+        """Short hash of all weights and of config.json: tokens of one tokenizer mean nothing to another."""
+        return config_of(self.vqvae, self.grid_options).fingerprint(digest_of_tensors(self.vqvae.state_dict()))
 
     @staticmethod
     def from_pretrained(path: str | Path, *, device: torch.device | str = "cpu") -> "ShapeTokenizer":
@@ -89,13 +85,15 @@ class ShapeTokenizer:
         directory = local_path(path)
         try:
             vqvae, config = load_vqvae(directory, device=device)
-            return ShapeTokenizer(vqvae, **{key: config[key] for key in GRID_KEYS})
-        except (InputError, KeyError) as error:
-            reason = str(error) if isinstance(error, InputError) else f"{CONFIG_FILE} has no {error}"
+            if config.grid is None:
+                raise InputError(f"{CONFIG_FILE} has no grid")
+        except InputError as error:
+            reason = str(error).removeprefix(f"{directory}: ").removeprefix(f"{directory}/").split(f"; {REMEDY}")[0]
             raise InputError(
-                f"{directory}: not a saved tokenizer ({reason.removeprefix(f'{directory}: ').split('; run')[0]}); run "
-                "dvc repro, or name another: a folder or hf://owner/name"
+                f"{directory}: not a saved tokenizer ({reason}); run dvc repro, or name another: a folder or "
+                "hf://owner/name"
             ) from error
+        return ShapeTokenizer(vqvae, **config.grid.model_dump())
 
     def save_pretrained(self, directory: str | Path, metrics: Mapping[str, Mapping[str, Any]] | None = None) -> None:
         """config.json, model.safetensors (float32) and a model card, README.md: a folder that the hub takes as it is.
@@ -103,9 +101,10 @@ class ShapeTokenizer:
         `metrics` are the figures of the card, by row and name, as in metrics/evaluate.json.
         """
         directory = Path(directory)
-        config = save_vqvae(self.vqvae, directory, self.grid_options)
+        save_vqvae(self.vqvae, directory, self.grid_options)
+        config = config_of(self.vqvae, self.grid_options)
         card = model_card(config, vocabulary=self.vocabulary, fingerprint=self.fingerprint, metrics=metrics or {})
-        (directory / CARD_FILE).write_text(card)
+        write_whole(directory / CARD_FILE, card)
 
     def encode(self, shape: Shape) -> Tokens:
         """Tokens of a mesh file or of a mesh in any frame and scale, or of a grid that was voxelised before.

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..errors import InputError
+from ..files import DIGEST, digest_of, is_as_written, whole_file
 from .tokens import Tokens, read_parquet, write_parquet
 
 if TYPE_CHECKING:  # it brings torch along
@@ -30,23 +31,18 @@ class Found(NamedTuple):
 def write_tokens(path: Path, shapes: Iterable[tuple[str, Tokens]], tokenizer: "ShapeTokenizer") -> None:
     """Named shapes as JSON lines, as a table or, where the path has no suffix, as npz files in a folder.
 
-    They are taken one by one; each line and each npz file is on disk before the next is asked for.
+    They are taken one by one. A file appears when it is whole: a table and a file of lines at the end.
     """
     check_suffix(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == PARQUET:
         write_parquet(path, shapes)
     elif path.suffix == JSON_LINES:
-        with path.open("w", encoding="utf-8") as file:
-            for name, tokens in shapes:
-                file.write(json_line(name, tokens, tokenizer))
-                file.flush()
+        with whole_file(path) as partial, partial.open("w", encoding="utf-8") as file:
+            file.writelines(json_line(name, tokens, tokenizer) for name, tokens in shapes)
     else:
-        path.mkdir(exist_ok=True)
+        path.mkdir(parents=True, exist_ok=True)
         for name, tokens in shapes:
-            file_name = inside(path, f"{name}{NPZ}")
-            file_name.parent.mkdir(parents=True, exist_ok=True)
-            tokens.save(file_name)
+            tokens.save(inside(path, f"{name}{NPZ}"))
 
 
 def check_suffix(path: Path) -> None:
@@ -134,7 +130,11 @@ def json_line(name: str, tokens: Tokens, tokenizer: "ShapeTokenizer") -> str:
         "scale": tokens.scale,
         "fingerprint": tokens.fingerprint,
     }
-    return json.dumps(fields, separators=(",", ":")) + "\n"
+    return json.dumps(fields | {DIGEST: _digest(fields)}, separators=(",", ":")) + "\n"
+
+
+def _digest(fields: dict[str, Any]) -> str:
+    return digest_of([json.dumps(fields, sort_keys=True)])
 
 
 def tokens_of_json(line: str, tokenizer: "ShapeTokenizer") -> tuple[str, Tokens]:
@@ -148,6 +148,12 @@ def tokens_of_json(line: str, tokenizer: "ShapeTokenizer") -> tuple[str, Tokens]
         raise InputError(f"it is no JSON ({' '.join(str(error).split())}); expected a line as encode writes") from error
     if not isinstance(fields, dict) or "tokens" not in fields:
         raise InputError('it is no JSON object with the key "tokens"; expected a line as encode writes')
+    digest = _digest({key: value for key, value in fields.items() if key != DIGEST})
+    if not is_as_written(fields, digest, required="fingerprint" in fields):
+        raise InputError(
+            'its "digest" is not that of the rest; it is damaged or was edited: encode again, or remove "digest" and '
+            '"fingerprint"'
+        )
     name, center, scale = fields.get("name", ""), fields.get("center"), fields.get("scale")
     if not isinstance(name, str):
         raise InputError(f'"name" is {type(name).__name__}; expected a string; correct it or leave it out')

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from jaxtyping import Float, Int
 
 from ..errors import InputError
+from ..files import whole_file
 
 NUM_OCCUPANCIES = 255  # a cell of the octree has at least one of its 8 children
 SHAPES_PER_ROW_GROUP = 1024
@@ -112,7 +113,7 @@ class Tokens:
             write_parquet(path, [(path.stem, self)])
         elif path.suffix == ".npz":
             arrays: dict[str, Any] = {**vars(self), "fingerprint": np.array(self.fingerprint)}
-            with path.open("wb") as file:
+            with whole_file(path) as partial, partial.open("wb") as file:
                 np.savez_compressed(file, **arrays)
         else:
             raise InputError(f"{path}: tokens can't be saved as {path.suffix or 'a file without suffix'}; use .npz")
@@ -153,7 +154,8 @@ def _array(name: str, value: Any) -> np.ndarray:
 def write_parquet(path: Path, shapes: Iterable[tuple[str, Tokens]]) -> None:
     """Named shapes into one table, a row each, in the order given; they are taken as the file grows."""
     remaining = iter(shapes)
-    with pq.ParquetWriter(path, _SCHEMA, compression="zstd", write_page_checksum=True) as writer:
+    options = {"compression": "zstd", "write_page_checksum": True}
+    with whole_file(path) as partial, pq.ParquetWriter(partial, _SCHEMA, **options) as writer:
         while batch := list(islice(remaining, SHAPES_PER_ROW_GROUP)):
             rows = [
                 {

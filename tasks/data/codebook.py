@@ -4,14 +4,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jaxtyping import Float
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
 from torch import Tensor
 
 from model.errors import InputError
+from model.tensors import read_tensors, write_tensors
 from tasks.run import CODEBOOK
 
 CODEBOOK_FILE = CODEBOOK / "codebook.safetensors"
+REMEDY = "run dvc repro -f stage1"
 VALIDATION_FILE = "validation.json"  # beside trained weights: figures of each validation shape, before and after
 
 
@@ -19,17 +19,14 @@ Codebooks = list[Float[Tensor, "_ dim"]]  # a tensor for each residual level, ea
 
 
 def save_codebooks(codebooks: Sequence[Tensor], directory: Path) -> None:
-    tensors = {f"level{i}": codes.detach().cpu().contiguous() for i, codes in enumerate(codebooks, start=1)}
-    (directory / CODEBOOK_FILE.name).write_bytes(save(tensors))
+    write_tensors(directory / CODEBOOK_FILE.name, {f"level{i}": codes for i, codes in enumerate(codebooks, start=1)})
 
 
 def load_codebooks() -> Codebooks:
     """Raises InputError where the file is missing or damaged, or holds NaN or infinity."""
-    try:
-        tensors = load_file(CODEBOOK_FILE)
-        codebooks = [tensors[f"level{i}"] for i in range(1, max(len(tensors), 1) + 1)]
-    except (OSError, SafetensorError, KeyError) as error:
-        raise InputError(f"{CODEBOOK_FILE}: no readable codebook ({error}); run dvc repro -f stage1") from error
-    if not all(codes.isfinite().all() for codes in codebooks):
-        raise InputError(f"{CODEBOOK_FILE} holds NaN or infinity; run dvc repro -f stage1")
-    return codebooks
+    tensors = read_tensors(CODEBOOK_FILE, remedy=REMEDY, ours=True).tensors
+    if not tensors or tensors.keys() != {f"level{i}" for i in range(1, len(tensors) + 1)}:
+        raise InputError(
+            f"{CODEBOOK_FILE} holds {', '.join(tensors) or 'nothing'}; expected level1, level2 ...; {REMEDY}"
+        )
+    return [tensors[f"level{i}"] for i in range(1, len(tensors) + 1)]

@@ -1,22 +1,24 @@
 """The file in which encode leaves latents for stage 1 and the gate: one row per shape and symmetry; batches of them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
 from model.distributed import own_part
 from model.errors import InputError
+from model.tables import read_rows, write_rows
 from tasks.run import Stage1
 
-SCHEMA = pa.schema(
+REMEDY = "run dvc repro -f encode"
+
+_SCHEMA = pa.schema(
     [
         ("name", pa.string()),
         ("symmetry", pa.int8()),  # number of model.sparse
@@ -38,7 +40,21 @@ def latents_file(directory: Path, split: str) -> Path:
     return directory / f"{split}.parquet"
 
 
-def to_row(latents: ShapeLatents) -> pa.RecordBatch:
+def write_latents(file: Path, views: Iterable[ShapeLatents]) -> int:
+    """They are taken one by one. Returns the number of vectors."""
+    count = 0
+
+    def rows() -> Iterator[pa.RecordBatch]:
+        nonlocal count
+        for latents in views:
+            count += len(latents.mean)
+            yield _row(latents)
+
+    write_rows(file, rows(), _SCHEMA)
+    return count
+
+
+def _row(latents: ShapeLatents) -> pa.RecordBatch:
     columns = [
         [latents.name],
         [latents.symmetry],
@@ -46,7 +62,7 @@ def to_row(latents: ShapeLatents) -> pa.RecordBatch:
         [latents.mean.numpy().ravel()],
         [latents.mean.shape[1]],
     ]
-    return pa.record_batch([pa.array(c, f.type) for c, f in zip(columns, SCHEMA, strict=True)], schema=SCHEMA)
+    return pa.record_batch([pa.array(c, f.type) for c, f in zip(columns, _SCHEMA, strict=True)], schema=_SCHEMA)
 
 
 def read_vectors(file: Path, *, max_per_view: int | None, seed: int) -> Float[Tensor, "num_vectors latent_channels"]:
@@ -57,15 +73,11 @@ def read_vectors(file: Path, *, max_per_view: int | None, seed: int) -> Float[Te
     """
     rng = np.random.default_rng(seed)
     parts = []
-    try:
-        with pq.ParquetFile(file) as rows:
-            for view in rows.iter_batches(batch_size=1, columns=["mean", "latent_channels"]):
-                vectors = view["mean"][0].values.to_numpy().reshape(-1, view["latent_channels"][0].as_py())
-                if max_per_view is not None and len(vectors) > max_per_view:
-                    vectors = vectors[np.sort(rng.choice(len(vectors), max_per_view, replace=False))]
-                parts.append(vectors.copy())
-    except (OSError, pa.ArrowInvalid) as error:
-        raise InputError(f"{file}: unreadable latents ({error}); run dvc repro -f encode") from error
+    for view in read_rows(file, remedy=REMEDY):
+        vectors = view["mean"][0].values.to_numpy().reshape(-1, view["latent_channels"][0].as_py())
+        if max_per_view is not None and len(vectors) > max_per_view:
+            vectors = vectors[np.sort(rng.choice(len(vectors), max_per_view, replace=False))]
+        parts.append(vectors.copy())
     if not parts:
         raise InputError(f"{file} holds no shape; raise voxelize.val_share, or add meshes")
     vectors = torch.from_numpy(np.concatenate(parts))

@@ -14,8 +14,8 @@ from torch import Tensor
 from model.metrics import Summary, summarise
 from model.quantizer import codebook_statistics
 from model.report import Aggregates, Ranking, compare_within, rows_of
+from model.tables import write_table
 from tasks.evaluation.reconstructions import CodeUse
-from tasks.shards import write_table
 
 RANKED_BY = "cd_l1"  # of stage 2
 # Columns whose means are metrics, by how they begin. The rest is detail of the tables.
@@ -119,7 +119,9 @@ def counts_of_levels(use: Mapping[str, CodeUse]) -> dict[str, Int[Tensor, " code
 def rank(table: pd.DataFrame) -> Ranking:
     """The best result of stage 2 first."""
     errors = table.pivot(index="shape", columns="row", values=RANKED_BY).sort_values("stage2", kind="stable")
-    return {str(shape): of_rows.to_dict() for shape, of_rows in errors.iterrows()}
+    return {
+        str(shape): {str(row): float(error) for row, error in of_rows.items()} for shape, of_rows in errors.iterrows()
+    }
 
 
 def spread(ranking: Ranking, count: int) -> list[str]:

@@ -18,5 +18,4 @@ from tasks.shards.shards import (
     write_lone_shape,
     write_shards,
     write_surfaces,
-    write_table,
 )

@@ -5,7 +5,6 @@ are in the band and which are inside; the SDF lists the band's values in that or
 """
 
 import json
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,13 +15,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 from jaxtyping import Float, Int, UInt8
 
 from model.bricks import BRICK_SIZE
 from model.errors import InputError
-from model.files import partial_name
 from model.sdf import SparseSDF, Surface, voxel_coords
+from model.tables import read_row, read_table, write_rows, write_table
 
 INDEX = "index.parquet"
 REJECTS = "rejects.parquet"
@@ -89,7 +87,7 @@ def shape_row(name: str, shape: SparseSDF) -> pa.RecordBatch:
     return _one_row(values, pa.schema(_SHAPE_FIELDS, metadata=metadata))
 
 
-def packed_of(row: pa.RecordBatch | pa.Table) -> PackedSDF:
+def packed_of(row: pa.RecordBatch) -> PackedSDF:
     """What of it trains a network."""
 
     def value(column: str) -> pa.Scalar:
@@ -103,7 +101,7 @@ def packed_of(row: pa.RecordBatch | pa.Table) -> PackedSDF:
     )
 
 
-def shape_of(row: pa.RecordBatch | pa.Table) -> SparseSDF:
+def shape_of(row: pa.RecordBatch) -> SparseSDF:
     """The inverse of shape_row."""
     packed = packed_of(row)
     bricks = -1, BRICK_SIZE, BRICK_SIZE, BRICK_SIZE
@@ -129,7 +127,7 @@ def write_shards(directory: Path, rows: Iterable[pa.RecordBatch], *, shapes_per_
     rest = iter(rows)
     for first in rest:
         shard = f"shard_{len(places) // shapes_per_shard:05d}.parquet"
-        num_groups = write_row_groups(directory / shard, chain([first], islice(rest, shapes_per_shard - 1)))
+        num_groups = write_rows(directory / shard, chain([first], islice(rest, shapes_per_shard - 1)))
         places.extend(Place(shard, group) for group in range(num_groups))
     return places
 
@@ -137,63 +135,26 @@ def write_shards(directory: Path, rows: Iterable[pa.RecordBatch], *, shapes_per_
 def write_lone_shape(path: Path, shape: SparseSDF, facts: dict[str, Any]) -> None:
     """A file of one shape that has no name yet, and what is known about it besides."""
     row = shape_row("", shape)
-    write_row_groups(path, [row.replace_schema_metadata({**row.schema.metadata, _FACTS: json.dumps(facts)})])
+    write_rows(path, [row.replace_schema_metadata({**row.schema.metadata, _FACTS: json.dumps(facts)})])
 
 
 def read_lone_shape(path: Path, name: str) -> pa.RecordBatch:
     """The row of a file of one shape, with a name."""
-    row = _read_row_group(path, 0).combine_chunks().to_batches()[0]
+    row = read_row(path, 0, remedy=REMEDY)
     metadata = {key: value for key, value in row.schema.metadata.items() if key != _FACTS}
     return row.replace_schema_metadata(metadata).set_column(0, "name", pa.array([name]))
 
 
 def read_facts(path: Path) -> dict[str, Any]:
     """What write_lone_shape was told."""
-    try:
-        return dict(json.loads(pq.read_schema(path).metadata[_FACTS]))
-    except (OSError, pa.ArrowException) as error:
-        raise _damage(path, error) from error
+    return json.loads(read_row(path, 0, remedy=REMEDY).schema.metadata[_FACTS])
 
 
 def write_surfaces(path: Path, surfaces: Iterable[tuple[str, Surface]]) -> None:
     """Truth meshes in the [-1, 1] cube, one row group each."""
     schema = pa.schema(_SURFACE_FIELDS, metadata={"frame": _CONVENTIONS["frame"]})
     rows = (_one_row([name, s.vertices.reshape(-1), s.faces.reshape(-1)], schema) for name, s in surfaces)
-    write_row_groups(path, rows, schema)
-
-
-def write_row_groups(path: Path, rows: Iterable[pa.RecordBatch], schema: pa.Schema | None = None) -> int:
-    """One row group per batch, into a file that appears when it is complete. Returns how many there are."""
-    partial = partial_name(path)
-    writer, num_groups = None, 0
-    try:
-        for row in rows:
-            writer = writer or _open_writer(partial, row.schema)
-            writer.write_batch(row)
-            num_groups += 1
-        writer = writer or (_open_writer(partial, schema) if schema else None)
-        if writer is None:
-            raise ValueError(f"nothing to write into {path}, and no schema to write nothing with")
-        writer.close()
-        writer = None
-        os.replace(partial, path)
-        return num_groups
-    finally:
-        if writer is not None:
-            writer.close()
-        partial.unlink(missing_ok=True)
-
-
-def _open_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
-    floats = [f"{column.name}.list.element" for column in schema if column.type == pa.list_(pa.float32())]
-    return pq.ParquetWriter(
-        path,
-        schema,
-        compression="zstd",
-        use_dictionary=False,
-        use_byte_stream_split=floats,
-        write_page_checksum=True,
-    )
+    write_rows(path, rows, schema)
 
 
 def _one_row(values: list, schema: pa.Schema) -> pa.RecordBatch:
@@ -225,7 +186,7 @@ class Shards:
         """One shape's bricks; raises as read does."""
         return packed_of(self._row(name))
 
-    def _row(self, name: str) -> pa.Table:
+    def _row(self, name: str) -> pa.RecordBatch:
         place = self._places[name]
         return _read_named_row(self.directory / place.shard, place.row_group, name)
 
@@ -250,16 +211,18 @@ class Shards:
 def open_shards(directory: Path) -> Shards:
     """Raises InputError naming the file when the index is missing or damaged, or a shard that it lists is missing."""
     path = directory / INDEX
-    table = _read_table(path)
+    table = read_table(path, remedy=REMEDY)
     metadata = {key.decode(): text.decode() for key, text in (table.schema.metadata or {}).items()}
-    index = table.to_pandas().set_index("name")
-    for shard in sorted(set(index.shard)):
+    try:
+        index = table.to_pandas().set_index("name")
+        shards = Shards(directory, index, int(metadata["resolution"]), float(metadata["truncation_voxels"]))
+        listed = sorted(set(index.shard))
+    except (KeyError, ValueError, AttributeError) as error:
+        raise InputError(f"{path} is no index of shapes ({type(error).__name__}: {error}); {REMEDY}") from error
+    for shard in listed:
         if not (directory / shard).is_file():
             raise InputError(f"{directory / shard} is missing although {INDEX} lists it; {REMEDY}")
-    try:
-        return Shards(directory, index, int(metadata["resolution"]), float(metadata["truncation_voxels"]))
-    except (KeyError, ValueError) as error:
-        raise _damage(path, error) from error
+    return shards
 
 
 def write_index(path: Path, index: pd.DataFrame, *, resolution: int, truncation_voxels: float) -> None:
@@ -269,39 +232,8 @@ def write_index(path: Path, index: pd.DataFrame, *, resolution: int, truncation_
     write_table(path, table.replace_schema_metadata({**(table.schema.metadata or {}), **metadata}))
 
 
-def write_table(path: Path, table: pa.Table) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = partial_name(path)
-    try:
-        pq.write_table(table, partial, compression="zstd", write_page_checksum=True)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _read_table(path: Path) -> pa.Table:
-    try:
-        return pq.read_table(path, page_checksum_verification=True)
-    except (OSError, pa.ArrowException) as error:
-        raise _damage(path, error) from error
-
-
-def _read_row_group(path: Path, group: int) -> pa.Table:
-    try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            return file.read_row_group(group, use_threads=False)
-    except (OSError, IndexError, pa.ArrowException) as error:
-        raise _damage(path, error) from error
-
-
-def _read_named_row(path: Path, group: int, name: str) -> pa.Table:
-    row = _read_row_group(path, group)
+def _read_named_row(path: Path, group: int, name: str) -> pa.RecordBatch:
+    row = read_row(path, group, remedy=REMEDY)
     if row.column("name")[0].as_py() != name:
         raise InputError(f"{path} holds {row.column('name')[0]} where {INDEX} expects {name}; {REMEDY}")
     return row
-
-
-def _damage(path: Path, error: Exception) -> InputError:
-    if not path.is_file():
-        return InputError(f"{path} does not exist; {REMEDY}")
-    return InputError(f"{path} can't be read ({' '.join(str(error).split())}); {REMEDY}")

@@ -5,7 +5,6 @@ the network's forward pass, of loading and of the optimizer; what is left of the
 """
 
 import argparse
-import csv
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from torch.profiler import ProfilerActivity, profile, record_function, schedule
 
 from model.device import pick_device
 from model.errors import InputError
+from model.files import whole_file, write_whole
 from tasks.data import ShapeBatch, training_batches
 from tasks.joint_training import JointSteps, param_groups
 from tasks.run import SDF, ParameterError, Settings, load_settings
@@ -80,8 +80,8 @@ def profile_stage2(settings: Settings, *, steps: int, directory: Path) -> dict[s
         )
         profiler.step()
         resume.clear()
-    directory.mkdir(parents=True, exist_ok=True)
-    profiler.export_chrome_trace(str(directory / "trace.json"))
+    with whole_file(directory / "trace.json") as partial:
+        profiler.export_chrome_trace(str(partial))
     return _milliseconds(profiler.key_averages(), steps)
 
 
@@ -123,10 +123,8 @@ def main() -> None:
         sys.exit(f"profile_stage2: {error}")
     rows = [(PARTS.get(part, part), f"{cpu:.2f}", f"{gpu:.2f}") for part, (cpu, gpu) in times.items()]
     header = ("part", "cpu_ms", "gpu_ms")
-    with (arguments.directory / "parts.tsv").open("w", newline="") as file:
-        csv.writer(file, delimiter="\t", lineterminator="\n").writerows(
-            [header, *((words.strip(), *ms) for words, *ms in rows)]
-        )
+    lines = ("\t".join(row) for row in [header, *((words.strip(), *ms) for words, *ms in rows)])
+    write_whole(arguments.directory / "parts.tsv", "\n".join(lines) + "\n")
     for words, cpu, gpu in [header, *rows]:
         print(f"{words:<40} {cpu:>10} {gpu:>10}")
 

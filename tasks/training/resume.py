@@ -7,7 +7,7 @@ that the result depends on: change any of it and training starts at step 0.
 
 import hashlib
 import io
-import pickle
+import mmap
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -19,7 +19,8 @@ from torch import Tensor
 
 from model.device import pick_device
 from model.distributed import rank
-from model.files import write_whole
+from model.errors import is_of_environment
+from model.files import DIGEST_LENGTH, digest_of, set_aside, whole_file
 from tasks.run import RESUME, Section, code_version
 
 
@@ -29,46 +30,66 @@ class ResumePoint:
     def __init__(self, stage: str, fingerprint: str):
         self.directory = RESUME / stage / fingerprint
         self._file = self.directory / "state.pt"
+        self._previous = self.directory / "previous.pt"
 
     def load(self, device: torch.device) -> dict[str, Any] | None:
-        """What save() wrote last, or None where there is nothing, or nothing whole."""
-        return _read(self._file, device)
+        """What save() wrote last; the time before, where that is damaged; None where there is nothing whole."""
+        state = self._read(self._file, "state", device)
+        return self._read(self._previous, "state", device) if state is None else state
 
     def save(self, state: dict[str, Any]) -> None:
         if rank() == 0:
-            write_whole(self._file, _serialised(state))
+            self._write(self._file, "state", state, previous=self._previous)
 
     def remember(self, name: str, make: Callable[[], Tensor]) -> Tensor:
         """What make() gives, made once and read from then on, however often the run is interrupted."""
         file = self.directory / f"{name}.pt"
-        known = _read(file, torch.device("cpu"))
+        known = self._read(file, name, torch.device("cpu"))
         if known is not None:
             return known
         made = make()
         if rank() == 0:
-            write_whole(file, _serialised(made))
+            self._write(file, name, made)
         return made
 
     def clear(self) -> None:
         """Forget this run, and older ones of the same stage: their result is written."""
         rmtree(self.directory.parent, ignore_errors=True)
 
+    def _write(self, file: Path, name: str, content: Any, *, previous: Path | None = None) -> None:
+        """Content, then its digest. In memory first, because torch reports a full disk as a RuntimeError of its own."""
+        buffer = io.BytesIO()
+        torch.save(content, buffer)
+        digest = self._digest(name, buffer.getbuffer())
+        with whole_file(file, previous=previous) as partial, partial.open("wb") as written:
+            written.write(buffer.getbuffer())
+            written.write(digest.encode())
 
-def _read(file: Path, device: torch.device) -> Any:
-    if not file.exists():
-        return None
-    try:
+    def _read(self, file: Path, name: str, device: torch.device) -> Any:
+        """What _write wrote, or None. A file that is damaged is named and set aside."""
+        if not file.exists():
+            return None
+        try:
+            with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content:
+                whole = self._is_whole(name, memoryview(content))
+        except (OSError, ValueError) as error:  # nothing can be mapped of an empty file
+            if is_of_environment(error) and not isinstance(error, PermissionError):
+                raise
+            whole = False
+        if not whole:
+            if rank() == 0:
+                aside = set_aside(file)
+                print(f"{file} is damaged and set aside as {aside.name}; going on without it", file=sys.stderr)
+            return None
         return torch.load(file, map_location=device, weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        print(f"{file} is damaged ({error}); it is made again from the start", file=sys.stderr)
-        return None
 
+    def _is_whole(self, name: str, file: memoryview) -> bool:
+        with file, file[:-DIGEST_LENGTH] as content, file[-DIGEST_LENGTH:] as digest:
+            return self._digest(name, content).encode() == digest
 
-def _serialised(content: Any) -> bytes:
-    """As bytes, because torch reports a full disk as a RuntimeError of its own."""
-    buffer = io.BytesIO()
-    torch.save(content, buffer)
-    return buffer.getvalue()
+    def _digest(self, name: str, content: memoryview) -> str:
+        """It is of this run: another's state has another digest."""
+        return digest_of([*self.directory.parts[-2:], name, content])
 
 
 def fingerprint(stage: str, sections: Iterable[Section], inputs: Iterable[Path]) -> str:

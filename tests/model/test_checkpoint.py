@@ -3,6 +3,7 @@
 import pickle
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -358,3 +359,77 @@ def test_messages_are_one_line(tmp_path: Path):
     with pytest.raises(CheckpointError) as raised:
         load_vae(tmp_path / "noise.pt")
     assert "\n" not in str(raised.value)
+
+
+# --- hostile files ---------------------------------------------------------------------------------------------------
+
+
+def hostile(key: str, value: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[State], State]:
+    """The state with another value at the key."""
+    return lambda state: state | {key: value(state.get(key, torch.zeros(1)))}
+
+
+def renamed(old: str, new: object) -> Callable[[State], dict]:
+    return lambda state: {(new if key == old else key): value for key, value in state.items()}
+
+
+def many_blocks(state: State) -> State:
+    shared = state["decoder.blocks.0.mlp.mlp.2.bias"]
+    return state | {f"decoder.blocks.{block}.mlp.mlp.2.bias": shared for block in range(3000)}
+
+
+IN_LAYER, BIAS = "decoder.input_layer.weight", "decoder.out_layer.bias"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (
+            hostile(BIAS, lambda t: t[:1].expand(2**40)),
+            r"out_layer\.bias has more values, 1099511627776, than the file",
+        ),
+        (hostile(FIRST_KERNEL, lambda t: torch.zeros(1).expand(27, 2**20, 2**20)), r"conv\.kernel has more values"),
+        (
+            hostile(BIAS, lambda t: torch.empty(1, device="meta")),
+            r"out_layer\.bias is torch\.strided on meta; expected",
+        ),
+        (hostile(BIAS, lambda t: torch.empty(2**45, device="meta")), r"out_layer\.bias is torch\.strided on meta"),
+        (hostile(BIAS, lambda t: t.to_sparse()), r"out_layer\.bias is torch\.sparse_coo on cpu; expected dense"),
+        (hostile(FIRST_KERNEL, lambda t: t[0].to_sparse_csr()), r"conv\.kernel is torch\.sparse_csr on cpu"),
+        (hostile(BIAS, lambda t: t.to(torch.float8_e5m2)), r"out_layer\.bias is torch\.float8_e5m2; expected float32"),
+        (hostile(BIAS, lambda t: t.to(torch.complex64)), r"out_layer\.bias is torch\.complex64; expected float32"),
+        (hostile(BIAS, lambda t: torch.quantize_per_tensor(t, 0.1, 0, torch.qint8)), r"bias is torch\.qint8"),
+        (hostile(BIAS, lambda t: {"more": t}), r"expected a state_dict, .*, got dict at decoder\.out_layer\.bias"),
+        (hostile(IN_LAYER, lambda t: t[:, :0].clone()), r"0 latent channels and 2 blocks"),
+        (hostile(IN_LAYER, lambda t: t[:0].clone()), r"has 0 channels; expected a multiple of 64"),
+        (hostile(IN_LAYER, lambda t: torch.zeros(())), r"no decoder\.input_layer\.weight"),
+        (hostile(FIRST_KERNEL, lambda t: t[:, :0].clone()), r"has shape \[8, 3, 3, 3, 0\], expected"),
+        (renamed(BIAS, 7), r"expected a state_dict"),
+        (renamed(BIAS, ("a", 1)), r"expected a state_dict"),
+        (renamed(BIAS, "decoder.blocks." + "9" * 5000 + ".x"), r"is missing"),
+        (many_blocks, r"3000 blocks of the decoder; expected .* 1 to 256"),
+        (lambda state: {}, r"no decoder\.input_layer\.weight"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Sparse CSR:UserWarning")
+@pytest.mark.filterwarnings("ignore:TypedStorage:UserWarning")
+@pytest.mark.filterwarnings("ignore:torch.quantize:UserWarning")
+def test_a_hostile_file_is_refused_before_its_values_are_used(
+    vae: SparseSDFVAE, tmp_path: Path, spoil: Callable, message: str
+):
+    torch.save({"vae": spoil(published(vae))}, tmp_path / "hostile.ckpt")
+    started = time.perf_counter()
+    with pytest.raises(CheckpointError, match=rf"hostile\.ckpt: .*{message}") as refused:
+        load_vae(tmp_path / "hostile.ckpt")
+    assert "\n" not in str(refused.value)
+    assert time.perf_counter() - started < 1
+
+
+def test_our_own_file_is_refused_when_it_is_not_as_written(vae: SparseSDFVAE, tmp_path: Path):
+    save_vae(vae, tmp_path)
+    file = tmp_path / "model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1  # the last bit of a weight: finite, and another
+    file.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: its content is not what its digest says"):
+        load_vae(tmp_path)

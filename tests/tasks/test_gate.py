@@ -4,14 +4,12 @@ import json
 from pathlib import Path
 
 import pandas as pd
-import pyarrow.parquet as pq
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from model.errors import InputError
-from tasks.data import CODEBOOK_FILE, SCHEMA, latents_file, to_row
-from tasks.data.latents import ShapeLatents
+from tasks import data
+from tasks.data import ShapeLatents, latents_file, save_codebooks
 from tasks.gate import gate
 from tasks.run import CODEBOOK, CODEBOOK_PLOTS, LATENTS, METRICS, PASS_TOKEN, Gate, Settings, load_settings
 
@@ -46,15 +44,14 @@ def around(points: torch.Tensor, *, distance: float = 1.0) -> torch.Tensor:
 
 def write_codes(values: torch.Tensor) -> None:
     CODEBOOK.mkdir(parents=True, exist_ok=True)
-    save_file({"level1": values}, CODEBOOK_FILE)
+    save_codebooks([values], CODEBOOK)
 
 
 def write_latents(split: str, vectors: torch.Tensor) -> None:
     LATENTS.mkdir(parents=True, exist_ok=True)
-    with pq.ParquetWriter(latents_file(LATENTS, split), SCHEMA) as writer:
-        for number, part in enumerate(vectors.split(60)):  # several shapes
-            coords = torch.zeros(len(part), 3, dtype=torch.int32)
-            writer.write_batch(to_row(ShapeLatents(f"shape{number}", 0, coords, part)))
+    parts = enumerate(vectors.split(60) if len(vectors) else [])  # several shapes
+    views = (ShapeLatents(f"shape{number}", 0, torch.zeros(len(part), 3), part) for number, part in parts)
+    data.write_latents(latents_file(LATENTS, split), views)
 
 
 def settings(**thresholds: float) -> Settings:
@@ -190,7 +187,9 @@ def test_codes_that_are_not_finite():
     spoilt = codes()
     spoilt[3, 1] = torch.nan
     write_codes(spoilt)
-    with pytest.raises(InputError, match=r"codebook\.safetensors holds NaN or infinity; run dvc repro -f stage1"):
+    with pytest.raises(
+        InputError, match=r"codebook\.safetensors: level1 holds NaN or infinity; run dvc repro -f stage1"
+    ):
         gate(settings())
 
 
@@ -205,8 +204,6 @@ def test_latents_that_are_not_finite(split: str):
 
 def test_no_held_out_shapes():
     write_latents("val", torch.zeros(0, 2))
-    with pq.ParquetWriter(latents_file(LATENTS, "val"), SCHEMA):
-        pass
     with pytest.raises(InputError, match=r"val\.parquet holds no shape; raise voxelize\.val_share"):
         gate(settings())
 
@@ -214,7 +211,7 @@ def test_no_held_out_shapes():
 @pytest.mark.parametrize("damage", [lambda f: f.unlink(), lambda f: f.write_bytes(f.read_bytes()[:-20])])
 def test_damaged_latents(damage):
     damage(latents_file(LATENTS, "val"))
-    with pytest.raises(InputError, match=r"val\.parquet: unreadable latents"):
+    with pytest.raises(InputError, match=r"val\.parquet .*; run dvc repro -f encode"):
         gate(settings())
 
 
@@ -223,7 +220,7 @@ def test_damaged_latents(damage):
 
 def test_each_level_is_judged_on_what_the_levels_before_it_leave():
     """All latents are at distance 1 above their codes, so that of a second level's three codes one gets them all."""
-    save_file({"level1": codes(), "level2": torch.tensor([[1.0, 0.0], [0.0, 1.5], [0.0, 500.0]])}, CODEBOOK_FILE)
+    save_codebooks([codes(), torch.tensor([[1.0, 0.0], [0.0, 1.5], [0.0, 500.0]])], CODEBOOK)
     with pytest.raises(InputError) as raised:
         gate(settings(max_top_share=1.0, max_error_ratio=1e9))
     assert "level2_usage 0.3333 (gate.min_usage: >= 0.9)" in str(raised.value)

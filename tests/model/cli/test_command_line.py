@@ -209,7 +209,9 @@ def test_a_models_own_lines_decode_and_its_garbage_is_listed(here: Path, capsys:
         json.dumps(
             {"name": "odd", "tokens": sequence, "center": "x", "scale": 1}
         ): r"center is x and scale 1; expected",
-        json.dumps({"name": "other", "tokens": sequence, "fingerprint": "0" * 16}): r"come from tokenizer 0000",
+        json.dumps(
+            {"name": "other", "tokens": sequence, "fingerprint": "0" * 16}
+        ): r'its "digest" is not that of the rest',
         json.dumps({"name": "words", "tokens": "start end"}): r"not a list of integers",
         json.dumps({"name": "nothing"}): r'no JSON object with the key "tokens"',
         json.dumps([1, 2]): r'no JSON object with the key "tokens"',

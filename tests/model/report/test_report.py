@@ -18,7 +18,7 @@ from playwright.sync_api import Browser, sync_playwright
 
 from model.meshes import Mesh
 from model.metrics import Truth
-from model.report import PICTURED, Gallery, Report, write_report
+from model.report import PICTURED, Gallery, Report, report_page
 from model.report.render import WHITE, render_mesh
 from model.report.viewer import FIXED_POINT, MAX_FACES, PackedMesh, pack_mesh, scene_of, simplify
 from tasks.evaluation import aggregate, rank, summarise_rows
@@ -90,10 +90,8 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
 
 
 @pytest.fixture(scope="module")
-def html(report: Report, tmp_path_factory: pytest.TempPathFactory) -> str:
-    path = tmp_path_factory.mktemp("report") / "report.html"
-    write_report(path, report)
-    return path.read_text()
+def html(report: Report) -> str:
+    return report_page(report)
 
 
 def test_nothing_in_it_points_outside(html: str):

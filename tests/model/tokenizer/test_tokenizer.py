@@ -1,5 +1,7 @@
 import dataclasses
 import json
+import math
+import time
 from pathlib import Path
 
 import huggingface_hub
@@ -8,16 +10,18 @@ import pytest
 import torch
 import trimesh
 import yaml
+from safetensors.torch import load_file
 
 from model.errors import InputError
 from model.meshes import load_mesh
 from model.quantizer import ResidualQuantizer
 from model.sdf import extract_mesh
 from model.sparse import Grid, SparseTensor
+from model.tensors import write_tensors
 from model.tokenizer import ShapeTokenizer, decoded_surface
 from model.tokenizer.tokenizer import Tokens
 from model.vae import DecodePlan, SparseSDFVAE, VAEConfig
-from model.vqvae import VQVAE
+from model.vqvae import VQVAE, Config
 from tests.shapes import as_target, ring_and_box, voxelized
 
 RESOLUTION = 32
@@ -345,10 +349,92 @@ def test_a_damaged_folder_is_refused(tokenizer: ShapeTokenizer, tmp_path: Path):
         ShapeTokenizer.from_pretrained(tmp_path)
 
 
-def test_a_config_that_does_not_fit_the_weights_is_refused(tokenizer: ShapeTokenizer, tmp_path: Path):
-    tokenizer.save_pretrained(tmp_path)
-    config = json.loads((tmp_path / "config.json").read_text())
-    for changed in (config | {"codebook": {"size": 63, "dim": 8}}, config | {"vae": {}}, {"resolution": 32}):
-        (tmp_path / "config.json").write_text(json.dumps(changed))
-        with pytest.raises(InputError, match="not a saved tokenizer"):
-            ShapeTokenizer.from_pretrained(tmp_path)
+def changed(config: dict, key: str, value: object) -> dict:
+    """With another value at a dotted key; without the key where the value is None."""
+    head, _, tail = key.partition(".")
+    if tail:
+        return config | {head: changed(config[head], tail, value)}
+    return {k: v for k, v in config.items() if k != head} if value is None else config | {head: value}
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(("vae.num_blocks", value) for value in (10**9, 10**4000, 2, 0, -1, 1.5, "1", True, [1], math.nan, None)),
+        *(("vae.model_channels", value) for value in (10**9, 128, 63, 0, -64)),
+        *(("vae.latent_channels", value) for value in (10**9, 9, 0)),
+        *(("codebook.num_codes", value) for value in ([63], [10**12], [-64], [], [64] * 1000, 64, ["64"], [math.inf])),
+        *(("codebook.dim", value) for value in (9, 10**9, 0)),
+        *(("grid.resolution", value) for value in (64, 10**9, 33, 0, -32, 32.0, "32", None)),
+        *(("grid.truncation_voxels", value) for value in (math.nan, math.inf, 0, -2.0, "2", 3.0)),
+        *(("grid.mode", value) for value in ("hollow", "auto", 1, {})),
+        *(("grid.max_bad_flip_ratio", value) for value in (2, -0.1, math.nan, 0.5)),
+        *(("version", value) for value in (2, 4, None)),
+        *(("fingerprint", value) for value in ("0" * 16, 7, None)),
+        *(("extra", 1), ("vae.extra", 1), ("vae", []), ("codebook", None), ("grid", {})),
+    ],
+)
+def test_a_hostile_config_is_refused_at_once(saved: Path, key: str, value: object):
+    file = saved / "config.json"
+    whole = file.read_text()
+    try:
+        file.write_text(json.dumps(changed(json.loads(whole), key, value)))
+        started = time.perf_counter()
+        with pytest.raises(InputError, match=r"not a saved tokenizer \(config\.json.*; run dvc repro") as refused:
+            ShapeTokenizer.from_pretrained(saved)
+        assert time.perf_counter() - started < 1
+        assert "\n" not in str(refused.value)
+        assert len(str(refused.value)) < 400
+    finally:
+        file.write_text(whole)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "null", "{", "[" * 100_000, "\ufeff{}", '{"version": 3}'])
+def test_a_config_that_is_none_is_refused(saved: Path, text: str):
+    whole = (saved / "config.json").read_text()
+    (saved / "config.json").write_text(text)
+    with pytest.raises(InputError, match=r"not a saved tokenizer \(config\.json"):
+        ShapeTokenizer.from_pretrained(saved)
+    (saved / "config.json").write_text(whole)
+
+
+@pytest.fixture(scope="module")
+def saved(tokenizer: ShapeTokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("saved")
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("file", ["config.json", "model.safetensors"])
+def test_the_file_of_another_tokenizer_is_refused(tmp_path: Path, file: str):
+    """Whose sizes are the same."""
+    for seed in (0, 1):
+        tokenizer_of(seed).save_pretrained(tmp_path / f"{seed}")
+    (tmp_path / "1" / file).write_bytes((tmp_path / "0" / file).read_bytes())
+    with pytest.raises(InputError, match=r"\(config\.json and model\.safetensors are not those"):
+        ShapeTokenizer.from_pretrained(tmp_path / "1")
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("part", ["vae.decoder.out_layer.bias", "quantizer.levels.0.codebook"])
+def test_weights_that_are_not_finite_are_refused(tmp_path: Path, part: str, value: float):
+    spoilt = tokenizer_of()
+    with torch.no_grad():
+        dict(spoilt.vqvae.named_parameters())[part].view(-1)[0] = value
+    spoilt.save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=rf"not a saved tokenizer \(model\.safetensors: {part} holds NaN or infinity"):
+        ShapeTokenizer.from_pretrained(tmp_path)
+
+
+def test_weights_of_other_names_are_refused_before_a_network_is_made(saved: Path, tmp_path: Path):
+    """With a fingerprint that is right: what such a folder says of its sizes is still not believed."""
+    config = json.loads((saved / "config.json").read_text())
+    written = {key: value for key, value in config.items() if key != "fingerprint"}
+    written["vae"] |= {"num_blocks": 200, "model_channels": 4096}
+    digest = write_tensors(tmp_path / "model.safetensors", load_file(saved / "model.safetensors"))
+    written["fingerprint"] = Config(**written).fingerprint(digest)
+    (tmp_path / "config.json").write_text(json.dumps(written))
+    started = time.perf_counter()
+    with pytest.raises(InputError, match=r"config\.json says .*num_blocks=200.* but model\.safetensors"):
+        ShapeTokenizer.from_pretrained(tmp_path)
+    assert time.perf_counter() - started < 1

@@ -42,16 +42,31 @@ def test_another_fingerprint_or_stage_starts_from_nothing():
 
 
 @pytest.mark.parametrize("share", [0, 0.5, 0.99])
-def test_a_damaged_state_is_said_and_not_used(share, capsys):
+def test_a_damaged_state_is_said_and_set_aside_and_the_one_before_is_used(share, capsys):
     point = ResumePoint("stage2", "f00d")
-    point.save({"step": 1, "weights": torch.arange(1000.0)})
-    file = point.directory / "state.pt"
+    for step in (1, 2):
+        point.save({"step": step, "weights": torch.arange(1000.0)})
+    cut(point.directory / "state.pt", share)
+    assert point.load(CPU)["step"] == 1
+    assert capsys.readouterr().err.count("state.pt is damaged and set aside as state.pt.damaged; going on") == 1
+    assert point.load(CPU)["step"] == 1
+    cut(point.directory / "previous.pt", share)
+    assert point.load(CPU) is None
+    assert "previous.pt is damaged" in capsys.readouterr().err
+    assert sorted(path.name for path in point.directory.iterdir()) == ["previous.pt.damaged", "state.pt.damaged"]
+
+
+def cut(file: Path, share: float) -> None:
     content = file.read_bytes()
     file.write_bytes(content[: int(len(content) * share)])
-    assert point.load(CPU) is None
-    said = capsys.readouterr().err
-    assert "state.pt is damaged" in said
-    assert "made again from the start" in said
+
+
+def test_the_state_of_another_run_is_not_used(capsys):
+    for run in ("f00d", "cafe"):
+        ResumePoint("stage2", run).save({"step": run})
+    shutil.copy(RESUME / "stage2/cafe/state.pt", RESUME / "stage2/f00d/state.pt")
+    assert ResumePoint("stage2", "f00d").load(CPU) is None
+    assert ResumePoint("stage2", "cafe").load(CPU) == {"step": "cafe"}
 
 
 def test_what_is_remembered_is_made_once_and_again_if_damaged(capsys):

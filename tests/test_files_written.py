@@ -1,0 +1,85 @@
+"""Files are written by model/files.py: whole, synced, renamed. Every other write is looked for here."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+# Whatever is called so writes, renames or copies a file, if it is given a path.
+WRITERS = {
+    *("write_text", "write_bytes", "touch", "symlink_to", "hardlink_to", "rename"),
+    *("copy2", "copyfile", "copytree", "move", "make_archive"),
+    *("to_parquet", "to_csv", "to_json", "to_pickle", "ParquetWriter", "write_feather"),
+    *("save_file", "savez", "savez_compressed", "savetxt", "tofile", "savefig", "export_chrome_trace", "extractall"),
+}
+OF_MODULES = {
+    ("os", "replace"),
+    ("os", "open"),
+    ("os", "link"),
+    ("json", "dump"),
+    ("pickle", "dump"),
+    ("torch", "save"),
+}
+OF_MODULES |= {("np", "save"), ("pq", "write_table"), ("shutil", "copy")}
+
+ALLOWED = {
+    "model/files.py": "is the room",
+    "model/jobs/fanout.py": "markers of attempts, which a killed process leaves on purpose",
+    "model/report/gallery.py": "meshes of one run in its own temporary folder",
+    "tasks/evaluation/memory.py": "/proc",
+    "tasks/fetch_meshes.py": "pip's requirements in a temporary folder",
+    "tasks/run/stage.py": "a lock, of which the file itself is the point",
+    "flows/credentials.py": "a secret: mode 600 from the start, and never over another process's",
+    "flows/experiment.py": "a copy of params.yaml in a temporary folder, and the checkout put back as it was",
+    "flows/repro.py": "its answer to the process that started it, in that one's temporary folder",
+}
+# Into the path that whole_file gave, or into memory.
+BY_THE_ROOM = {
+    "model/checkpoint.py": {"torch.save"},
+    "model/report/codebook_plots.py": {"to_csv"},
+    "model/report/plots.py": {"to_csv"},
+    "model/report/png.py": {"savefig"},
+    "model/tables.py": {"ParquetWriter", "pq.write_table"},
+    "model/tensors.py": {"save_file"},
+    "model/tokens/files.py": {"open"},
+    "model/tokens/tokens.py": {"ParquetWriter", "open", "savez_compressed"},
+    "tasks/training/profile_stage2.py": {"export_chrome_trace"},
+    "tasks/training/resume.py": {"open", "torch.save"},
+}
+
+
+def direct_writes(tree: ast.Module) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call):
+            continue
+        match node.func:
+            case ast.Attribute(ast.Name(module), name) if (module, name) in OF_MODULES:
+                yield f"{module}.{name}"
+            case ast.Attribute(_, "open") | ast.Name("open") if opens_to_write(node):
+                yield "open"
+            case ast.Attribute(_, name) | ast.Name(name) if name in WRITERS:
+                yield name
+
+
+def opens_to_write(call: ast.Call) -> bool:
+    modes = [argument.value for argument in call.args if isinstance(argument, ast.Constant)]
+    modes += [k.value.value for k in call.keywords if k.arg == "mode" and isinstance(k.value, ast.Constant)]
+    return any(isinstance(mode, str) and len(mode) <= 3 and set(mode) & set("wax+") for mode in modes)
+
+
+def test_only_one_room_writes_files():
+    found = {}
+    for folder in ("model", "tasks", "flows"):
+        for file in (ROOT / folder).rglob("*.py"):
+            writes = set(direct_writes(ast.parse(file.read_text())))
+            if writes:
+                found[str(file.relative_to(ROOT))] = writes
+    assert found.keys() >= ALLOWED.keys(), "an exception that is none any more"
+    assert {file: writes for file, writes in found.items() if file not in ALLOWED} == BY_THE_ROOM
+
+
+def test_a_direct_write_is_seen():
+    text = 'Path("x").write_text("y"); open("x", mode="a"); path.open("wb"); np.save(path, x)'
+    harmless = 'open("w.txt"); text.replace("a", "w"); array.copy()'
+    assert list(direct_writes(ast.parse(f"{text}; {harmless}"))) == ["write_text", "open", "open", "np.save"]
