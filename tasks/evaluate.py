@@ -1,7 +1,7 @@
 """Measure on the test split what the grid, the VAE, stage 1 and stage 2 each lose, and show it."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -9,19 +9,28 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 
+from model.checkpoint import load_vae
 from model.device import pick_device
 from model.errors import InputError
+from model.evaluation import (
+    REPORT,
+    Evaluation,
+    Reconstructor,
+    Sampling,
+    TrueShape,
+    counts_of_levels,
+    evaluate_shapes,
+    spread,
+    write_evaluation,
+)
 from model.files import whole_directory, write_whole
+from model.quantizer import ResidualQuantizer
 from model.report import (
     CODEBOOK_TITLES,
     COSTS,
-    PER_SHAPE,
-    PICTURED,
     ROW_TITLES,
     Gallery,
-    Ranking,
     Report,
-    SheetRow,
     draw_history,
     draw_shapes,
     draw_usage,
@@ -30,19 +39,9 @@ from model.report import (
     usage_table,
 )
 from model.tables import write_table
-from tasks.evaluation import (
-    Reconstructor,
-    aggregate,
-    aggregates_table,
-    counts_of_levels,
-    measure_shapes,
-    rank,
-    spread,
-    summarise_codes,
-    summarise_pairs,
-    summarise_rows,
-    write_per_shape,
-)
+from model.vae import SparseSDFVAE
+from model.vqvae import VQVAE, load_vqvae
+from tasks.data import load_codebooks
 from tasks.run import (
     CODEBOOK_PLOTS,
     EVALUATION,
@@ -50,8 +49,10 @@ from tasks.run import (
     METRICS,
     PLOTS,
     SDF,
+    STAGE2,
     TIMINGS,
-    Evaluate,
+    TWIN,
+    VAE,
     Settings,
     run_stage,
     write_metrics,
@@ -71,72 +72,71 @@ HEADLINE_FIGURES = {
 def evaluate(settings: Settings) -> None:
     params = settings.evaluate
     shards = open_shards(SDF)
-    if not shards.names("test"):
+    names = shards.names("test")
+    if not names:
         raise InputError(f"{SDF} has no test shape, expected at least 1; raise voxelize.test_share or add meshes")
     histories = {stage: read_history(METRICS / f"{stage}_history.tsv") for stage in ("stage1", "stage2")}
-    reconstructor = Reconstructor.load(pick_device())
+    reconstructor = Reconstructor(load_networks(), pick_device())
+    sampling = Sampling(params.num_points, params.fscore_thresholds, params.seed)
 
     with TemporaryDirectory() as scratch:
         gallery = Gallery(Path(scratch))
-        table, costs = measure_shapes(shards, reconstructor, params, gallery)
-        aggregates = aggregate(table, seed=params.seed)
-        metrics: dict[str, Any] = summarise_rows(table, aggregates) | {
-            "codebook": summarise_codes(reconstructor.use),
-            "paired": summarise_pairs(table, seed=params.seed),
-        }
+        evaluation = evaluate_shapes(
+            shapes_to_test(shards), len(names), reconstructor, sampling, gallery, resolution=shards.resolution
+        )
         counts = {name: of_level.numpy() for name, of_level in counts_of_levels(reconstructor.use).items()}
-        ranking = rank(table)
         plots = {
-            "shapes.png": draw_shapes(list(sheet_rows(ranking, spread(ranking, params.picture_shapes), gallery))),
+            "shapes.png": draw_shapes(evaluation.ranking, spread(evaluation.ranking, params.picture_shapes), gallery),
             "loss_curves.png": draw_history(histories),
             "usage_histogram.png": draw_usage(counts),
             "usage_histogram.tsv": usage_table(counts).encode(),
         }
-        report = Report(
-            table=table,
-            aggregates=aggregates,
-            ranking=ranking,
-            metrics=metrics,
-            histories=histories,
-            codebook_plots={"usage_histogram.png": plots["usage_histogram.png"]} | codebook_pictures(),
-            gallery=gallery,
-            sheet=spread(ranking, params.report_shapes),
-            scenes=spread(ranking, params.report_views),
-            conditions=conditions(shards, params),
+        page = report_page(
+            Report(
+                table=evaluation.table,
+                aggregates=evaluation.aggregates,
+                ranking=evaluation.ranking,
+                metrics=evaluation.metrics,
+                histories=histories,
+                codebook_plots={"usage_histogram.png": plots["usage_histogram.png"]} | codebook_pictures(),
+                gallery=gallery,
+                sheet=spread(evaluation.ranking, params.report_shapes),
+                scenes=spread(evaluation.ranking, params.report_views),
+                conditions=evaluation.conditions,
+            )
         )
         with whole_directory(EVALUATION) as directory:
-            write_per_shape(directory / PER_SHAPE, table, report.conditions)
-            write_table(
-                directory / "aggregates.parquet",
-                pa.Table.from_pandas(aggregates_table(aggregates), preserve_index=False),
-            )
-            write_whole(directory / "report.html", report_page(report))
+            write_evaluation(directory, evaluation, page)
     with whole_directory(PLOTS) as directory:
         for name, content in plots.items():
             write_whole(directory / name, content)
-    write_metrics("evaluate", metrics)
-    write_headline(metrics)
-    write_costs(costs)
-    print_outcome(metrics, costs)
+    write_metrics("evaluate", evaluation.metrics)
+    write_headline(evaluation.metrics)
+    # Apart from the evaluation, whose bytes must not depend on the clock.
+    write_table(TIMINGS / "evaluate.parquet", pa.Table.from_pandas(evaluation.costs, preserve_index=False))
+    print_outcome(evaluation)
 
 
-def sheet_rows(ranking: Ranking, shapes: Sequence[str], gallery: Gallery) -> Iterator[SheetRow]:
-    places = {shape: place for place, shape in enumerate(ranking, start=1)}
-    for shape in shapes:
-        distances = " / ".join(f"{ranking[shape][row]:.4f}" for row in PICTURED if row != "truth")
-        label = f"{places[shape]} of {len(ranking)}: {shape}   CD-L1 {distances}"
-        yield SheetRow(label, gallery.pictures(shape))
+def load_networks() -> dict[str, VQVAE]:
+    """What the stages before left, by row. Raises InputError naming the file that is missing or damaged."""
+    vae = load_vae(VAE)
+    networks = {"vae": unquantized(vae), "stage1": VQVAE(vae, ResidualQuantizer.of(load_codebooks()))}
+    networks["stage2"] = load_vqvae(STAGE2).vqvae
+    return networks | ({"twin": unquantized(load_vae(TWIN))} if TWIN.is_dir() else {})
+
+
+def unquantized(vae: SparseSDFVAE) -> VQVAE:
+    return VQVAE(vae, ResidualQuantizer([], vae.config.latent_channels))
+
+
+def shapes_to_test(shards: Shards) -> Iterator[TrueShape]:
+    return (TrueShape(name, shards.read(name), shards.read_surface(name)) for name in shards.names("test"))
 
 
 def codebook_pictures() -> dict[str, bytes]:
     """What the gate drew of the codebook."""
     drawn = [CODEBOOK_PLOTS / name for name in CODEBOOK_TITLES if name.startswith("codebook_")]
     return {path.name: path.read_bytes() for path in drawn if path.is_file()}
-
-
-def conditions(shards: Shards, params: Evaluate) -> dict[str, int]:
-    """What figures depend on besides the shapes, as model.report.compare wants it."""
-    return {"resolution": shards.resolution, "num_points": params.num_points, "seed": params.seed}
 
 
 def write_headline(metrics: Mapping[str, Mapping[str, Any]]) -> None:
@@ -151,12 +151,8 @@ def write_headline(metrics: Mapping[str, Mapping[str, Any]]) -> None:
             write_whole(directory / f"{row}.json", json.dumps(shown, indent=2) + "\n")
 
 
-def write_costs(costs: pd.DataFrame) -> None:
-    """Apart from the evaluation, whose bytes must not depend on the clock."""
-    write_table(TIMINGS / "evaluate.parquet", pa.Table.from_pandas(costs, preserve_index=False))
-
-
-def print_outcome(metrics: Mapping[str, Mapping[str, Any]], costs: pd.DataFrame) -> None:
+def print_outcome(evaluation: Evaluation) -> None:
+    metrics, costs = evaluation.metrics, evaluation.costs
     rows = [row for row in ROW_TITLES if row in metrics]
     distances = ", ".join(f"{row} {metrics[row]['cd_l1']:.5f}" for row in rows)
     failures = sum(metrics[row]["failures"] for row in rows)
@@ -165,7 +161,7 @@ def print_outcome(metrics: Mapping[str, Mapping[str, Any]], costs: pd.DataFrame)
         medians = costs.groupby("row")[cost.column].median()
         shown = ", ".join(f"{row} {cost.show(medians[row])}" for row in rows if not pd.isna(medians[row]))
         print(f"{cost.label}, median of a shape: {shown}")
-    print(f"report: {EVALUATION / 'report.html'}")
+    print(f"report: {EVALUATION / REPORT}")
 
 
 if __name__ == "__main__":

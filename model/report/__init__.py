@@ -6,10 +6,9 @@ Draws and words figures that others have measured; no result depends on it.
 from .codebook_plots import draw_codebook
 from .compare import PER_SHAPE, check_comparable, compare_rows, compare_within, read_evaluation, show_changes
 from .figures import COSTS, ROW_TITLES, figures_of, rows_of
-from .gallery import PICTURED, Gallery
-from .page import CODEBOOK_TITLES, Aggregates, Ranking, Report, report_page
+from .gallery import PICTURED, Gallery, Ranking
+from .page import CODEBOOK_TITLES, Aggregates, Report, report_page
 from .plots import draw_history, draw_shapes, draw_usage, read_history, usage_table
-from .render import SheetRow
 
 __all__ = [
     "CODEBOOK_TITLES",
@@ -21,7 +20,6 @@ __all__ = [
     "Gallery",
     "Ranking",
     "Report",
-    "SheetRow",
     "check_comparable",
     "compare_rows",
     "compare_within",

@@ -16,12 +16,11 @@ from jinja2 import Environment, StrictUndefined
 from ..metrics import Summary
 from .compare import compare_within, num_better, verdict
 from .figures import NOTHING, ROW_TITLES, figures_of, rows_of, title_of_codes
-from .gallery import PICTURED, Gallery
+from .gallery import Gallery, Ranking
 from .plots import draw_history, other_columns, webp
 from .viewer import FIXED_POINT, scene_of
 
 Aggregates = dict[str, dict[str, Summary]]  # by row and figure
-Ranking = dict[str, dict[str, float]]  # CD-L1 by shape and row, the best of stage 2 first
 
 EXTREMES = 8  # shapes listed at either end
 PARTS = ("mean", "median", "p95", "ci_low", "ci_high")
@@ -41,7 +40,7 @@ class Report:
     aggregates: Aggregates
     ranking: Ranking
     metrics: Mapping[str, Any]  # of the metrics file
-    histories: Mapping[str, pd.DataFrame]  # of training, by stage
+    histories: Mapping[str, pd.DataFrame]  # of training, by stage; none where that is not known
     codebook_plots: Mapping[str, bytes]  # PNG by file name
     gallery: Gallery
     sheet: Sequence[str]  # shapes with pictures
@@ -65,14 +64,14 @@ def report_page(report: Report) -> str:
         won_back=_won_back(report.metrics),
         changes=_changes(report),
         places={shape: f"{place} of {len(shapes)}: {shape}" for place, shape in enumerate(shapes, start=1)},
-        pictured=PICTURED,
+        pictured=report.gallery.titles,
         pictures={s: [_data_url(webp(p), "webp") for p in report.gallery.pictures(s)] for s in report.sheet},
         extremes={"Best": shapes[:EXTREMES], "Worst": shapes[EXTREMES:][-EXTREMES:][::-1]},
         codebook=_codebook(report.metrics["codebook"]),
         codebook_pictures=[
             (CODEBOOK_TITLES[name], _data_url(png, "png")) for name, png in report.codebook_plots.items()
         ],
-        curves=_data_url(draw_history(report.histories), "png"),
+        curves=_data_url(draw_history(report.histories), "png") if report.histories else None,
         other_curves=_data_url(draw_history(report.histories, others), "png") if others else None,
         scenes=[scene_of(shape, report.gallery) for shape in report.scenes],
         fixed_point=FIXED_POINT,
@@ -89,7 +88,9 @@ def _data_url(content: bytes, kind: str) -> str:
 
 
 def _won_back(metrics: Mapping[str, Any]) -> float | None:
-    """The share of what quantising costs in distance that stage 2 wins back; None where it costs nothing."""
+    """The share of what quantising costs in distance that stage 2 wins back; None where that is not known, or 0."""
+    if not {"vae", "stage1"} <= {*metrics}:
+        return None
     vae, stage1, stage2 = (metrics[row]["cd_l1"] for row in ("vae", "stage1", "stage2"))
     return float((stage1 - stage2) / (stage1 - vae)) if stage1 > vae else None
 

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from ..errors import InputError
-from .gallery import PICTURED
+from .gallery import Gallery, Ranking
 from .png import NUM_COLOURS, png, png_of_figure
 from .render import WHITE, SheetRow, draw_sheet
 
@@ -34,11 +34,17 @@ DASHED = ("commitment_loss",)  # its values may be those of vq_loss, whose line 
 PANELS_A_ROW = 3
 
 
-def draw_shapes(rows: Sequence[SheetRow]) -> bytes:
-    """The picture sheet: each shape's pictures, in the order of PICTURED."""
+def draw_shapes(ranking: Ranking, shapes: Sequence[str], gallery: Gallery) -> bytes:
+    """The picture sheet: each shape's pictures, in the order of the gallery's titles, and their CD-L1."""
+    places = {shape: place for place, shape in enumerate(ranking, start=1)}
+    rows = []
+    for shape in shapes:
+        distances = " / ".join(f"{ranking[shape][row]:.4f}" for row in gallery.titles if row != "truth")
+        label = f"{places[shape]} of {len(ranking)}: {shape}   CD-L1 {distances}"
+        rows.append(SheetRow(label, gallery.pictures(shape)))
     height = -(-len(rows) // BLOCKS)
-    blocks = [draw_sheet(tuple(PICTURED.values()), rows[i : i + height]) for i in range(0, len(rows), height)]
-    sheet = _side_by_side(blocks)
+    titles = tuple(gallery.titles.values())
+    sheet = _side_by_side([draw_sheet(titles, rows[i : i + height]) for i in range(0, len(rows), height)])
     return png(Image.fromarray(sheet).quantize(NUM_COLOURS, dither=Image.Dither.NONE))
 
 

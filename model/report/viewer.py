@@ -28,7 +28,7 @@ class PackedMesh(TypedDict):
 
 
 class Scene(TypedDict):
-    """One shape, its meshes in the order of PICTURED."""
+    """One shape, its meshes in the order of the gallery's titles."""
 
     name: str
     center: list[float]  # of the truth's bounding box: what the camera turns about

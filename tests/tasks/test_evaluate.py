@@ -9,10 +9,10 @@ import pytest
 import torch
 import trimesh
 from PIL import Image
-from safetensors.torch import save_file
 
 from model.checkpoint import save_vae
 from model.errors import InputError
+from model.evaluation import Reconstructor
 from model.metrics.truth import CUBE_DIAGONAL
 from model.quantizer import ResidualQuantizer
 from model.report import usage_table
@@ -20,8 +20,8 @@ from model.sdf import Surface, voxelize
 from model.tokenizer import ShapeTokenizer
 from model.vae import SparseSDFVAE, VAEConfig
 from model.vqvae import VQVAE
-from tasks.evaluate import evaluate
-from tasks.evaluation import Reconstructor
+from tasks.data import save_codebooks
+from tasks.evaluate import evaluate, load_networks
 from tasks.run import Evaluate, Settings, paths
 from tasks.shards import open_shards
 from tasks.shards.shards import INDEX, SURFACES, shape_row, write_index, write_shards, write_surfaces
@@ -64,7 +64,7 @@ def write_networks() -> None:
     quantizer = ResidualQuantizer([CODEBOOK_SIZE], DIM)
     torch.nn.init.normal_(quantizer.codebooks[0])
     paths.CODEBOOK.mkdir(parents=True)
-    save_file({"level1": quantizer.codebooks[0].detach()}, paths.CODEBOOK / "codebook.safetensors")
+    save_codebooks(quantizer.codebooks, paths.CODEBOOK)
     for parameter in vae.decoder.out_layer.parameters():  # stage 2 decodes to 0 everywhere: no surface
         torch.nn.init.zeros_(parameter)
     ShapeTokenizer(
@@ -177,7 +177,7 @@ def test_a_twin_is_a_row_of_its_own_where_it_was_trained(project: Path):
     """The VAE itself in its place decodes to the same field."""
     shutil.copytree(paths.VAE, paths.TWIN)
     try:
-        reconstructor = Reconstructor.load(torch.device("cpu"))
+        reconstructor = Reconstructor(load_networks(), torch.device("cpu"))
     finally:
         shutil.rmtree(paths.TWIN)
     shards = open_shards(paths.SDF)

@@ -8,9 +8,9 @@ import pandas as pd
 import pytest
 
 from model.errors import InputError
+from model.evaluation import write_per_shape
 from model.report import PER_SHAPE
 from model.report.compare import check_comparable, compare_rows, num_better, read_evaluation, verdict
-from tasks.evaluation import write_per_shape
 
 CONDITIONS = {"resolution": 64, "num_points": 1000, "seed": 0}
 

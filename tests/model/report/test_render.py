@@ -2,8 +2,7 @@ import numpy as np
 import pytest
 import trimesh
 
-from model.report import SheetRow
-from model.report.render import MARGIN, WHITE, draw_sheet, render_mesh
+from model.report.render import MARGIN, WHITE, SheetRow, draw_sheet, render_mesh
 
 
 def covered(picture: np.ndarray) -> np.ndarray:

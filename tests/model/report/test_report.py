@@ -16,12 +16,12 @@ import trimesh
 from PIL import Image
 from playwright.sync_api import Browser, sync_playwright
 
+from model.evaluation import aggregate, rank, summarise_rows
 from model.meshes import Mesh
 from model.metrics import Truth
 from model.report import PICTURED, Gallery, Report, report_page
 from model.report.render import WHITE, render_mesh
 from model.report.viewer import FIXED_POINT, MAX_FACES, PackedMesh, pack_mesh, scene_of, simplify
-from tasks.evaluation import aggregate, rank, summarise_rows
 
 CHROMIUMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 CHROMIUM = next(filter(None, map(shutil.which, CHROMIUMS)), None)
@@ -41,7 +41,7 @@ def shapes() -> dict[str, dict[str, trimesh.Trimesh]]:
         "stage2": creation.cylinder(0.3, 1.8),
     }
     return {
-        "ball": dict.fromkeys(PICTURED, creation.icosphere(3, 0.9)),
+        "ball": dict.fromkeys(("truth", *PICTURED), creation.icosphere(3, 0.9)),
         "four": rows,
         HOSTILE: rows | {"stage2": NO_FACES},
     }

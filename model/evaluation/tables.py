@@ -1,21 +1,17 @@
-"""From a line per shape and row to what is stored and shown: means, paired differences, ranking."""
+"""From a line per shape and row to means, paired differences and the ranking."""
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 from jaxtyping import Int
 from torch import Tensor
 
-from model.metrics import Summary, summarise
-from model.quantizer import codebook_statistics
-from model.report import Aggregates, Ranking, compare_within, rows_of
-from model.tables import write_table
-from tasks.evaluation.reconstructions import CodeUse
+from ..metrics import Summary, summarise
+from ..quantizer import codebook_statistics
+from ..report import Aggregates, Ranking, compare_within, rows_of
+from .reconstructions import CodeUse
 
 RANKED_BY = "cd_l1"  # of stage 2
 # Columns whose means are metrics, by how they begin. The rest is detail of the tables.
@@ -129,13 +125,6 @@ def spread(ranking: Ranking, count: int) -> list[str]:
     shapes = list(ranking)
     chosen = np.unique(np.linspace(0, len(shapes) - 1, min(count, len(shapes))).round().astype(int))
     return [shapes[i] for i in chosen]
-
-
-def write_per_shape(path: Path, table: pd.DataFrame, measured: Mapping[str, int]) -> None:
-    """The table with the conditions that its figures depend on, as `shape-tokenizer compare` reads it."""
-    arrow = pa.Table.from_pandas(table, preserve_index=False)
-    described: dict[Any, Any] = {key: str(value) for key, value in measured.items()}
-    write_table(path, arrow.replace_schema_metadata({**(arrow.schema.metadata or {}), **described}))
 
 
 def rounded(value: float | int) -> float | int:

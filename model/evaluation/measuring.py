@@ -1,45 +1,55 @@
-"""Every test shape through every row, compared with its true mesh: a line of figures each, and what it cost."""
+"""Every shape through every row, compared with its true mesh: a line of figures each, and what it cost."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
-from model.metrics import Truth, compare_sdf
-from model.progress import track
-from model.report import COSTS, Gallery
-from model.sdf import SparseSDF
-from tasks.evaluation.reconstructions import Reconstruction, Reconstructor
-from tasks.run import Evaluate
-from tasks.shards import Shards
+from ..metrics import Truth, compare_sdf
+from ..progress import track
+from ..report import COSTS, Gallery
+from ..sdf import SparseSDF, Surface
+from .reconstructions import Reconstruction, Reconstructor
 
 NO_FIELD = {"sdf_l1": None, "sign_errors": None, "band_precision": None, "band_recall": None}
 IOUS = ("volume_iou", "surface_iou")  # over closed truths
 OPEN_IOUS = {name: f"open_{name}" for name in IOUS}  # over open truths that became solids
 
 
-def measure_shapes(
-    shards: Shards, reconstructor: Reconstructor, params: Evaluate, gallery: Gallery
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """One line per test shape and row with every figure, and another table with what it cost. Meshes go to the gallery.
+class TrueShape(NamedTuple):
+    name: str
+    grid: SparseSDF
+    surface: Surface  # the true one, in the [-1, 1] cube
 
-    The network runs alone, so that its times and memory are its own; the rows are then compared side by side.
+
+class Sampling(NamedTuple):
+    """How surfaces are compared; figures of two evaluations are comparable where it is the same."""
+
+    num_points: int  # on each surface
+    thresholds: Sequence[float]  # of the F-scores, in units of the [-1, 1] cube
+    seed: int
+
+
+def measure_shapes(
+    shapes: Iterable[TrueShape], total: int, reconstructor: Reconstructor, sampling: Sampling, gallery: Gallery
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """One line per shape and row with every figure, and another table with what it cost. Meshes go to the gallery.
+
+    Networks run alone, so that their times and memory are their own; the rows are then compared side by side.
     """
     lines: list[dict[str, Any]] = []
     costs: list[dict[str, Any]] = []
-    names = shards.names("test")
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
-        for name in track(names, len(names), description="evaluate", unit="shape"):
-            shape, surface = shards.read(name), shards.read_surface(name)
-            results = [Reconstruction("reference", surface), *reconstructor.rows(shape)]
-            truth = Truth(surface, num_points=params.num_points, seed=params.seed)
-            geometries = compare_all(truth, shape, results, params, threads)
+        for name, grid, surface in track(shapes, total, description="evaluate", unit="shape"):
+            results = [Reconstruction("reference", surface), *reconstructor.rows(grid)]
+            truth = Truth(surface, num_points=sampling.num_points, seed=sampling.seed)
+            geometries = compare_all(truth, grid, results, sampling, threads)
             for result, geometry in zip(results, geometries, strict=True):
                 key = {"shape": name, "row": result.row}
-                field = compare_fields(result, shape)
+                field = compare_fields(result, grid)
                 lines.append(key | geometry | field | {"num_tokens": result.num_tokens, "bits": result.bits})
                 costs.append(key | {cost.column: getattr(result, cost.column) for cost in COSTS})
             gallery.add(name, {"truth": surface} | {result.row: result.mesh for result in results})
@@ -49,7 +59,7 @@ def measure_shapes(
 
 
 def compare_all(
-    truth: Truth, shape: SparseSDF, results: Sequence[Reconstruction], params: Evaluate, threads: ThreadPoolExecutor
+    truth: Truth, shape: SparseSDF, results: Sequence[Reconstruction], sampling: Sampling, threads: ThreadPoolExecutor
 ) -> Iterator[dict[str, Any]]:
     """The geometry of each result as a line of the table, in order.
 
@@ -63,7 +73,7 @@ def compare_all(
     def compare(result: Reconstruction) -> dict[str, Any]:
         line = truth.compare(
             result.mesh,
-            thresholds=params.fscore_thresholds,
+            thresholds=sampling.thresholds,
             voxel_size=2 / shape.resolution,
             field=result.field,
             with_iou=has_inside and result.field is not None,

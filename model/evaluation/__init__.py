@@ -1,0 +1,28 @@
+"""What trained networks lose of a shape: its way through each of them, figures, means, differences paired by shape.
+
+evaluate and `shape-tokenizer evaluate` measure with it. Grids, surfaces and networks in, tables out; may import every
+other room of model/ but cli. A figure that is added in measuring.py gets its name and meaning in model.report.
+"""
+
+from .evaluation import REPORT, Evaluation, evaluate_shapes, write_evaluation, write_per_shape
+from .measuring import Sampling, TrueShape
+from .reconstructions import CodeUse, Reconstructor
+from .tables import aggregate, counts_of_levels, rank, spread, summarise_pairs, summarise_rows
+
+__all__ = [
+    "REPORT",
+    "CodeUse",
+    "Evaluation",
+    "Reconstructor",
+    "Sampling",
+    "TrueShape",
+    "aggregate",
+    "counts_of_levels",
+    "evaluate_shapes",
+    "rank",
+    "spread",
+    "summarise_pairs",
+    "summarise_rows",
+    "write_evaluation",
+    "write_per_shape",
+]
