@@ -1,4 +1,4 @@
-# `make` lists the targets. Everything runs in .venv, made from the lock file that fits this machine.
+# `make` lists the targets. Everything runs in .venv, made from the lock files that fit this machine.
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -12,6 +12,8 @@ ifndef DEVICE
 DEVICE := $(shell nvidia-smi >/dev/null 2>&1 && echo cuda || echo cpu)
 endif
 LOCK := requirements-$(DEVICE).lock
+# The wheel of torch differs from index to index and pip wants a hash of all or of none, hence a file of its own.
+TORCH := requirements-torch.lock
 SETUP := .venv/.installed-$(DEVICE)
 
 help: ## this list
@@ -24,7 +26,7 @@ repro: $(SETUP) ## set up, then bring every result up to date (dvc repro)
 serve: $(SETUP) ## Prefect's server, deployment and worker on this machine, until Ctrl-C
 	@$(BIN)/python -m flows.serve
 
-setup: $(SETUP) ## make .venv with what the lock file says
+setup: $(SETUP) ## make .venv with what the lock files say
 
 # Many tests wait for programs that they start, so three run at a time; who is done takes over some of the other's.
 test: lint ## lint, then all tests
@@ -40,22 +42,23 @@ format: $(SETUP) ## let ruff put right what it can
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-# The wheel of torch differs from index to index, hence no hashes and no local version such as +cpu.
-lock: $(SETUP) ## resolve pyproject.toml into both lock files (UPGRADE=1: to the newest versions)
+# Other indexes may call the same torch by a local version such as +cpu, which is left out.
+lock: $(SETUP) ## resolve pyproject.toml into the lock files (UPGRADE=1: to the newest versions)
 	for device in cpu cuda; do \
 		$(BIN)/pip-compile --quiet --extra $$device --extra pipeline --extra s3 --extra dask --extra dev --strip-extras --no-header --annotation-style line \
-			--allow-unsafe --unsafe-package pip \
+			--generate-hashes --allow-unsafe --unsafe-package pip \
 			--no-emit-index-url --no-emit-find-links --no-emit-trusted-host --no-emit-options \
-			$(if $(UPGRADE),--upgrade) --output-file requirements-$$device.lock pyproject.toml; \
-		sed -i -E -e '1i # Made by `make lock` from pyproject.toml.' -e '/^# Made by/d' \
-			-e 's/^(torch==[^ +]+)\+[a-z0-9]+/\1/' requirements-$$device.lock; \
+			$(if $(UPGRADE),--upgrade,--constraint $(TORCH)) --output-file requirements-$$device.lock pyproject.toml; \
+		sed -nE -e '1i # Made by `make lock` from pyproject.toml.' -e 's/^(torch==[^ +]+).*/\1/p' requirements-$$device.lock > $(TORCH); \
+		sed -i -e '1i # Made by `make lock` from pyproject.toml.' -e '/^# Made by/d' -e '/^torch==/,/ # via /d' requirements-$$device.lock; \
 	done
 
-# Done once, and again when the lock file changes. The two builds of spconv overwrite each other, so a change of device starts
+# Done once, and again when a lock file changes. The two builds of spconv overwrite each other, so a change of device starts
 # from nothing.
-$(SETUP): $(LOCK)
+$(SETUP): $(LOCK) $(TORCH)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed and %s is %s; run make PYTHON=python3.11" % (sys.executable, sys.version.split()[0]))'
 	$(PYTHON) -m venv $(if $(filter-out $(SETUP),$(wildcard .venv/.installed-*)),--clear) .venv
-	$(BIN)/python -m pip install --disable-pip-version-check --requirement $(LOCK)
+	$(BIN)/python -m pip install --disable-pip-version-check --require-hashes --requirement $(LOCK)
+	$(BIN)/python -m pip install --disable-pip-version-check --requirement $(TORCH)
 	$(BIN)/python -m pip install --disable-pip-version-check --no-deps --no-build-isolation --editable .  # shape-tokenizer
 	touch $@

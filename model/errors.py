@@ -1,9 +1,11 @@
-"""What goes wrong by the user's hand, how a user's names are told, and being interrupted."""
+"""What goes wrong by the user's hand or for want of the machine, how it is told, and being interrupted."""
 
 import errno
+import os
 import signal
 import unicodedata
 from pathlib import Path
+from shutil import disk_usage
 
 INTERRUPTED = 130  # what a shell reports for Ctrl-C
 
@@ -31,13 +33,79 @@ def _is_harmless(letter: str) -> bool:
     return letter.isprintable() or unicodedata.category(letter) == "Zs"  # the space of other scripts
 
 
-_ENVIRONMENT = (
-    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG),  # nowhere to write
-    *(errno.EROFS, errno.EACCES, errno.EPERM),  # not allowed to
-    *(errno.EMFILE, errno.ENFILE),  # too many open files
-)
+# What the machine may be short of, and what its user can do about it.
+_MEMORY = {errno.ENOMEM: "end other programs, or take a machine with more memory"}
+_DISK = {
+    errno.ENOSPC: "make room there",
+    errno.EDQUOT: "make room there, or have the quota raised",
+    errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
+}
+_RIGHTS = {
+    errno.EACCES: "change its permissions or name another folder",
+    errno.EPERM: "change its permissions or name another folder",
+    errno.EROFS: "make it writable or name another folder",
+}
+_HANDLES = {errno.EMFILE: "allow more (ulimit -n)", errno.ENFILE: "close other programs"}
+_REMEDIES = _MEMORY | _DISK | _RIGHTS | _HANDLES
+
+# How torch, whose CPU has no error class for it, says that it got no memory.
+_NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
 
 
-def is_of_environment(error: BaseException) -> bool:
-    """Whether the machine is at fault, not an input: its disk is full or read-only, or it allows no more files."""
-    return isinstance(error, OSError) and error.errno in _ENVIRONMENT
+def is_of_environment(error: BaseException, *, given: Path | None = None) -> bool:
+    """Whether the machine is at fault, not an input and not this program: its disk is full or read-only, or it allows
+    no more files or memory.
+
+    That `given`, a file which the user named to be read, may not be read is that file's own fault.
+    """
+    if given is not None and isinstance(error, PermissionError) and error.filename == str(given):
+        return False
+    return _is_of_memory(error) or (isinstance(error, OSError) and error.errno in _REMEDIES)
+
+
+def _is_of_memory(error: BaseException) -> bool:
+    told = isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
+    return told or isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in _MEMORY)
+
+
+def told_of_environment(error: BaseException) -> str:
+    """What the machine is short of, where, and what to do, as one sentence."""
+    number: int = errno.ENOMEM if _is_of_memory(error) else getattr(error, "errno", None) or 0
+    file = getattr(error, "filename", None)
+    if number in _MEMORY:
+        what = f"{os.strerror(number)} ({' '.join(str(error).split())[:200] or 'how much was asked for is not known'})"
+    elif number in _DISK:  # the library that wrote may not say which file
+        what = f"{os.strerror(number)}: {file or _fullest_disk()}"
+    else:
+        what = f"{getattr(error, 'strerror', None) or error}{f': {file}' if file else ''}"
+    return f"{what}; {_REMEDIES.get(number, 'mend it')}"
+
+
+def reason_of(error: Exception, *, given: Path, more_memory: str) -> str:
+    """Why the file `given` can't be read and worked on, as one sentence; it is one of many and need not end them.
+
+    Raises the error again where the machine is at fault, which would be every file's reason. This is for a process
+    that may have so much memory for the file and no more: `more_memory` says what to do where that is too little.
+    """
+    if isinstance(error, InputError):
+        return str(error)
+    if _is_of_memory(error):
+        return f"there was not enough memory for it; {more_memory}"
+    if is_of_environment(error, given=given):
+        raise error
+    if isinstance(error, OSError):
+        return f"the file can't be opened ({error.strerror}); check its permissions"
+    return fault_of_ours(error)
+
+
+def fault_of_ours(error: Exception) -> str:
+    """What nobody thought of, as one sentence."""
+    what = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    return f"working on it failed ({what}); this is a fault of ours, please report it"
+
+
+def _fullest_disk() -> str:
+    """Of those that this program and its libraries write to: results, temporary files, compiled kernels."""
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folders = [Path(), Path(os.environ.get("TMPDIR") or "/tmp"), Path(os.environ.get("WARP_CACHE_PATH") or home)]
+    return f"the disk of {min((f.absolute() for f in folders if f.exists()), key=lambda f: disk_usage(f).free)}"

@@ -5,7 +5,7 @@ from pathlib import Path
 from huggingface_hub import hf_hub_download, parse_hf_uri, snapshot_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HfUriError, HFValidationError
 
-from .errors import InputError
+from .errors import InputError, is_of_environment
 
 WEIGHT_SUFFIXES = {".safetensors", ".ckpt", ".pt", ".pth", ".bin"}
 PREFIXES = ("hf://", "https://huggingface.co/")
@@ -37,6 +37,8 @@ def local_path(source: str | Path) -> Path:
             f"{source}: not an id of the hub ({_first_line(error)}); expected hf://owner/name[@revision]/path"
         ) from error
     except (HfHubHTTPError, EntryNotFoundError, OSError) as error:  # OSError: no network, and not in the cache
+        if is_of_environment(error):
+            raise
         raise InputError(
             f"{source}: neither in the hub's cache nor to be fetched ({_first_line(error)}); check the name and the "
             "network, or fetch it on another machine and name the file's path here"

@@ -2,7 +2,7 @@
 
 import ctypes
 import os
-import tempfile
+from contextlib import suppress
 
 import warp as wp
 
@@ -30,10 +30,11 @@ def _start_without_driver() -> None:
         stderr = os.dup(2)
     except OSError:  # closed: nothing can be seen there
         return
-    with tempfile.TemporaryFile() as written:
+    with os.fdopen(os.memfd_create("stderr"), "w+b") as written:  # needs no disk, which may be full
         os.dup2(written.fileno(), 2)
         try:
-            wp.init()
+            with suppress(OSError):  # no cache can be made: whoever uses Warp begins with this again, and can say so
+                wp.init()
         finally:
             os.dup2(stderr, 2)
             os.close(stderr)

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from model.device import pick_device
-from model.errors import InputError
+from model.errors import InputError, is_of_environment
 from model.files import whole_directory, write_whole
 from model.metrics import summarise_change
 from model.tokenizer import ShapeTokenizer
@@ -84,6 +84,8 @@ def _read_json(path: Any, stage: str) -> dict[str, Any]:
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:
+        if is_of_environment(error):
+            raise
         raise InputError(f"{path}: no readable figures ({error}); run dvc repro -f {stage}") from error
 
 

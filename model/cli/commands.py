@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..errors import INTERRUPTED, InputError, hear_interrupts, printable
+from ..errors import INTERRUPTED, InputError, hear_interrupts, is_of_environment, printable, told_of_environment
 
 if TYPE_CHECKING:
     from ..checkpoint import Layout
@@ -66,9 +66,11 @@ class _Commands(click.Group):
             sys.exit(printable(f"{PROGRAM}: {error}"))
         except BrokenPipeError:
             raise  # click's: the reader of stdout has gone
-        except OSError as error:
-            file = f": {error.filename}" if error.filename else ""
-            sys.exit(printable(f"{PROGRAM}: {error.strerror or error}{file}; mend it and run the command again"))
+        except Exception as error:
+            if not (isinstance(error, OSError) or is_of_environment(error)):
+                raise
+            told = told_of_environment(error)
+            sys.exit(printable(f"{PROGRAM}: {told}; nothing is half-written: run the command again"))
         except KeyboardInterrupt:
             print(f"{PROGRAM}: interrupted; what is written so far is whole", file=sys.stderr)
             sys.exit(INTERRUPTED)

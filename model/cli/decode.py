@@ -4,13 +4,21 @@ from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 
-from ..errors import InputError
+import numpy as np
+import torch
+
+from ..errors import InputError, fault_of_ours, is_of_environment
 from ..files import write_whole
+from ..jobs import GB, free_memory
+from ..meshes import glb_bytes, obj_bytes, ply_bytes
 from ..progress import track
 from ..tokenizer import ShapeTokenizer
-from ..tokens import Found, count_shapes, inside, read_tokens
+from ..tokens import Found, Tokens, count_shapes, inside, read_tokens
+from ..vae import memory_to_decode
 from .rejects import Rejects
 from .tokenizer import load_tokenizer
+
+_BYTES_OF = {"ply": ply_bytes, "glb": glb_bytes, "obj": obj_bytes}
 
 
 def decode_files(tokens: Sequence[Path], out: Path, *, mesh_format: str, tokenizer: str, device: str | None) -> int:
@@ -24,11 +32,13 @@ def decode_files(tokens: Sequence[Path], out: Path, *, mesh_format: str, tokeniz
     written: set[Path] = set()
     for found in track(shapes, sum(map(count_shapes, tokens)), description="decode", unit="shape"):
         try:
-            target = _decode(found, loaded, out, mesh_format, written)
+            written.add(_decode(found, loaded, out, mesh_format, written))
         except InputError as error:
             rejects.add(f"{found.place}: {error}")
-        else:
-            written.add(target)
+        except Exception as error:  # one shape must not end the run, and its line says what happened
+            if is_of_environment(error):
+                raise
+            rejects.add(f"{found.place}: {fault_of_ours(error)}")
     rejects.conclude(f"decoded {len(written)} of {len(written) + rejects.num} into {out}")
     return rejects.num
 
@@ -40,10 +50,31 @@ def _decode(found: Found, tokenizer: ShapeTokenizer, out: Path, mesh_format: str
     target = inside(out, f"{found.name}.{mesh_format}")
     if target in written:
         raise InputError(f"the name {found.name!r} was there before; expected each once; rename one")
-    mesh = tokenizer.decode(found.tokens)
+    content = _BYTES_OF[mesh_format](*_mesh_of(found.tokens, tokenizer))
+    try:
+        write_whole(target, content)
+    except OSError as error:
+        if is_of_environment(error):
+            raise
+        raise InputError(f"no file can have the name {found.name!r} there ({error.strerror}); rename it") from error
+    return target
+
+
+def _mesh_of(tokens: Tokens, tokenizer: ShapeTokenizer) -> tuple[np.ndarray, np.ndarray]:
+    """Vertices and faces. Raises InputError where there are none, or where there is too little memory for them."""
+    on_cpu = tokenizer.device.type == "cpu"
+    needed, free = memory_to_decode(tokens.coords, tokenizer.vqvae.vae.config), free_memory()
+    if on_cpu and needed > free:
+        raise InputError(
+            f"decoding its {len(tokens):,} latent voxels takes about {needed / GB:.1f} GB of memory; "
+            f"{free / GB:.1f} GB are free; drop the shape, or decode it on a machine with more"
+        )
+    try:
+        mesh = tokenizer.decode(tokens)
+    except torch.OutOfMemoryError as error:
+        raise InputError(
+            f"its {len(tokens):,} latent voxels do not fit into the GPU's memory; try --device cpu"
+        ) from error
     if not len(mesh.faces):
         raise InputError("it decodes to no surface; expected one; these tokens make no shape")
-    content = mesh.export(file_type=mesh_format)
-    assert isinstance(content, (str, bytes))  # trimesh has formats that give a dict
-    write_whole(target, content)
-    return target
+    return mesh.vertices, mesh.faces

@@ -8,10 +8,11 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from ..errors import InputError
+from ..errors import InputError, printable
 from ..jobs import Failure, Limits, run_all
 from ..meshes import SUFFIXES, find_meshes
 from ..progress import track
+from ..sdf import compile_kernels
 from ..tokenizer import ShapeTokenizer
 from ..tokens import Tokens, check_suffix, write_tokens
 from .rejects import Rejects, say
@@ -63,9 +64,9 @@ def _named_files(given: Iterable[Path], rejects: Rejects) -> dict[str, Path]:
         elif not path.exists():
             rejects.add(f"{path}: there is no such file")
         else:
-            found.append((path.stem, path))
+            found.append((printable(path.stem), path))
     count = Counter(name for name, _ in found)
-    return {n if count[n] == 1 else os.path.abspath(p).lstrip("/"): p for n, p in found}  # noqa: PTH100
+    return {n if count[n] == 1 else printable(os.path.abspath(p).lstrip("/")): p for n, p in found}  # noqa: PTH100
 
 
 def _encode_all(
@@ -80,6 +81,8 @@ def _encode_all(
     waiting: dict[str, Tokens | str] = {}
     order = iter(files)
     due = next(order, None)
+    if jobs:
+        compile_kernels()
     with TemporaryDirectory() as markers:
         results = run_all(voxelize_file, jobs, limits=limits, markers=Path(markers)) if jobs else iter(())
         for job, result in track(results, len(jobs), description="encode", unit="file"):

@@ -6,6 +6,8 @@ from tqdm import tqdm
 
 from ..errors import printable
 
+_LONGEST = 1000  # characters: a line may quote what a file holds
+
 
 def say(line: str) -> None:
     """On stderr, above the progress bar where there is one."""
@@ -18,7 +20,7 @@ class Rejects:
 
     def add(self, failure: str) -> None:
         self.num += 1
-        say(f"rejected {failure}")
+        say(f"rejected {failure if len(failure) < _LONGEST else f'{failure[:_LONGEST]}...'}")
 
     def conclude(self, done: str) -> None:
         """The last line on stderr: what was done, and that some were not, if so."""

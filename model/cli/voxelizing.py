@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..errors import InputError
+from ..errors import reason_of
 from ..jobs import GB
 from ..meshes import load_mesh, memory_to_load
 from ..sdf import SparseSDF, voxelize
@@ -22,19 +22,12 @@ class VoxelizeJob(NamedTuple):
 
 
 def voxelize_file(job: VoxelizeJob) -> Voxelized | str:
-    """The grid of a mesh file, or the reason why there is none."""
+    """The grid of a mesh file, or the reason why there is none. Raises again what is the machine's fault."""
     try:
         needed = memory_to_load(job.path) / GB
         if needed > job.max_memory_gb:
             return f"reading it takes about {needed:.1f} GB of memory; simplify the mesh or raise --max-memory-gb"
         mesh = load_mesh(job.path)
         return Voxelized(voxelize(mesh.vertices, mesh.faces, **dict(job.options)), mesh.notes)
-    except InputError as error:
-        return str(error)
-    except OSError as error:
-        return f"the file can't be opened ({error.strerror}); check its permissions"
-    except MemoryError:
-        return "there was not enough memory for it; simplify the mesh or raise --max-memory-gb"
     except Exception as error:  # noqa: BLE001 - one mesh must not end the run, and its line says what happened
-        what = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        return f"voxelizing it failed ({what}); this is a fault of ours, please report it"
+        return reason_of(error, given=job.path, more_memory="simplify the mesh or raise --max-memory-gb")

@@ -4,6 +4,7 @@ A job may kill its process or never end. Before it starts it leaves a marker on 
 the next attempt knows what happened to the last one, wherever it ran.
 """
 
+import errno
 import faulthandler
 import multiprocessing
 import os
@@ -71,7 +72,7 @@ def run_all(
 
     `work` must be importable. Where a process dies, the jobs under way in it start again, those that may have killed
     it alone; a job that goes on killing has a Failure for a result, as has one that takes too long. Raises InputError
-    where `dask_scheduler`, the address of one, can't be used.
+    where `dask_scheduler`, the address of one, can't be used, ChildProcessError where no process can begin a job.
     """
     markers = markers.absolute()
     markers.mkdir(parents=True, exist_ok=True)
@@ -84,20 +85,32 @@ def run_all(
         return _dask_workers(dask_scheduler) if dask_scheduler else _own_workers(limits, at_most)
 
     unfinished: list[Marked[Job]] = []
+    in_vain = 0  # how often in a row processes died and none had begun a job
     while True:
         lost: list[Marked[Job]] = []
+        in_vain += 1
         with workers() as place:
-            yield from _run(place, attempt, chain(unfinished, fresh), lost)
+            for result in _run(place, attempt, chain(unfinished, fresh), lost):
+                in_vain = 0
+                yield result
         suspects = [item for item in lost if item.marker.exists()]
         unfinished = [item for item in lost if not item.marker.exists()]
         for suspect in suspects:
-            again = [suspect]
+            again, rounds = [suspect], 0
             while again:
-                once_more, again = again, []
+                if rounds > _MAX_ATTEMPTS:
+                    raise _no_process_begins()
+                once_more, again, rounds = again, [], rounds + 1
                 with workers(at_most=1) as place:
                     yield from _run(place, attempt, iter(once_more), again)
         if not lost:
             return
+        if in_vain >= _MAX_ATTEMPTS and not suspects:
+            raise _no_process_begins()
+
+
+def _no_process_begins() -> ChildProcessError:
+    return ChildProcessError(errno.ECHILD, "processes end before they begin to work; what they said is above")
 
 
 def _run(
@@ -150,7 +163,7 @@ def _attempt(work: Callable[[Job], Result], seconds: float, item: Marked[Job]) -
 def _own_workers(limits: Limits, at_most: int | None) -> Iterator[Workers]:
     """Processes of this machine, one for every core that there is memory for."""
     num_cores = len(os.sched_getaffinity(0))
-    num_workers = max(1, min(at_most or num_cores, num_cores, int(_free_memory() / (limits.memory_gb * GB))))
+    num_workers = max(1, min(at_most or num_cores, num_cores, int(free_memory() / (limits.memory_gb * GB))))
     pool = ProcessPoolExecutor(
         num_workers,
         mp_context=multiprocessing.get_context("spawn"),
@@ -193,7 +206,7 @@ def _begin_worker(max_bytes: int) -> None:
         Thread(target=lambda: (connection.wait([parent.sentinel]), os._exit(1)), daemon=True).start()
 
 
-def _free_memory() -> float:
+def free_memory() -> float:
     """Bytes that this machine, or the container it is, can give out."""
     lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
     free = float(lines["MemAvailable"].split()[0]) * 1024

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ..errors import InputError
+from ..errors import InputError, is_of_environment
 from . import gltf, obj, off, ply, stl
 from .cleaning import clean
 from .content import format_of, is_stl_text, read_bytes
@@ -44,6 +44,8 @@ def _read_beside(folder: Path, name: str) -> bytes:
     try:
         return read_bytes(folder / name)
     except OSError as error:
+        if is_of_environment(error, given=folder / name):
+            raise
         raise InputError(
             f"its data is in the file {name!r}, which can't be opened ({error.strerror}); put it there"
         ) from error

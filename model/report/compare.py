@@ -10,7 +10,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..errors import InputError
+from ..errors import InputError, is_of_environment
 from ..metrics import Change, summarise_change
 from .figures import Figure, figures_of
 
@@ -56,6 +56,8 @@ def read_evaluation(path: Path) -> pd.DataFrame:
         metadata = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
         conditions = {key: int(metadata[key]) for key in CONDITIONS}
     except (OSError, pa.ArrowException) as error:
+        if is_of_environment(error):
+            raise
         raise InputError(f"{file} can't be read ({error}); give the folder that evaluate wrote") from error
     except KeyError as error:
         raise InputError(f"{file} does not say {error}; it is no table of evaluate, or an old one") from error

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-from ..errors import InputError
+from ..errors import InputError, is_of_environment
 from .gallery import Gallery, Ranking
 from .png import NUM_COLOURS, png, png_of_figure
 from .render import WHITE, SheetRow, draw_sheet
@@ -66,6 +66,8 @@ def read_history(path: Path) -> pd.DataFrame:
     try:
         history = pd.read_csv(path, sep="\t")
     except (OSError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+        if is_of_environment(error):
+            raise
         raise InputError(f"{path} can't be read as a training history ({error}); run dvc repro again") from error
     if "step" not in history or history.empty:
         raise InputError(f"{path} has no logged step, expected a column step with rows; run its stage again")

@@ -274,3 +274,16 @@ def voxel_coords(
     """The chosen voxels, brick by brick, each brick in C order."""
     brick, *local = np.nonzero(chosen)
     return (brick_coords[brick] * BRICK_SIZE + np.stack(local, 1)).astype(np.int32)
+
+
+def compile_kernels() -> None:
+    """Have in the cache all that voxelize runs on a CPU, before processes start that would all compile it at once.
+
+    A cache that can't be written to is found out here, where no mesh can be blamed for it. Raises OSError.
+    """
+    vertices = np.array([[0.0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]])
+    closed, opened = [[0, 2, 1], [0, 1, 3], [0, 3, 2], [1, 2, 3]], [[0, 2, 1], [0, 1, 3], [0, 3, 2]]
+    against = [*closed, *(np.array(closed)[:, ::-1] + 4).tolist()]  # two bodies, one inside out
+    for faces in (closed, opened, against):
+        both = np.concatenate([vertices, vertices + 2])
+        voxelize(both, np.array(faces), resolution=16, truncation_voxels=2.0, mode="auto", max_bad_flip_ratio=0.0)

@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..errors import InputError
+from ..errors import InputError, is_of_environment
 from ..files import DIGEST, digest_of, is_as_written, whole_file
-from .tokens import Tokens, read_parquet, write_parquet
+from .tokens import Tokens, read_rows, write_parquet
 
 if TYPE_CHECKING:  # it brings torch along
     from ..tokenizer import ShapeTokenizer
 
 JSON_LINES, PARQUET, NPZ = ".jsonl", ".parquet", ".npz"
+MAX_LINE = 2**26  # bytes: several times what every latent voxel of a grid at resolution 1024 takes
 
 
 class Found(NamedTuple):
@@ -61,6 +62,8 @@ def read_tokens(path: Path, tokenizer: "ShapeTokenizer") -> Iterator[Found]:
     except InputError as error:
         yield Found(str(path), reason=str(error))
     except OSError as error:
+        if is_of_environment(error, given=path):
+            raise
         yield Found(str(path), reason=f"it can't be read ({error.strerror}); check its path")
 
 
@@ -72,8 +75,7 @@ def count_shapes(path: Path) -> int:
         if path.suffix == PARQUET:
             return pq.read_metadata(path).num_rows
         if path.suffix == JSON_LINES:
-            with path.open("rb") as file:
-                return sum(1 for line in file if line.strip())
+            return sum(1 for line in _lines(path) if line.strip())
     except (OSError, pa.ArrowException):
         return 1  # read_tokens says what is wrong
     return 1
@@ -95,24 +97,37 @@ def _read_folder(folder: Path, tokenizer: "ShapeTokenizer") -> Iterator[Found]:
 
 def _read_file(path: Path, tokenizer: "ShapeTokenizer") -> Iterator[Found]:
     if path.suffix == JSON_LINES:
-        with path.open(encoding="utf-8", errors="replace") as file:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    yield _read_line(f"{path}, line {number}", _numbered(path, number), line, tokenizer)
+        for number, line in enumerate(_lines(path), 1):
+            if line.strip():
+                yield _read_line(f"{path}, line {number}", _numbered(path, number), line, tokenizer)
     elif path.suffix == PARQUET:
-        for number, (name, tokens) in enumerate(read_parquet(path), 1):
-            yield Found(f"{path}, row {number}", name or _numbered(path, number), tokens)
+        for number, (name, tokens) in enumerate(read_rows(path), 1):
+            place = f"{path}, row {number}"
+            if isinstance(tokens, InputError):
+                yield Found(place, reason=str(tokens))
+            else:
+                yield Found(place, name or _numbered(path, number), tokens)
     elif path.suffix == NPZ:
         yield Found(str(path), path.stem, Tokens.load(path))
     else:
         raise InputError("it is no .jsonl, .parquet or .npz file and no folder; expected tokens")
 
 
+def _lines(path: Path) -> Iterator[str]:
+    """The lines of a file; of one that is too long, its beginning."""
+    with path.open("rb") as file:
+        while line := file.readline(MAX_LINE):
+            yield line.decode("utf-8", errors="replace")
+            while len(line) == MAX_LINE and not line.endswith(b"\n"):
+                line = file.readline(MAX_LINE)
+
+
 def _read_line(place: str, default_name: str, line: str, tokenizer: "ShapeTokenizer") -> Found:
     try:
         name, tokens = tokens_of_json(line, tokenizer)
     except InputError as error:
-        return Found(place, reason=str(error))
+        long = f", after the first {MAX_LINE} bytes of a line that is longer" if len(line) >= MAX_LINE else ""
+        return Found(place, reason=f"{error}{long}")
     return Found(place, name or default_name, tokens)
 
 
@@ -167,6 +182,10 @@ def tokens_of_json(line: str, tokenizer: "ShapeTokenizer") -> tuple[str, Tokens]
 def inside(folder: Path, name: str) -> Path:
     """The file of that name in the folder. Raises InputError for a name that leads out of it."""
     relative = PurePosixPath(name)
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise InputError(f"the name {name!r} is no text that can be written as UTF-8; rename it") from None
     if relative.is_absolute() or ".." in relative.parts or "\0" in name or not relative.name:
         raise InputError(f"the name {name!r} does not stay below a folder; expected one such as chairs/a; rename it")
     return folder / relative

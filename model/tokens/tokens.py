@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Float, Int
 
-from ..errors import InputError
+from ..errors import InputError, is_of_environment
 from ..files import whole_file
 
 NUM_OCCUPANCIES = 255  # a cell of the octree has at least one of its 8 children
@@ -139,6 +139,8 @@ class Tokens:
         except InputError as error:
             raise InputError(f"{path}: {error}") from error
         except Exception as error:  # zip, deflate and numpy's header each fail in their own ways
+            if is_of_environment(error):
+                raise
             raise _unreadable(path, error) from error
 
 
@@ -173,39 +175,47 @@ def write_parquet(path: Path, shapes: Iterable[tuple[str, Tokens]]) -> None:
 
 def read_parquet(path: Path) -> Iterator[tuple[str, Tokens]]:
     """What write_parquet wrote, one shape after the other. Raises InputError naming the file, and the row if it can."""
+    for name, tokens in read_rows(path):
+        if isinstance(tokens, InputError):
+            raise InputError(f"{path}, shape {name!r}: {tokens}") from tokens
+        yield name, tokens
+
+
+def read_rows(path: Path) -> Iterator[tuple[str, Tokens | InputError]]:
+    """As read_parquet, with the reason in the place of a shape whose row holds none."""
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             if missing := sorted(set(_SCHEMA.names) - set(file.schema_arrow.names)):
                 raise InputError(f"{path} has no column {missing[0]}; expected a table of tokens; encode again")
             for group in range(file.num_row_groups):
-                yield from _shapes_of(file.read_row_group(group, columns=_SCHEMA.names), path)
+                table = file.read_row_group(group, columns=_SCHEMA.names)
+                if table.schema.remove_metadata() != _SCHEMA.remove_metadata():
+                    raise InputError(f"{path} has columns of other types; expected a table of tokens; encode again")
+                for row in range(len(table)):
+                    yield table["name"][row].as_py() or "", _tokens_of(table, row)
     except (OSError, pa.ArrowException) as error:
+        if is_of_environment(error):
+            raise
         raise _unreadable(path, error) from error
 
 
-def _shapes_of(table: pa.Table, path: Path) -> Iterator[tuple[str, Tokens]]:
-    if table.schema.remove_metadata() != _SCHEMA.remove_metadata():
-        raise InputError(f"{path} has columns of other types; expected a table of tokens; encode again")
-    for row in range(len(table)):
-        name, coords, indices, center, scale, fingerprint = (table[column][row] for column in _SCHEMA.names)
-        try:
-            if not (coords.is_valid and indices.is_valid and center.is_valid and scale.is_valid):
-                raise InputError("a value is missing; expected all of them; encode again")
-            flat = coords.values.to_numpy(zero_copy_only=False)
-            codes = indices.values.to_numpy(zero_copy_only=False).astype(np.int64)
-            num_voxels = len(flat) // 3
-            yield (
-                name.as_py() or "",
-                Tokens(
-                    flat.reshape(-1, 3) if len(flat) % 3 == 0 else flat,
-                    codes.reshape(num_voxels, -1) if num_voxels and len(codes) % num_voxels == 0 else codes,
-                    np.array(center.as_py(), np.float64),
-                    scale.as_py(),
-                    fingerprint.as_py() or "",
-                ),
-            )
-        except InputError as error:
-            raise InputError(f"{path}, shape {name.as_py()!r}: {error}") from error
+def _tokens_of(table: pa.Table, row: int) -> Tokens | InputError:
+    coords, indices, center, scale, fingerprint = (table[column][row] for column in _SCHEMA.names[1:])
+    if not (coords.is_valid and indices.is_valid and center.is_valid and scale.is_valid):
+        return InputError("a value is missing; expected all of them; encode again")
+    flat = coords.values.to_numpy(zero_copy_only=False)
+    codes = indices.values.to_numpy(zero_copy_only=False).astype(np.int64)
+    num_voxels = len(flat) // 3
+    try:
+        return Tokens(
+            flat.reshape(-1, 3) if len(flat) % 3 == 0 else flat,
+            codes.reshape(num_voxels, -1) if num_voxels and len(codes) % num_voxels == 0 else codes,
+            np.array(center.as_py(), np.float64),
+            scale.as_py(),
+            fingerprint.as_py() or "",
+        )
+    except InputError as error:
+        return error
 
 
 def _unreadable(path: Path, error: Exception) -> InputError:

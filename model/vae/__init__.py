@@ -5,7 +5,7 @@ Parameter names are the published ones, and checkpoints depend on them. Stands o
 
 from .layers import HEAD_CHANNELS
 from .losses import Recon, SDFTarget, reconstruction_loss
-from .network import SparseSDFVAE, VAEConfig, kl_divergence, refuse_zero_latents, sample
+from .network import SparseSDFVAE, VAEConfig, kl_divergence, memory_to_decode, refuse_zero_latents, sample
 from .receptive_field import DecodePlan
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "SparseSDFVAE",
     "VAEConfig",
     "kl_divergence",
+    "memory_to_decode",
     "reconstruction_loss",
     "refuse_zero_latents",
     "sample",

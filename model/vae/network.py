@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..bricks import BRICK_SIZE
@@ -18,6 +19,7 @@ from .receptive_field import DecodePlan, plan_decode
 
 NUM_LEVELS = BRICK_SIZE.bit_length() - 1  # each halves the resolution; a latent voxel is a brick
 MAX_LATENTS_AT_ONCE = 16384  # a surface at resolution 512
+_BYTES_A_LATENT, _BYTES_A_CHANNEL = 60_000, 300  # of decode_in_parts
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,18 @@ class SparseSDFVAE(nn.Module):
             plan = plan_decode(grid, part, num_levels=NUM_LEVELS)
             parts.append(self.decoder.subdivide(SparseTensor.on(grid, hidden.feats[around]), plan).feats)
         return SparseTensor.on(children, torch.cat(parts))
+
+
+def memory_to_decode(coords: Int[np.ndarray, "num_latents 3"], config: VAEConfig) -> int:
+    """About how many bytes decode_in_parts takes on a CPU, above what it found: measured, rounded up.
+
+    Windows of attention are padded to the fullest, so that a few scattered latent voxels may take much.
+    """
+    slots = 0
+    for shift in WINDOW_SHIFTS:
+        _, counts = np.unique((coords + shift) // WINDOW_SIZE, axis=0, return_counts=True)
+        slots = max(slots, len(counts) * int(counts.max()))
+    return _BYTES_A_LATENT * len(coords) + _BYTES_A_CHANNEL * config.model_channels * slots
 
 
 def make_ahead(grid: Grid, plan: DecodePlan) -> None:

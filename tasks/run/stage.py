@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
-from model.errors import INTERRUPTED, InputError, hear_interrupts, printable
+from model.errors import INTERRUPTED, InputError, hear_interrupts, is_of_environment, printable, told_of_environment
 from model.files import write_whole
 from tasks.run.paths import METRICS, RESUME
 from tasks.run.settings import ParameterError, Settings, load_settings
@@ -40,10 +40,11 @@ def run_stage(name: str, stage: Callable[[Settings], None]) -> None:
         sys.exit(REFUSED)
     except (InputError, ParameterError) as error:
         sys.exit(printable(f"{name}: {error}"))
-    except OSError as error:
-        file = f": {error.filename}" if error.filename else ""
-        reason = f"{error.strerror or error}{file}"
-        sys.exit(printable(f"{name}: {reason}; nothing is half-written; mend it and run the stage again"))
+    except Exception as error:
+        if not (isinstance(error, OSError) or is_of_environment(error)):
+            raise
+        told = told_of_environment(error)
+        sys.exit(printable(f"{name}: {told}; nothing is half-written, and no input is at fault: run the stage again"))
     except KeyboardInterrupt:
         print(
             f"{name}: interrupted; nothing is half-written, and the next run goes on from what was saved",

@@ -79,6 +79,11 @@ class History:
             write_whole(path, text)
 
 
+def scales_loss(device: torch.device) -> bool:
+    """Where the forward pass is in float16, whose gradients would be lost to its small range."""
+    return device.type == "cuda"
+
+
 def cosine(progress: float) -> float:
     """Loshchilov and Hutter 2017, down to a hundredth."""
     return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress))
@@ -112,10 +117,10 @@ def train(
     optimizer = torch.optim.AdamW(param_groups, lr=settings.lr, weight_decay=settings.weight_decay, fused=on_cuda)
     trained = [parameter for group in param_groups for parameter in group["params"]]
     scheduler = LambdaLR(optimizer, [_with_warmup(schedule, settings) for schedule in schedules])
-    scaler = torch.amp.GradScaler(device.type, enabled=on_cuda)
+    scaler = torch.amp.GradScaler(device.type, enabled=scales_loss(device))
     stateful = {"model": model, "optimizer": optimizer, "scheduler": scheduler, "scaler": scaler}
     step = _restore(resume, stateful, history, device)
-    window = _Window(description, loss_scaling=on_cuda)
+    window = _Window(description, scaler)
 
     progress = Progress(settings.steps, description=description, unit="step", done=step)
     with _stop_signals() as stop, progress:
@@ -146,7 +151,7 @@ def train(
             ending, stopping, note = step == settings.steps, on_any_rank(bool(stop)), ""
             check = validate if validate and (step % validate_every == 0 or ending) and not stopping else None
             if step % settings.log_every == 0 or check or ending or stopping:
-                row = {"step": step} | window.means(loss_scale=scaler.get_scale()) | {"lr": lr}
+                row = {"step": step} | window.means() | {"lr": lr}
                 history.append(row)
                 if check:  # may take longer than whoever stops us waits
                     resume.save(_state_of(stateful, history, step, on_cuda))
@@ -168,14 +173,15 @@ def train(
 class _Window:
     """Losses since the last row of the history. They stay on the device, so that steps need not wait for each other."""
 
-    def __init__(self, stage: str, *, loss_scaling: bool) -> None:
+    def __init__(self, stage: str, scaler: torch.amp.GradScaler) -> None:
         self._stage = stage
-        self._loss_scaling = loss_scaling
+        self._scaler = scaler
         self._skipped_in_a_row = 0
         self.start()
 
     def start(self) -> None:
         self._steps: list[tuple[int, tuple[str, ...], Losses]] = []
+        self._num_looked_at = 0
         self._waited = 0.0
         self._started = time.perf_counter()
 
@@ -190,17 +196,21 @@ class _Window:
             yield batch
 
     def add(self, step: int, names: tuple[str, ...], losses: Losses) -> None:
+        """Raises DivergenceError now and then, so that it comes soon where rows of the history are far apart."""
         self._steps.append((step, names, {key: value.detach() for key, value in losses.items()}))
+        if step % MAX_SKIPPED_IN_A_ROW == 0:
+            self.refuse_divergence()
 
-    def refuse_divergence(self, *, loss_scale: float) -> None:
-        """Raise DivergenceError for the first step that was not finite.
+    def refuse_divergence(self) -> None:
+        """Raise DivergenceError for the first step that was not finite, of those since it was last asked.
 
         With loss scaling gradients may overflow now and then, and the step is skipped; too many of them in a row, or
         so many that the scale has sunk to nothing, end the run as well.
         """
-        columns = [torch.stack([of[key].float() for key in ("loss", "grad_norm")]) for _, _, of in self._steps]
+        steps, self._num_looked_at = self._steps[self._num_looked_at :], len(self._steps)
+        columns = [torch.stack([of[key].float() for key in ("loss", "grad_norm")]) for _, _, of in steps]
         values = torch.stack(columns).tolist() if columns else []
-        for (step, names, _), (loss, grad_norm) in zip(self._steps, values, strict=True):
+        for (step, names, _), (loss, grad_norm) in zip(steps, values, strict=True):
             where = f"at step {step}, on {', '.join(names)}"
             remedy = f"lower {self._stage}.lr, or look at these samples; the last saved state is from before"
             if not math.isfinite(loss):
@@ -208,22 +218,22 @@ class _Window:
             if math.isfinite(grad_norm):
                 self._skipped_in_a_row = 0
                 continue
-            if not self._loss_scaling:
+            if not self._scaler.is_enabled():
                 raise DivergenceError(f"the gradient norm became {grad_norm} {where}; {remedy}")
             self._skipped_in_a_row += 1
             if self._skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
                 raise DivergenceError(
                     f"gradients were not finite in {MAX_SKIPPED_IN_A_ROW} steps, last {where}; {remedy}"
                 )
-            if loss_scale < MIN_LOSS_SCALE:
+            if self._scaler.get_scale() < MIN_LOSS_SCALE:
                 raise DivergenceError(f"gradients overflow whatever the loss is scaled by, last {where}; {remedy}")
 
-    def means(self, *, loss_scale: float) -> dict[str, float]:
+    def means(self) -> dict[str, float]:
         """Means over the window, of what is finite, and of a step's seconds and those that it waited for its batch.
 
         Codes that were revived and steps that were skipped are counted instead. Raises DivergenceError.
         """
-        self.refuse_divergence(loss_scale=loss_scale)
+        self.refuse_divergence()
         keys = list(self._steps[-1][2])
         table = torch.stack([torch.stack([losses[key].float() for key in keys]) for _, _, losses in self._steps]).cpu()
         elapsed = {"seconds_per_step": time.perf_counter() - self._started, "seconds_waiting": self._waited}

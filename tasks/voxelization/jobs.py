@@ -16,12 +16,12 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from model.errors import InputError, is_of_environment, printable
+from model.errors import InputError, printable, reason_of
 from model.files import write_whole
 from model.jobs import GB, Failure, Limits, run_all
 from model.meshes import ChangedError, Mesh, load_mesh, memory_to_load, sha256_of
 from model.progress import track
-from model.sdf import SparseSDF, Surface, normalised_surface, voxelize
+from model.sdf import SparseSDF, Surface, compile_kernels, normalised_surface, voxelize
 from tasks import shards
 from tasks.run import VOXELIZE_SCRATCH, Voxelize, code_version
 from tasks.voxelization.splits import surface_hash
@@ -76,7 +76,7 @@ def voxelize_all(files: dict[str, Path], options: Voxelize) -> Iterator[Outcome]
         yield Outcome(name, reason="its name is not UTF-8, and DVC can't track such a file; rename it")
     scratch = VOXELIZE_SCRATCH.absolute()
     jobs = (Job(name, path.absolute(), recipe, scratch, options.max_memory_gb) for name, path in tracked.items())
-    _compile_kernels()
+    compile_kernels()
     results = run_all(
         _voxelize_file,
         jobs,
@@ -100,20 +100,11 @@ def _is_text(name: Path) -> bool:
     return True
 
 
-def _compile_kernels() -> None:
-    """In this process, before the workers start: they would otherwise all compile the same code at once."""
-    vertices = np.array([[0.0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]])
-    closed, opened = [[0, 2, 1], [0, 1, 3], [0, 3, 2], [1, 2, 3]], [[0, 2, 1], [0, 1, 3], [0, 3, 2]]
-    against = [*closed, *(np.array(closed)[:, ::-1] + 4).tolist()]  # two bodies, one inside out
-    for faces in (closed, opened, against):
-        both = np.concatenate([vertices, vertices + 2])
-        voxelize(both, np.array(faces), resolution=16, truncation_voxels=2.0, mode="auto", max_bad_flip_ratio=0.0)
-
-
 def _voxelize_file(job: Job) -> Outcome:
     """What scratch has, or a new attempt. A verdict on the content is kept there; bad luck of this run is not.
 
-    Raises OSError where the machine is at fault and not the file: such a run must end, or it would drop every mesh.
+    Raises what reason_of does where the machine is at fault and not the file: such a run must end, or it would drop
+    every mesh.
     """
     pa.set_cpu_count(1)
     try:
@@ -122,10 +113,8 @@ def _voxelize_file(job: Job) -> Outcome:
             remedy = _REMEDY.format(f"max_memory_gb ({job.max_memory_gb:g})")
             return Outcome(job.name, reason=f"reading this file takes about {needed:.1f} GB of memory; {remedy}")
         sha256 = sha256_of(job.path)
-    except InputError as error:
-        return Outcome(job.name, reason=str(error))
-    except OSError as error:
-        return Outcome(job.name, reason=f"the file can't be opened ({error.strerror}); check its permissions")
+    except Exception as error:  # noqa: BLE001 - one mesh must not end the run, and its reject says what happened
+        return Outcome(job.name, reason=_reason(error, job))
     key = job.recipe.key(sha256, job.path.suffix)
     done, refused = (_scratch_file(job.scratch, key, kind) for kind in ("parquet", "json"))
     if not done.is_file() and not refused.is_file():
@@ -145,14 +134,13 @@ def _attempt_and_judge(job: Job, sha256: str, done: Path, refused: Path) -> str:
         return str(error)
     except InputError as error:
         write_whole(refused, json.dumps({"reason": str(error)}))
-    except MemoryError:
-        return f"there was not enough memory for it; {_REMEDY.format('max_memory_gb')}"
-    except Exception as error:  # one mesh must not end the run, and its reject says what happened
-        if is_of_environment(error):
-            raise
-        what = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        return f"voxelizing it failed ({what}); this is a fault of ours, please report it"
+    except Exception as error:  # noqa: BLE001 - as above
+        return _reason(error, job)
     return ""
+
+
+def _reason(error: Exception, job: Job) -> str:
+    return reason_of(error, given=job.path, more_memory=_REMEDY.format("max_memory_gb"))
 
 
 def shape_in_scratch(outcome: Outcome) -> pa.RecordBatch:

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
 
-from model.errors import InputError
+from model.errors import InputError, is_of_environment
 
 SPLITS = ("train", "val", "test")
 SPLIT_FILE = "split.csv"
@@ -80,6 +80,8 @@ def _read_table(table: Path, files: Mapping[str, Path]) -> dict[str, str]:
     try:
         rows = pd.read_csv(table, dtype=str, keep_default_na=False)
     except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+        if is_of_environment(error):
+            raise
         raise InputError(f"{table} can't be read ({error}); expected CSV with columns name and split") from error
     if not {"name", "split"} <= set(rows.columns):
         raise InputError(f"{table} has columns {', '.join(rows.columns)}; expected name and split; rename them")
