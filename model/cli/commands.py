@@ -45,6 +45,13 @@ With the suffix .safetensors the file is the bare state_dict.
 Example:
   shape-tokenizer export-vae artifacts/tokenizer vae.ckpt
 """
+EVALUATE_EXAMPLES = """\
+\b
+Examples:
+  shape-tokenizer evaluate artifacts/tokenizer --meshes meshes/ --out mine
+  shape-tokenizer evaluate hf://owner/name --meshes meshes/ --out theirs
+  shape-tokenizer compare theirs mine                    what changed, shape by shape, with 95 % intervals
+"""
 COMPARE_EXAMPLES = """\
 \b
 Examples:
@@ -103,6 +110,10 @@ _tokenizer = click.option(
 _device = click.option(
     "--device", metavar="NAME", help="cpu, cuda, cuda:1 ...  [default: cuda where there is one]", show_default=False
 )
+_max_seconds = click.option(
+    "--max-seconds", type=float, default=600, metavar="SECONDS", help="To read and voxelize one mesh."
+)
+_max_memory_gb = click.option("--max-memory-gb", type=float, default=3.0, metavar="GB", help="For the same.")
 
 
 @commands.command(epilog=EXAMPLES, short_help="Mesh files to tokens.")
@@ -113,8 +124,8 @@ _device = click.option(
     help="FILE.jsonl: a flat sequence a line; FILE.parquet: a row a mesh; else a folder of npz files.",
     **_path("PATH"),
 )
-@click.option("--max-seconds", type=float, default=600, metavar="SECONDS", help="To read and voxelize one mesh.")
-@click.option("--max-memory-gb", type=float, default=3.0, metavar="GB", help="For the same.")
+@_max_seconds
+@_max_memory_gb
 @_tokenizer
 @_device
 def encode(
@@ -138,6 +149,36 @@ def decode(tokens: tuple[Path, ...], out: Path, mesh_format: str, tokenizer: str
     from .decode import decode_files
 
     return decode_files(tokens, out, mesh_format=mesh_format, tokenizer=tokenizer, device=device)
+
+
+@commands.command(epilog=EVALUATE_EXAMPLES, short_help="What a tokenizer loses of your meshes.")
+@click.argument("tokenizer", type=click.Path(), metavar="TOKENIZER")
+@click.option("--meshes", multiple=True, required=True, help="May be given again.", **_path("MESH_OR_FOLDER"))
+@click.option("--out", default="evaluation", **_path("FOLDER"))
+@click.option("--num-points", type=click.IntRange(min=1), default=100_000, help="On each surface.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, help="Of the points.")
+@_max_seconds
+@_max_memory_gb
+@_device
+def evaluate(
+    tokenizer: str,
+    meshes: tuple[Path, ...],
+    out: Path,
+    num_points: int,
+    seed: int,
+    max_seconds: float,
+    max_memory_gb: float,
+    device: str | None,
+) -> int:
+    """Distances, IoUs, use of the codes and pictures of meshes that went through a tokenizer and back.
+
+    Into the folder go report.html, evaluate.json with the means, and per_shape.parquet, which compare reads.
+    """
+    from ..jobs import Limits
+    from .evaluate import evaluate_tokenizer
+
+    limits = Limits(max_seconds, max_memory_gb)
+    return evaluate_tokenizer(tokenizer, meshes, out, num_points=num_points, seed=seed, limits=limits, device=device)
 
 
 @commands.command("export-vae", epilog=EXPORT_NOTES, short_help="A VAE for users of the original network.")

@@ -1,5 +1,6 @@
 """shape-tokenizer as a shell calls it: real files in, exit codes, listings and files out."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -8,15 +9,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import trimesh
 
 from model.cli import main
 from model.cli.commands import ROWS
-from model.meshes import SUFFIXES
+from model.meshes import SUFFIXES, load_mesh
+from model.metrics import compare
 from model.report import ROW_TITLES
-from model.sdf import SparseSDF
+from model.sdf import SparseSDF, normalised_surface
 from model.tokenizer import ShapeTokenizer
 from model.tokens import Tokens
 from model.tokens.files import json_line, tokens_of_json
@@ -269,6 +272,43 @@ def test_what_cannot_begin_says_why_in_one_line(here: Path, arguments: list[str]
     assert "\n" not in str(end.value.code)
 
 
+def test_a_tokenizer_is_measured_on_any_meshes_and_two_are_compared(here: Path, capsys: pytest.CaptureFixture[str]):
+    write_shapes(here / "meshes")
+    (here / "meshes" / "bad.stl").write_text("solid nothing")
+    meshes = ("--meshes", "meshes/box.glb", "--meshes", "meshes/deep", "--meshes", "meshes/bad.stl")
+    evaluate = ("evaluate", "artifacts/tokenizer", *meshes, "--num-points", "3000", "--out")
+    assert run(*evaluate, "mine") == 1
+    captured = capsys.readouterr()
+    assert "rejected meshes/bad.stl: " in captured.err
+    assert "evaluated 3 of 4 meshes" in captured.err
+    figures = json.loads((here / "mine/evaluate.json").read_text())
+    assert captured.out.splitlines()[2].split()[-1] == "–"  # the grid has no tokens
+    assert {row for row in figures if row in ROWS} == {"reference", "floor", "stage2"}
+
+    tokenizer = ShapeTokenizer.from_pretrained("artifacts/tokenizer")
+    mesh = load_mesh(here / "meshes/box.glb")
+    decoded = tokenizer.decode(dataclasses.replace(tokenizer.encode(mesh), center=np.zeros(3), scale=1.0))
+    truth = normalised_surface(mesh.vertices, mesh.faces)
+    expected = compare(decoded, truth, num_points=3000, seed=0, with_iou=False)
+    table = pd.read_parquet(here / "mine/per_shape.parquet").set_index(["shape", "row"])
+    assert table.loc[("box", "stage2"), "cd_l1"] == pytest.approx(expected.cd_l1, rel=1e-6)
+    assert table.loc[("box", "stage2"), "num_tokens"] == len(tokenizer.encode(mesh))
+
+    assert run(*evaluate, "again") == 1
+    for name in ("evaluate.json", "per_shape.parquet", "report.html"):
+        assert (here / "mine" / name).read_bytes() == (here / "again" / name).read_bytes()
+    capsys.readouterr()
+    assert run("compare", "mine", "again") == 0
+    assert "0 of 3" in capsys.readouterr().out
+
+
+def test_meshes_of_which_none_can_be_used_are_no_evaluation(here: Path):
+    (here / "bad.stl").write_text("solid nothing")
+    with pytest.raises(SystemExit, match="none of the 1 meshes could be used"):
+        main(["evaluate", "artifacts/tokenizer", "--meshes", "bad.stl"])
+    assert not (here / "evaluation").exists()
+
+
 def test_wrong_arguments_end_with_2_and_help_with_examples(capsys: pytest.CaptureFixture[str]):
     assert run() == run("melt") == run("encode") == run("decode", "x", "--format", "doc") == 2
     assert run("compare") == run("export-vae", "a", "b", "--layout", "spconf") == 2
@@ -277,7 +317,7 @@ def test_wrong_arguments_end_with_2_and_help_with_examples(capsys: pytest.Captur
     for arguments in (["--help"], ["-h"], ["encode", "--help"], ["decode", "--help"]):
         assert run(*arguments) == 0
         assert example in capsys.readouterr().out
-    for command in ("compare", "export-vae"):
+    for command in ("compare", "evaluate", "export-vae"):
         assert run(command, "--help") == 0
         assert f"shape-tokenizer {command} " in capsys.readouterr().out.split("Example")[1]
 
@@ -307,7 +347,7 @@ def test_help_waits_for_no_library():
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        ("shape-tokenizer ", {"compare", "decode", "encode", "export-vae"}),
+        ("shape-tokenizer ", {"compare", "decode", "encode", "evaluate", "export-vae"}),
         ("shape-tokenizer enc", {"encode"}),
         ("shape-tokenizer decode --fo", {"--format"}),
         ("shape-tokenizer decode --format ", {"ply", "glb", "obj"}),

@@ -1,0 +1,103 @@
+"""`shape-tokenizer evaluate`: what a tokenizer loses of meshes that one has."""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from ..errors import InputError
+from ..evaluation import (
+    REPORT,
+    Evaluation,
+    Reconstructor,
+    Sampling,
+    TrueShape,
+    counts_of_levels,
+    evaluate_shapes,
+    spread,
+    write_evaluation,
+)
+from ..files import write_whole
+from ..jobs import Limits
+from ..report import ROW_TITLES, Gallery, Report, draw_usage, figures_of, report_page
+from .inputs import in_order, named_files, voxelize_files
+from .rejects import Rejects
+from .tokenizer import load_tokenizer
+
+METRICS = "evaluate.json"
+ROW = "stage2"  # what a finished tokenizer is called in every evaluation
+FSCORE_THRESHOLDS = (0.001, 0.005, 0.01, 0.02)  # in units of the [-1, 1] cube
+SHOWN, IN_3D = 200, 6  # shapes on the report's sheet; of them to turn
+PRINTED = ("cd_l1", "fscore_0.01", "surface_iou", "volume_iou", "sign_errors", "num_tokens")
+
+
+def evaluate_tokenizer(
+    tokenizer: str,
+    meshes: Sequence[Path],
+    out: Path,
+    *,
+    num_points: int,
+    seed: int,
+    limits: Limits,
+    device: str | None,
+) -> int:
+    """Write report, tables and figures into the folder `out`. Returns how many meshes could not be used.
+
+    Raises InputError where the tokenizer, or every mesh, can't be used.
+    """
+    rejects = Rejects()
+    files = dict(sorted(named_files(meshes, rejects).items()))
+    loaded = load_tokenizer(tokenizer, device)
+    reconstructor = Reconstructor({ROW: loaded.vqvae}, loaded.device)
+
+    def shapes() -> Iterator[TrueShape]:
+        num_usable = 0
+        for name, result in in_order(files, voxelize_files(files, loaded, limits, with_surface=True)):
+            if isinstance(result, str):
+                rejects.add(f"{files[name]}: {result}")
+            else:
+                assert result.surface is not None
+                num_usable += 1
+                yield TrueShape(name, result.grid, result.surface)
+        if not num_usable:
+            raise InputError(f"none of the {len(files)} meshes could be used; expected at least one, see above")
+
+    sampling = Sampling(num_points, FSCORE_THRESHOLDS, seed)
+    with TemporaryDirectory() as scratch:
+        gallery = Gallery(Path(scratch), rows=(ROW,))
+        evaluation = evaluate_shapes(
+            shapes(), len(files), reconstructor, sampling, gallery, resolution=loaded.resolution
+        )
+        page = report_page(_report(evaluation, reconstructor, gallery))
+    write_evaluation(out, evaluation, page)
+    write_whole(out / METRICS, json.dumps(evaluation.metrics, indent=2) + "\n")
+    print(_table(evaluation))
+    rejects.conclude(f"evaluated {len(evaluation.ranking)} of {len(files)} meshes; report: {out / REPORT}")
+    return rejects.num
+
+
+def _report(evaluation: Evaluation, reconstructor: Reconstructor, gallery: Gallery) -> Report:
+    use = {name: counts.numpy() for name, counts in counts_of_levels(reconstructor.use).items()}
+    return Report(
+        table=evaluation.table,
+        aggregates=evaluation.aggregates,
+        ranking=evaluation.ranking,
+        metrics=evaluation.metrics,
+        histories={},
+        codebook_plots={"usage_histogram.png": draw_usage(use)},
+        gallery=gallery,
+        sheet=spread(evaluation.ranking, SHOWN),
+        scenes=spread(evaluation.ranking, IN_3D),
+        conditions=evaluation.conditions,
+    )
+
+
+def _table(evaluation: Evaluation) -> str:
+    """The main figures, a line a row."""
+    figures = [figure for figure in figures_of(evaluation.table.columns) if figure.column in PRINTED]
+    lines = ["".join([f"{'mean over shapes':24}", *(f"{figure.label:>14}" for figure in figures)])]
+    for row, summaries in evaluation.aggregates.items():
+        means = (summaries[f.column].mean if f.column in summaries else None for f in figures)
+        cells = (f"{figure.show(mean):>14}" for figure, mean in zip(figures, means, strict=True))
+        lines.append("".join([f"{ROW_TITLES[row]:24}", *cells]))
+    return "\n".join(lines)
