@@ -4,7 +4,6 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from dvc.exceptions import InvalidArgumentError
+from dvc.repo import Repo
 from dvc.utils.hydra import apply_overrides
 from dvc.utils.serialize import load_yaml
 
@@ -51,8 +51,8 @@ def overridden(params: Mapping[str, Any]) -> Iterator[None]:
 
 def save(name: str, stages: Sequence[str]) -> None:
     """Keep the checkout's parameters, and what these stages made of them, as a DVC experiment: `dvc exp apply NAME`."""
-    # By name, because optional stages, which may never have run, are in the graph too.
-    dvc("exp", "save", "--force", "--name", name, *stages)
+    with Repo() as repo:  # by name, because optional stages, which may never have run, are in the graph too
+        repo.experiments.save(targets=stages, name=name, force=True)
 
 
 def put_back() -> None:
@@ -71,7 +71,8 @@ def put_back() -> None:
         )
     for path in map(Path, json.loads((SNAPSHOT / "files.json").read_text())):
         _replace(path, SNAPSHOT / path)
-    dvc("checkout", "--quiet", "--force", "--allow-missing")
+    with Repo() as repo:
+        repo.checkout(force=True, allow_missing=True)
     shutil.rmtree(SNAPSHOT)
 
 
@@ -157,18 +158,10 @@ def _refuse_edited_params() -> None:
 
 def _refuse_changed_outputs() -> None:
     """What a stage did not make, or what `dvc commit` has not recorded yet, the way back would overwrite."""
-    command = [sys.executable, "-m", "dvc", "data", "status", "--json"]
-    status = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
-    if changed := status.get("uncommitted", {}).get("modified"):
+    with Repo() as repo:
+        changed = repo.data_status()["uncommitted"].get("modified")
+    if changed:
         raise InputError(
             f"{', '.join(changed)}: not as dvc.lock has it, and it would be lost; record it with "
             ".venv/bin/dvc commit, or bring back the old with .venv/bin/dvc checkout --force"
         )
-
-
-def dvc(*arguments: str) -> None:
-    """Run a dvc command that must succeed. Raises RuntimeError with what it said."""
-    command = [sys.executable, "-m", "dvc", *arguments]
-    finished = subprocess.run(command, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    if finished.returncode:
-        raise RuntimeError(f"`dvc {' '.join(arguments)}` failed: {finished.stdout.strip()}")

@@ -30,3 +30,9 @@ def kept_by_git() -> list[str]:
         locks = {stage.dvcfile.relpath.removesuffix(".yaml") + ".lock" for stage in repo.index.stages}
         outs = {str(out) for out in repo.index.outs if not out.use_cache}
     return sorted(locks | outs)
+
+
+def push() -> None:
+    """What was made, to the default DVC remote."""
+    with Repo() as repo:
+        repo.push()

@@ -15,8 +15,8 @@ from prefect.runtime import flow_run
 from prefect.states import Completed, Failed
 
 from flows.alerts import GATE_REFUSED, alert
-from flows.experiment import dvc, overridden, save
-from flows.graph import plan
+from flows.experiment import overridden, save
+from flows.graph import plan, push
 from flows.local_server import bypass_proxies
 from flows.run_page import ProgressBar, show_evaluation, show_stages
 from flows.stage_process import GateRefusedError, StageError, StageResult, StageStoppedError, reproduce
@@ -81,7 +81,7 @@ def train_vqvae(
             if "evaluate" in planned:
                 show_evaluation()
             if remote:
-                dvc("push")
+                push()
     except (AlreadyRunningError, InputError, StageError) as error:
         failure = error
     show_stages(results, planned, str(failure) if failure else None)

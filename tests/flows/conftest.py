@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from dvc.repo import Repo
 from prefect.logging.handlers import APILogHandler
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
@@ -31,8 +32,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         run("git", "init", "--quiet", "--initial-branch", "main")
         run("git", "config", "user.name", "nobody")
         run("git", "config", "user.email", "nobody@example.org")
-        run("dvc", "init", "--quiet")
-        run("dvc", "repro", "--quiet")
+        Repo.init().close()
+        repro()
         run("git", "add", "--all")
         run("git", "commit", "--quiet", "--message", "a finished run")
     return root
@@ -44,6 +45,18 @@ def checkout(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     root = shutil.copytree(finished, tmp_path / "checkout", symlinks=True)
     enter(monkeypatch, root)
     return root
+
+
+def repro(*targets: str) -> None:
+    """As `dvc repro`, in this process: a new one takes two seconds to begin."""
+    with Repo() as repo:
+        repo.reproduce(targets or ["dvc.yaml"])
+
+
+def outdated() -> dict[str, object]:
+    """As `dvc status dvc.yaml`: what is not as dvc.lock has it."""
+    with Repo() as repo:
+        return dict(repo.status(targets=["dvc.yaml"]))
 
 
 def enter(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
