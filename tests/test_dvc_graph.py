@@ -2,8 +2,6 @@
 
 import ast
 import shutil
-import subprocess
-import sys
 from functools import cache
 from itertools import chain
 from pathlib import Path
@@ -339,10 +337,3 @@ def test_optional_upstreams_join_only_when_asked_for(
 
     assert upstreams == wanted | {"voxelize", "import_vae", "encode", "stage1", "gate", "stage2"}
     assert load_settings(tmp_path / "params.yaml")
-
-
-def test_the_pipeline_runs_where_there_is_no_prefect():
-    stages = [f"tasks.{name}" for name in ("run", *READS)]
-    program = "import importlib, sys\nsys.modules['prefect'] = None  # importing it now raises ImportError\n"
-    program += f"for name in {['dvc.cli', *stages]!r}: importlib.import_module(name)"
-    subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT)

@@ -8,5 +8,5 @@ from tasks.data.codebook import (
     save_codebooks,
 )
 from tasks.data.dataset import ShapeBatch, load_targets, training_batches
-from tasks.data.latents import VectorBatch, draw_vectors, latents_file, read_vectors, write_latents
+from tasks.data.latents import ShapeLatents, VectorBatch, draw_vectors, latents_file, read_vectors, write_latents
 from tasks.data.views import choose_views, encode_views

@@ -17,6 +17,7 @@ from tasks.encode import encode
 from tasks.run import Settings, load_settings, paths
 from tasks.shards.shards import INDEX, shape_row, write_index, write_shards
 from tasks.stage1 import stage1
+from tasks.stage2 import stage2
 from tests.shapes import ring_and_box, voxelized
 
 ROOT = Path(__file__).parents[2]
@@ -92,13 +93,34 @@ def made_once(tmp_path_factory: pytest.TempPathFactory, small_settings: Settings
     return root
 
 
+@pytest.fixture(scope="session")
+def trained_once(made_once: Path, small_settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same, and what stage2 makes of it."""
+    root = shutil.copytree(made_once, tmp_path_factory.mktemp("trained"), dirs_exist_ok=True)
+    with chdir(root), one_thread():
+        stage2(small_settings)
+    return root
+
+
+@contextmanager
+def copy_of(project: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """To work in."""
+    shutil.copytree(project, folder, dirs_exist_ok=True)
+    monkeypatch.chdir(folder)
+    with one_thread():
+        yield folder
+
+
 @pytest.fixture
 def small_project(made_once: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A copy to work in."""
-    shutil.copytree(made_once, tmp_path, dirs_exist_ok=True)
-    monkeypatch.chdir(tmp_path)
-    with one_thread():
-        yield tmp_path
+    with copy_of(made_once, tmp_path, monkeypatch) as project:
+        yield project
+
+
+@pytest.fixture
+def trained_project(trained_once: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    with copy_of(trained_once, tmp_path, monkeypatch) as project:
+        yield project
 
 
 def write_shapes() -> None:

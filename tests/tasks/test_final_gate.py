@@ -27,9 +27,8 @@ def lenient(settings: Settings, **thresholds: float) -> Settings:
     return settings.model_copy(update={"final_gate": params})
 
 
-def finish(settings: Settings) -> None:
-    """All that the last gate depends on."""
-    stage2(settings)
+def write_evaluation() -> None:
+    """What else the last gate depends on."""
     write_whole(METRICS / "evaluate.json", json.dumps({"stage2": {"cd_l1": 0.0125}}))
 
 
@@ -39,7 +38,8 @@ def figures() -> dict[str, float]:
 
 def test_a_tokenizer_that_passes_has_its_verdict_and_its_card(small_project: Path, two_levels: Settings):
     stage1(two_levels)
-    finish(two_levels)
+    stage2(two_levels)
+    write_evaluation()
     final_gate(lenient(two_levels))
     assert figures()["passed"] is True
     assert json.loads((TOKENIZER / "verdict.json").read_text()) == figures()
@@ -52,9 +52,9 @@ def test_a_tokenizer_that_passes_has_its_verdict_and_its_card(small_project: Pat
 
 
 def test_a_codebook_that_collapsed_in_stage_2_is_refused_with_figure_threshold_and_remedy(
-    small_project: Path, small_settings: Settings
+    trained_project: Path, small_settings: Settings
 ):
-    finish(small_settings)
+    write_evaluation()
     state = load_file(WEIGHTS)
     codes = state["quantizer.levels.0.codebook"]
     codes[1:] += 1000.0  # which no latent is near to
@@ -67,8 +67,8 @@ def test_a_codebook_that_collapsed_in_stage_2_is_refused_with_figure_threshold_a
     assert not TOKENIZER.exists()
 
 
-def test_codes_that_are_not_finite_are_refused(small_project: Path, small_settings: Settings):
-    finish(small_settings)
+def test_codes_that_are_not_finite_are_refused(trained_project: Path, small_settings: Settings):
+    write_evaluation()
     state = load_file(WEIGHTS)
     state["quantizer.levels.0.codebook"][3] = float("nan")
     save_file(state, WEIGHTS)
@@ -93,7 +93,6 @@ def test_stage_2_has_to_improve_on_stage_1_shape_by_shape(small_settings: Settin
     assert "raise stage2.steps" in mixed.remedy
 
 
-def test_without_figures_of_evaluate_there_is_no_card(small_project: Path, small_settings: Settings):
-    stage2(small_settings)
+def test_without_figures_of_evaluate_there_is_no_card(trained_project: Path, small_settings: Settings):
     with pytest.raises(InputError, match=r"metrics/evaluate\.json: no readable figures .*run dvc repro -f evaluate"):
         final_gate(lenient(small_settings))

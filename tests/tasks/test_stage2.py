@@ -124,8 +124,7 @@ def test_a_codebook_that_did_not_pass_the_gate_is_not_trained_with(small_project
     assert not STAGE2.exists()
 
 
-def test_each_validation_shape_is_told_before_and_after(small_project: Path, small_settings: Settings):
-    stage2(small_settings)
+def test_each_validation_shape_is_told_before_and_after(trained_project: Path):
     told = json.loads((STAGE2 / "validation.json").read_text())
     for time in ("before", "after"):
         assert sorted(told[time]) == ["val/beam", "val/ring"]
@@ -203,9 +202,8 @@ def test_with_the_decoder_alone_nothing_else_wants_a_gradient(small_project: Pat
 
 
 def test_a_killed_run_ends_with_the_same_bits_and_figures(
-    small_project: Path, small_settings: Settings, monkeypatch: pytest.MonkeyPatch
+    trained_project: Path, small_settings: Settings, monkeypatch: pytest.MonkeyPatch
 ):
-    stage2(small_settings)
     expected, figures, table = WEIGHTS.read_bytes(), metrics(), history()
     WEIGHTS.unlink()
     loss, calls = joint.vqvae_loss, []
