@@ -9,7 +9,6 @@ import pytest
 import torch
 import trimesh
 from PIL import Image
-from safetensors.torch import save_file
 
 from model.checkpoint import save_vae
 from model.errors import InputError
@@ -20,6 +19,7 @@ from model.sdf import Surface, voxelize
 from model.tokenizer import ShapeTokenizer
 from model.vae import SparseSDFVAE, VAEConfig
 from model.vqvae import VQVAE
+from tasks.data import save_codebooks
 from tasks.evaluate import evaluate
 from tasks.evaluation import Reconstructor
 from tasks.run import Evaluate, Settings, paths
@@ -64,7 +64,7 @@ def write_networks() -> None:
     quantizer = ResidualQuantizer([CODEBOOK_SIZE], DIM)
     torch.nn.init.normal_(quantizer.codebooks[0])
     paths.CODEBOOK.mkdir(parents=True)
-    save_file({"level1": quantizer.codebooks[0].detach()}, paths.CODEBOOK / "codebook.safetensors")
+    save_codebooks(quantizer.codebooks, paths.CODEBOOK)
     for parameter in vae.decoder.out_layer.parameters():  # stage 2 decodes to 0 everywhere: no surface
         torch.nn.init.zeros_(parameter)
     ShapeTokenizer(
