@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import trimesh
-from safetensors.torch import save_file
 
 from model.checkpoint import save_vae
 from model.meshes import load_mesh
@@ -16,6 +15,7 @@ from model.metrics import compare
 from model.sdf import normalised_surface
 from model.tokens import Tokens, Vocabulary
 from model.vqvae import save_vqvae
+from tasks.data import save_codebooks
 from tasks.evaluate import evaluate
 from tasks.run import load_settings, paths
 from tasks.shards import shards
@@ -93,8 +93,7 @@ def leave_what_stages_leave() -> None:
     paths.STAGE2.mkdir()
     save_vqvae(tokenizer.vqvae, paths.STAGE2)
     paths.CODEBOOK.mkdir()
-    codebook = tokenizer.vqvae.quantizer.codebooks[0].detach()
-    save_file({"level1": codebook}, paths.CODEBOOK / "codebook.safetensors")
+    save_codebooks(tokenizer.vqvae.quantizer.codebooks, paths.CODEBOOK)
     paths.METRICS.mkdir()
     for stage in ("stage1", "stage2"):
         (paths.METRICS / f"{stage}_history.tsv").write_text("step\tloss\n1\t1.0\n")

@@ -117,13 +117,25 @@ def _voxelize_file(job: Job) -> Outcome:
         return Outcome(job.name, reason=_reason(error, job))
     key = job.recipe.key(sha256, job.path.suffix)
     done, refused = (_scratch_file(job.scratch, key, kind) for kind in ("parquet", "json"))
-    if not done.is_file() and not refused.is_file():
+    if (known := _in_scratch(done, refused)) is None:
         bad_luck = _attempt_and_judge(job, sha256, done, refused)
         if bad_luck:
             return Outcome(job.name, reason=bad_luck)
-    if refused.is_file():
-        return Outcome(job.name, key, sha256, reason=json.loads(refused.read_text())["reason"])
-    return Outcome(job.name, key, sha256, facts=shards.read_facts(done))
+        known = _in_scratch(done, refused)
+    assert known is not None, "what was just written is damaged"
+    return Outcome(job.name, key, sha256, **known)
+
+
+def _in_scratch(done: Path, refused: Path) -> dict[str, Any] | None:
+    """The facts or the verdict that an attempt left, or None. What is damaged is removed, to be made again."""
+    try:
+        if refused.is_file():
+            return {"reason": str(json.loads(refused.read_bytes())["reason"])}
+        return {"facts": shards.read_facts(done)} if done.is_file() else None
+    except (ValueError, KeyError, TypeError):
+        for file in (done, refused):
+            file.unlink(missing_ok=True)
+        return None
 
 
 def _attempt_and_judge(job: Job, sha256: str, done: Path, refused: Path) -> str:

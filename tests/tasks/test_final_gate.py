@@ -4,18 +4,16 @@ import json
 from pathlib import Path
 
 import pytest
-from safetensors.torch import load_file, save_file
 
 from model.errors import InputError
 from model.files import write_whole
 from model.tokenizer import ShapeTokenizer
+from model.vqvae import load_vqvae, save_vqvae
 from tasks.final_gate import final_gate, gain_over_stage1
 from tasks.run import METRICS, STAGE2, TOKENIZER, RefusedError, Settings
 from tasks.stage1 import stage1
 from tasks.stage2 import stage2
 from tests.shapes import ring_and_box
-
-WEIGHTS = STAGE2 / "model.safetensors"
 
 
 def lenient(settings: Settings, **thresholds: float) -> Settings:
@@ -55,10 +53,9 @@ def test_a_codebook_that_collapsed_in_stage_2_is_refused_with_figure_threshold_a
     trained_project: Path, small_settings: Settings
 ):
     write_evaluation()
-    state = load_file(WEIGHTS)
-    codes = state["quantizer.levels.0.codebook"]
-    codes[1:] += 1000.0  # which no latent is near to
-    save_file(state, WEIGHTS)
+    vqvae = load_vqvae(STAGE2).vqvae
+    vqvae.quantizer.codebooks[0].data[1:] += 1000.0  # which no latent is near to
+    save_vqvae(vqvae, STAGE2)
     with pytest.raises(RefusedError) as raised:
         final_gate(lenient(small_settings, min_usage=0.9))
     assert str(raised.value).startswith("the tokenizer is not good enough: usage 0.0625 (final_gate.min_usage: >= 0.9)")
@@ -69,10 +66,10 @@ def test_a_codebook_that_collapsed_in_stage_2_is_refused_with_figure_threshold_a
 
 def test_codes_that_are_not_finite_are_refused(trained_project: Path, small_settings: Settings):
     write_evaluation()
-    state = load_file(WEIGHTS)
-    state["quantizer.levels.0.codebook"][3] = float("nan")
-    save_file(state, WEIGHTS)
-    with pytest.raises(InputError, match=r"artifacts/stage2: .*NaN or infinity in quantizer\.levels\.0\.codebook"):
+    vqvae = load_vqvae(STAGE2).vqvae
+    vqvae.quantizer.codebooks[0].data[3] = float("nan")
+    save_vqvae(vqvae, STAGE2)
+    with pytest.raises(InputError, match=r"artifacts/stage2/.*quantizer\.levels\.0\.codebook holds NaN or infinity"):
         final_gate(lenient(small_settings))
 
 
