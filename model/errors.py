@@ -48,8 +48,7 @@ _RIGHTS = {
 _HANDLES = {errno.EMFILE: "allow more (ulimit -n)", errno.ENFILE: "close other programs"}
 _REMEDIES = _MEMORY | _DISK | _RIGHTS | _HANDLES
 
-# How torch, whose CPU has no error class for it, says that it got no memory.
-_NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
+_NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")  # how torch says it
 
 
 def is_of_environment(error: BaseException, *, given: Path | None = None) -> bool:
@@ -60,25 +59,30 @@ def is_of_environment(error: BaseException, *, given: Path | None = None) -> boo
     """
     if given is not None and isinstance(error, PermissionError) and error.filename == str(given):
         return False
-    return _is_of_memory(error) or (isinstance(error, OSError) and error.errno in _REMEDIES)
+    return _number_of(error) in _REMEDIES
 
 
-def _is_of_memory(error: BaseException) -> bool:
-    told = isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
-    return told or isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in _MEMORY)
+def _number_of(error: BaseException) -> int | None:
+    """The system's number of an error, also where the library that met it tells it in words only."""
+    if isinstance(error, MemoryError):
+        return errno.ENOMEM
+    if isinstance(error, OSError) and error.errno:
+        return error.errno
+    if isinstance(error, (OSError, RuntimeError)) or type(error).__name__ == "SafetensorError":
+        words = {os.strerror(number): number for number in _REMEDIES} | dict.fromkeys(_NO_MEMORY, errno.ENOMEM)
+        return next((number for part, number in words.items() if part in str(error)), None)
+    return None
 
 
 def told_of_environment(error: BaseException) -> str:
     """What the machine is short of, where, and what to do, as one sentence."""
-    number: int = errno.ENOMEM if _is_of_memory(error) else getattr(error, "errno", None) or 0
-    file = getattr(error, "filename", None)
-    if number in _MEMORY:
-        what = f"{os.strerror(number)} ({' '.join(str(error).split())[:200] or 'how much was asked for is not known'})"
-    elif number in _DISK:  # the library that wrote may not say which file
-        what = f"{os.strerror(number)}: {file or _fullest_disk()}"
-    else:
-        what = f"{getattr(error, 'strerror', None) or error}{f': {file}' if file else ''}"
-    return f"{what}; {_REMEDIES.get(number, 'mend it')}"
+    number, file = _number_of(error), getattr(error, "filename", None)
+    what = os.strerror(number) if number else getattr(error, "strerror", None) or str(error)
+    if file is None and number in _DISK:  # the library that wrote may not say which file
+        file = _fullest_disk()
+    elif file is None and number in _REMEDIES:
+        what = f"{what} ({' '.join(str(error).split())[:200] or 'how much was asked for is not known'})"
+    return f"{what}{f': {file}' if file else ''}; {_REMEDIES.get(number or 0, 'mend it')}"
 
 
 def reason_of(error: Exception, *, given: Path, more_memory: str) -> str:
@@ -89,7 +93,7 @@ def reason_of(error: Exception, *, given: Path, more_memory: str) -> str:
     """
     if isinstance(error, InputError):
         return str(error)
-    if _is_of_memory(error):
+    if _number_of(error) == errno.ENOMEM:
         return f"there was not enough memory for it; {more_memory}"
     if is_of_environment(error, given=given):
         raise error

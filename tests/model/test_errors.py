@@ -1,13 +1,16 @@
 """Names of the user's are shown as one line that steers nothing."""
 
+import errno
 import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import torch
 
-from model.errors import printable
+from model.errors import InputError, is_of_environment, printable, reason_of, told_of_environment
 from tests.dvc_project import ROOT
 
 
@@ -45,3 +48,53 @@ def test_ctrl_c_is_heard_whatever_the_caller_makes_of_it(handler: signal.Handler
         preexec_fn=lambda: signal.signal(signal.SIGINT, handler),
     )
     assert done.stderr.splitlines()[-1] == "KeyboardInterrupt"
+
+
+HUGE = 2**55
+MESH = Path("chair.stl")
+
+
+def raised_by(act) -> Exception:
+    with pytest.raises(Exception) as caught:  # noqa: PT011
+        act()
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), "No space left on device: the disk of /"),
+        (OSError(errno.ENOSPC, "", "data/a"), "No space left on device: data/a; make room there"),
+        (OSError("Error while serializing: I/O error: No space left on device (os error 28)"), "device: the disk of /"),
+        (PermissionError(errno.EACCES, os.strerror(errno.EACCES), "data"), "Permission denied: data; change its perm"),
+        (OSError(errno.EMFILE, os.strerror(errno.EMFILE), "a"), "Too many open files: a; allow more (ulimit -n)"),
+        (RuntimeError("unable to open file <a>: Too many open files (24)"), "Too many open files (unable to open fil"),
+        (MemoryError(), "Cannot allocate memory (how much was asked for is not known); end other programs"),
+        (raised_by(lambda: torch.empty(HUGE)), "Cannot allocate memory ([enforce fail"),
+        (raised_by(lambda: bytes(HUGE)), "Cannot allocate memory"),
+    ],
+)
+def test_what_the_machine_lacks_is_told_and_blamed_on_no_file(error: Exception, words: str):
+    assert is_of_environment(error)
+    assert words in told_of_environment(error)
+    if "allocate" not in words:
+        with pytest.raises(type(error)):
+            reason_of(error, given=MESH, more_memory="raise max_memory_gb")
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (InputError("it is empty: No space left on device"), "it is empty: No space left on device"),
+        (PermissionError(errno.EACCES, "Permission denied", str(MESH)), "the file can't be opened (Permission denied)"),
+        (FileNotFoundError(errno.ENOENT, "No such file or directory", str(MESH)), "can't be opened (No such file or"),
+        (MemoryError(), "there was not enough memory for it; raise max_memory_gb"),  # of what this process may have
+        (
+            ZeroDivisionError("division by zero"),
+            "(ZeroDivisionError: division by zero); this is a fault of ours",
+        ),
+        (ValueError("Too many open files"), "this is a fault of ours"),
+    ],
+)
+def test_what_is_wrong_with_one_file_is_its_own_reason(error: Exception, reason: str):
+    assert reason in reason_of(error, given=MESH, more_memory="raise max_memory_gb")

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import chdir
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +20,9 @@ from model.errors import InputError
 from model.meshes import find_meshes, load_mesh
 from model.sdf import voxelize
 from tasks import voxelize as stage
-from tasks.run import SDF, TIMINGS, VOXELIZE_SCRATCH, Settings, load_settings
+from tasks.run import SDF, TIMINGS, VOXELIZE_SCRATCH, Settings, load_settings, run_stage
 from tasks.shards import open_shards
+from tests.faults import full, left_over, read_only, small_disk
 from tests.model.meshes.gltf_writer import box_writer
 from tests.model.meshes.truths import BOX
 
@@ -348,27 +350,36 @@ def test_the_split_that_the_user_brings_counts(here: Path, capsys: pytest.Captur
     assert "splits are those that meshes says" in capsys.readouterr().out
 
 
-def test_a_full_disk_ends_the_stage_and_drops_no_mesh(here: Path) -> None:
-    """A limit on the size of files stands for it: what voxelize writes does not fit, and no mesh is at fault."""
+def test_a_full_disk_ends_the_stage_and_drops_no_mesh(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    disk = here / "disk"
+    disk.mkdir()
+    with small_disk(disk), chdir(disk):
+        write_balls(disk / "meshes")
+        settings = settings_for()
+        with full(disk), pytest.raises(SystemExit, match=r"^voxelize: (No space left on device|File too large): "):
+            run_stage("voxelize", stage.voxelize_meshes)
+        assert "rejected" not in capsys.readouterr().out
+        assert not SDF.exists()
+        assert not left_over(disk)
+        stage.voxelize_meshes(settings)
+        assert len(open_shards(SDF).index) == 9
+
+
+def test_a_cache_that_cannot_be_written_to_drops_no_mesh(here: Path) -> None:
+    """That of Warp's kernels, which every process of the stage needs."""
     write_balls(here / "meshes")
-    program = (
-        "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))\n"
-        "import runpy; runpy.run_module('tasks.voxelize', run_name='__main__')"
-    )
-    shutil.copy(ROOT / "params.yaml", "params.yaml")
-    parameters = yaml.safe_load(Path("params.yaml").read_text())
-    parameters["voxelize"]["meshes"] = "meshes"
-    Path("params.yaml").write_text(yaml.safe_dump(parameters))
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", program]
-    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    settings_for()
+    cache = here / "cache"
+    cache.mkdir()
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "WARP_CACHE_PATH": str(cache / "warp")}
+    command = [sys.executable, "-m", "tasks.voxelize"]
+    with read_only(cache):
+        ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert ended.returncode == 1
     said = ended.stderr.strip().splitlines()[-1]
     assert said.startswith("voxelize: ")
-    assert "File too large" in said
+    assert str(cache / "warp") in said
     assert "rejected" not in ended.stdout
-    assert not SDF.exists()
 
 
 def test_files_of_the_same_content_are_all_there_and_in_one_split(here: Path) -> None:

@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 import torch
 import trimesh
+from scipy.spatial import cKDTree
 
 from model.cli import main
 from model.cli.commands import ROWS
@@ -24,6 +25,7 @@ from model.tokenizer import ShapeTokenizer
 from model.tokens import Tokens
 from model.tokens.files import json_line, tokens_of_json
 from model.tokens.tokens import read_parquet
+from tests.faults import full, left_over, small_disk
 from tests.shapes import ring_and_box
 from tests.small_tokenizer import ROOT, small_tokenizer
 
@@ -233,6 +235,77 @@ def test_a_models_own_lines_decode_and_its_garbage_is_listed(here: Path, capsys:
     assert sorted(path.name for path in Path("decoded").iterdir()) == ["big.glb", "samples-00001.glb"]
     in_cube, big = (trimesh.load_mesh(f"decoded/{name}.glb") for name in ("samples-00001", "big"))
     np.testing.assert_allclose(big.vertices, in_cube.vertices * 2 + 5, atol=1e-5)
+
+
+@pytest.mark.parametrize("num_good", [10, pytest.param(990, marks=pytest.mark.slow)])
+def test_a_bad_line_ends_no_decode(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, num_good: int
+):
+    tokenizer = small_tokenizer()
+    sequence = tokenizer.to_sequence(tokenizer.encode(trimesh.creation.box((2, 1, 1))))
+    full_grid = np.stack(np.indices((tokenizer.resolution // 8,) * 3), -1).reshape(-1, 3)
+    vast = Tokens(full_grid, np.zeros(len(full_grid), np.int64), np.zeros(3), 1.0, tokenizer.fingerprint)
+    bad = {
+        json.dumps({"name": "n" * 300, "tokens": sequence}): "File name too long",
+        json.dumps({"name": "\ud800", "tokens": sequence}): "is no text that can be written as UTF-8",
+        json.dumps({"name": "good/0.ply/b", "tokens": sequence}): "no file can have the name 'good/0.ply/b' there",
+        json.dumps({"name": "../../up", "tokens": sequence}): "does not stay below a folder",
+        json.dumps({"name": "good/1", "tokens": sequence}): "was there before",
+        json.dumps({"name": "nan", "tokens": sequence, "center": [0, float("nan"), 0], "scale": 1}): "finite numbers",
+        json.dumps({"name": "swapped", "tokens": sequence[::-1]}): "position 0 of the sequence is end; expected start",
+        json.dumps({"name": "other", "tokens": sequence, "fingerprint": "0" * 16}): "come from tokenizer 0000",
+        json.dumps({"name": "vast", "tokens": tokenizer.to_sequence(vast)}): "its 512 latent voxels takes about 0.1 GB",
+        '{"name": "long", "tokens": [' + "1, " * 100_000: "after the first 200000 bytes of a line that is longer",
+    }
+    monkeypatch.setattr("model.cli.decode.free_memory", lambda: 4e7)
+    monkeypatch.setattr("model.tokens.files.MAX_LINE", 200_000)
+    good = [json.dumps({"name": f"good/{number}", "tokens": sequence}) for number in range(num_good)]
+    Path("lines.jsonl").write_text("\n".join([*good[:2], *bad, *good[2:]]))
+    assert run("decode", "lines.jsonl") == 1
+
+    errors = capsys.readouterr().err
+    listed = [line for line in errors.splitlines() if line.startswith("rejected ")]
+    for number, (line, reason) in enumerate(zip(listed, bad.values(), strict=True), start=3):
+        assert line.startswith(f"rejected lines.jsonl, line {number}: ")
+        assert reason in line
+        assert len(line) < 1100
+    assert f"decoded {num_good} of {num_good + 10} into decoded; 10 could not be used, listed above" in errors
+    assert {path.name for path in Path("decoded/good").iterdir()} == {f"{number}.ply" for number in range(num_good)}
+    assert [path.name for path in Path("decoded").iterdir()] == ["good"]
+
+
+@pytest.mark.parametrize(("center", "scale"), [((448262.125, 5411932.625, 312.5), 3.7), ((0.1, -0.2, 0.3), 1e-9)])
+def test_far_and_tiny_meshes_are_written_as_they_are(here: Path, center: tuple[float, ...], scale: float):
+    """What is read back is the mesh of `decode`, which is in float64, to 1e-6 of its size."""
+    tokenizer = small_tokenizer()
+    made = tokenizer.encode(ring_and_box())
+    tokens = Tokens(made.coords, made.indices, np.array(center), scale, made.fingerprint)
+    tokens.save("ring.npz")
+    mesh = tokenizer.decode(tokens)
+    size = np.ptp(mesh.vertices, axis=0).max()
+    for suffix in ("ply", "glb", "obj"):
+        assert run("decode", "ring.npz", "--format", suffix) == 0
+        file = Path("decoded/ring").with_suffix(f".{suffix}")
+        theirs = trimesh.load(file, process=False, force="mesh").vertices
+        np.testing.assert_allclose(theirs, mesh.vertices, rtol=0, atol=1e-6 * size)
+        ours = load_mesh(file)
+        distances, _ = cKDTree((mesh.vertices - center) / scale).query((ours.vertices - center) / scale)
+        assert distances.max() < 1e-6
+        assert len(ours.faces) == pytest.approx(len(mesh.faces), rel=0.01)
+
+
+def test_a_full_disk_ends_the_command_and_blames_no_file(here: Path, capsys: pytest.CaptureFixture[str]):
+    write_shapes(Path("meshes"))
+    disk = Path("disk")
+    disk.mkdir()
+    with small_disk(disk):
+        for arguments in (["encode", "meshes", "--out", "disk/t.jsonl"], ["decode", "disk/t.jsonl", "--out", "disk/d"]):
+            message = r"^shape-tokenizer: (No space left on device|File too large): .*disk.*: run the command again$"
+            with full(disk, room=4096), pytest.raises(SystemExit, match=message):
+                main(arguments)
+            assert "rejected" not in capsys.readouterr().err
+            assert not left_over(disk)
+            assert run(*arguments) == 0
 
 
 def test_files_that_hold_no_tokens_are_listed(here: Path, capsys: pytest.CaptureFixture[str]):

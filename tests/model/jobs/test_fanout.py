@@ -104,6 +104,19 @@ def test_memory_beyond_the_limit_is_an_error_in_the_job(tmp_path: Path) -> None:
         list(run_all(work, jobs, limits=LIMITS, markers=tmp_path / "markers"))
 
 
+class EndsWhoeverReadsIt:
+    """As a worker ends that can't import what it works with."""
+
+    def __reduce__(self):
+        return os._exit, (1,)
+
+
+def test_processes_that_cannot_begin_are_not_started_for_ever(tmp_path: Path) -> None:
+    jobs = [EndsWhoeverReadsIt() for _ in range(3)]
+    with pytest.raises(ChildProcessError, match="end before they begin"):
+        list(run_all(str, jobs, limits=LIMITS, markers=tmp_path / "markers"))
+
+
 def test_an_exception_of_the_job_is_raised(tmp_path: Path) -> None:
     jobs = jobs_of(["raise"], tmp_path / "diary")
     with pytest.raises(ValueError, match="no"):
