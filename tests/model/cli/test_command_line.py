@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,6 +18,7 @@ from scipy.spatial import cKDTree
 
 from model.cli import main
 from model.cli.commands import ROWS
+from model.files import digest_of
 from model.meshes import SUFFIXES, load_mesh
 from model.metrics import compare
 from model.report import ROW_TITLES
@@ -237,6 +239,10 @@ def test_a_models_own_lines_decode_and_its_garbage_is_listed(here: Path, capsys:
     np.testing.assert_allclose(big.vertices, in_cube.vertices * 2 + 5, atol=1e-5)
 
 
+def with_digest(fields: dict[str, Any]) -> str:
+    return json.dumps(fields | {"digest": digest_of([json.dumps(fields, sort_keys=True)])})
+
+
 @pytest.mark.parametrize("num_good", [10, pytest.param(990, marks=pytest.mark.slow)])
 def test_a_bad_line_ends_no_decode(
     here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, num_good: int
@@ -253,7 +259,7 @@ def test_a_bad_line_ends_no_decode(
         json.dumps({"name": "good/1", "tokens": sequence}): "was there before",
         json.dumps({"name": "nan", "tokens": sequence, "center": [0, float("nan"), 0], "scale": 1}): "finite numbers",
         json.dumps({"name": "swapped", "tokens": sequence[::-1]}): "position 0 of the sequence is end; expected start",
-        json.dumps({"name": "other", "tokens": sequence, "fingerprint": "0" * 16}): "come from tokenizer 0000",
+        with_digest({"name": "other", "tokens": sequence, "fingerprint": "0" * 16}): "come from tokenizer 0000",
         json.dumps({"name": "vast", "tokens": tokenizer.to_sequence(vast)}): "its 512 latent voxels takes about 0.1 GB",
         '{"name": "long", "tokens": [' + "1, " * 100_000: "after the first 200000 bytes of a line that is longer",
     }
