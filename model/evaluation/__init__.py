@@ -5,7 +5,7 @@ other room of model/ but cli. A figure that is added in measuring.py gets its na
 """
 
 from .evaluation import REPORT, Evaluation, evaluate_shapes, write_evaluation, write_per_shape
-from .measuring import Sampling, TrueShape
+from .measuring import Sampling, TrueShape, measure_shapes
 from .reconstructions import CodeUse, Reconstructor
 from .tables import aggregate, counts_of_levels, rank, spread, summarise_pairs, summarise_rows
 
@@ -19,6 +19,7 @@ __all__ = [
     "aggregate",
     "counts_of_levels",
     "evaluate_shapes",
+    "measure_shapes",
     "rank",
     "spread",
     "summarise_pairs",
