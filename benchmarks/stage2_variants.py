@@ -140,7 +140,7 @@ def compare(folder: Path) -> dict[str, Any]:
     rows = {}
     for row, lines in table.groupby("row", sort=False):
         means = lines[list(FIGURES)].mean().rename(FIGURES).dropna()
-        figures: dict[str, Any] = {name: float(value) for name, value in means.items()}
+        figures: dict[str, Any] = {str(name): float(value) for name, value in means.items()}
         if row in reconstructor.use:
             use = reconstructor.use[str(row)]
             figures["test_codes"] = [asdict(codebook_statistics(counts)) for counts in use.counts]

@@ -105,14 +105,16 @@ class JointSteps:
             "commitment_loss": losses.commitment,
             "sign_errors": losses.sign_errors,
             "latent_variance": global_variance(output.z_e.feats.detach()),
-        } | use_of_levels(output.quantized.indices, self._network.quantizer.num_codes)
+        }
 
     def after(self, step: int, optimizer: torch.optim.Optimizer) -> Losses:
         codebook, params = _trained(self._network.quantizer), self._settings.stage2
-        if codebook is None or params.train == "decoder":
+        if codebook is None:
             return {}
         draws = torch.rand(self._num_vectors, dtype=torch.float64, device=codebook.device)
-        return {"revived_codes": codebook.end_step(step, params.steps, draws=draws, optimizer=optimizer)}
+        frozen = params.train == "decoder"
+        revived = codebook.end_step(step, params.steps, draws=draws, optimizer=optimizer, frozen=frozen)
+        return {"revived_codes": revived} | codebook.rolling_use()
 
 
 class Watch:

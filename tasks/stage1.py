@@ -24,7 +24,6 @@ from model.quantizer import (
     normalised_error,
     spectrum,
     usage_of_levels,
-    use_of_levels,
 )
 from model.sparse import SparseTensor
 from model.vae import SDFTarget
@@ -157,12 +156,12 @@ class CodebookSteps:
             "loss": self._lambda_vq * quantized.vq_loss,
             "vq_loss": quantized.vq_loss,
             "commitment_loss": quantized.commitment_loss,
-        } | use_of_levels(quantized.indices, self._codebook.num_codes)
+        }
 
     def after(self, step: int, optimizer: torch.optim.Optimizer) -> Losses:
         assert self._draws is not None
         revived = self._codebook.end_step(step, self._num_steps, draws=self._draws, optimizer=optimizer)
-        return {"revived_codes": revived}
+        return {"revived_codes": revived} | self._codebook.rolling_use()
 
 
 class _ReconstructionWatch:

@@ -299,11 +299,15 @@ def usage_of_batch(indices: Int[Tensor, " num_vectors"], codebook_size: int) -> 
     return (frequency > 0).float().mean(), entropy.exp()
 
 
+def numbers_of_levels(num_levels: int) -> list[str]:
+    """How columns of a history end: the first level's have no number."""
+    return ["", *(f"_{level}" for level in range(2, num_levels + 1))][:num_levels]
+
+
 def use_of_levels(indices: Int[Tensor, "num_vectors num_levels"], sizes: Sequence[int]) -> dict[str, Tensor]:
-    """Usage and perplexity of each level within a batch, for a history; the first level's columns have no number."""
+    """Usage and perplexity of each level among these indices, for a history."""
     figures = {}
-    for level, (column, size) in enumerate(zip(indices.unbind(1), sizes, strict=True), start=1):
-        number = f"_{level}" if level > 1 else ""
+    for number, column, size in zip(numbers_of_levels(len(sizes)), indices.unbind(1), sizes, strict=True):
         figures[f"codebook_usage{number}"], figures[f"perplexity{number}"] = usage_of_batch(column, size)
     return figures
 

@@ -9,11 +9,12 @@ from torch import Tensor, nn
 
 from ..distributed import all_gather, all_reduce_sum
 from .lloyd import race
-from .quantizer import Quantized, ResidualQuantizer
+from .quantizer import Quantized, ResidualQuantizer, numbers_of_levels
 
 REVIVE_EVERY = 10  # steps
 LAST_REVIVAL = 0.8  # of the steps: what is revived has time to find its place
 LAST_MOVE = 0.9  # of the steps: then the decoder settles on codes that hold still
+WINDOW = 20  # vectors a code, among which a code has to be expected to count as used
 
 
 class TrainedCodebook(ResidualQuantizer):
@@ -60,27 +61,44 @@ class TrainedCodebook(ResidualQuantizer):
         *,
         draws: Float64[Tensor, " num_vectors"],
         optimizer: torch.optim.Optimizer | None = None,
+        frozen: bool = False,
     ) -> Tensor:
         """Number of codes that were revived, after a step of so many, counted from 1.
 
         draws: a uniform number for each vector of forward(), to choose by. The optimizer forgets its moments of codes
         that it moves and that are revived. A batch with NaN or infinity, as loss scaling meets at times, moves nothing.
+        Where codes are frozen, and in the last tenth of the steps, the averages alone go on.
         """
         assert self._seen is not None, "end_step comes after forward"
         vectors, indices = self._seen
         self._seen = None
         revived = torch.zeros((), device=vectors.device)
-        if step > LAST_MOVE * num_steps:
-            return revived
         given = self.residuals(vectors, indices)
+        frozen = frozen or step > LAST_MOVE * num_steps
         revive = self._revive_below > 0 and step % REVIVE_EVERY == 0 and step <= LAST_REVIVAL * num_steps
         for level, averages, residual, column in zip(self.levels, self.averages, given, indices.unbind(1), strict=True):
             usable = averages.follow(residual, column, self._decay)
+            if frozen:
+                continue
             if self._update == "ema":
                 level.codebook.copy_(averages.means(level.codebook))
             if revive and usable:
                 revived += self._revive(level.codebook, averages, residual, column, draws, optimizer)
         return revived
+
+    @torch.no_grad()
+    def rolling_use(self) -> dict[str, Tensor]:
+        """Usage and perplexity of each level over the last steps, by the averages, for a history.
+
+        Usage is the share of the codes that is expected among WINDOW vectors a code, drawn as the averages say: what a
+        batch happens to hold does not show in it. The first level's columns have no number.
+        """
+        figures = {}
+        for number, averages in zip(numbers_of_levels(len(self.levels)), self.averages, strict=True):
+            share = averages.shares / averages.shares.sum()
+            figures[f"codebook_usage{number}"] = (1 - (1 - share) ** (WINDOW * len(share))).mean()
+            figures[f"perplexity{number}"] = (-torch.special.xlogy(share, share).sum()).exp()
+        return figures
 
     def _revive(
         self,

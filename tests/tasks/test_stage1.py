@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from model.checkpoint import load_vae, save_vae
 from model.errors import InputError
-from model.quantizer import ResidualQuantizer, codebook_statistics, lloyd_pass, normalised_error, use_of_levels
+from model.quantizer import ResidualQuantizer, TrainedCodebook, codebook_statistics, lloyd_pass, normalised_error
 from model.sparse import find_rows, from_arrays, transform_coords
 from model.vae import SparseSDFVAE, VAEConfig
 from tasks import stage1 as module
@@ -146,16 +146,16 @@ def test_a_killed_run_gives_the_same_codes(
     """The figures hold the error of the trained codes, whichever are kept."""
     expected, figures = codebook(), metrics()
     CODEBOOK_FILE.unlink()
-    calls = []
+    calls, rolling_use = [], TrainedCodebook.rolling_use
 
-    def die_at_step_13(*args):
+    def die_at_step_13(codebook: TrainedCodebook):
         calls.append(1)
         if len(calls) == 13:
             raise ConnectionAbortedError  # nothing in the stage knows it
-        return use_of_levels(*args)
+        return rolling_use(codebook)
 
     with monkeypatch.context() as patched:
-        patched.setattr(module, "use_of_levels", die_at_step_13)
+        patched.setattr(TrainedCodebook, "rolling_use", die_at_step_13)
         with pytest.raises(ConnectionAbortedError):
             stage1(small_settings)
     assert not CODEBOOK_FILE.exists()
@@ -209,16 +209,16 @@ def test_a_killed_run_with_averages_gives_the_same_codes(
     wanted = with_stage1(small_settings, init="uniform", update="ema", ema_decay=0.8)
     stage1(wanted)
     expected = codebook()
-    calls = []
+    calls, rolling_use = [], TrainedCodebook.rolling_use
 
-    def die_at_step_13(*args):
+    def die_at_step_13(codebook: TrainedCodebook):
         calls.append(1)
         if len(calls) == 13:
             raise ConnectionAbortedError
-        return use_of_levels(*args)
+        return rolling_use(codebook)
 
     with monkeypatch.context() as patched:
-        patched.setattr(module, "use_of_levels", die_at_step_13)
+        patched.setattr(TrainedCodebook, "rolling_use", die_at_step_13)
         with pytest.raises(ConnectionAbortedError):
             stage1(wanted)
     stage1(wanted)

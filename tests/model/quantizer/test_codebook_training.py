@@ -178,3 +178,14 @@ def test_revived_codes_are_never_twice_the_same():
     num_revived, _ = make_step(codebook, vectors, number=REVIVES)
     assert 1 <= num_revived <= 3
     assert len(codes_of(codebook).unique(dim=0)) == 7
+
+
+def test_rolling_use_is_that_of_the_last_steps_and_not_of_one_batch():
+    """Each batch holds 2 of 4 codes in use, of 8 in all; what was before the last steps is forgotten."""
+    codes = torch.arange(8.0)[:, None] * 10
+    codebook = trained(codes, decay=0.95)
+    for step in range(400):
+        used = [0, 1] if step < 200 else [2 * (step % 2), 2 * (step % 2) + 1]
+        make_step(codebook, codes[used].repeat(3, 1))
+    use = {name: float(value) for name, value in codebook.rolling_use().items()}
+    assert use == pytest.approx({"codebook_usage": 0.5, "perplexity": 4.0}, rel=0.01)
