@@ -48,6 +48,7 @@ VARIANTS: dict[str, dict[str, Any]] = {  # what differs from params.yaml
     "two_levels": {"codebook": {"num_levels": 2}},
     "twin": {},
     "gradient": {"codebook": {"update": "gradient", "revive_below": 0.0}},
+    "units_of_variance": {"stage2": {"commitment_unit": "variance"}},
     "decoder_alone": {"stage2": {"train": "decoder"}},
 }
 SHARED = (SDF, VAE, Path("artifacts/latents"))
