@@ -229,11 +229,7 @@ def training_batches(
     shards: Shards, params: ShapeTraining, device: torch.device
 ) -> Callable[[int], Iterator[ShapeBatch]]:
     """Batches of the training split from a given step on, as tasks.training.train asks for them."""
-
-    def batches_from(start: int) -> Iterator[ShapeBatch]:
-        return load_batches(shards, params, start=start, device=device)
-
-    return batches_from
+    return lambda start: load_batches(shards, params, start=start, device=device)
 
 
 def _leave_stopping_to_the_parent(_: int) -> None:

@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from torch import nn
 from torch.profiler import ProfilerActivity, profile, record_function, schedule
 
@@ -40,7 +41,7 @@ PARTS = {
 WHOLE = [part for part, words in PARTS.items() if not words.startswith(" ")]
 
 
-def profile_stage2(settings: Settings, *, steps: int, directory: Path) -> dict[str, tuple[float, float]]:
+def profile_stage2(settings: Settings, *, steps: int, directory: Path) -> pd.DataFrame:
     """Milliseconds a step on the CPU and the GPU, by part. Leaves the stage's results and saved state as they are."""
     params = settings.stage2.model_copy(
         update={"steps": WARMUP_STEPS + steps, "warmup_steps": 1, "log_every": steps, "save_every": steps}
@@ -96,20 +97,14 @@ def _label(vqvae: nn.Module) -> None:
             module.register_forward_hook(lambda *_, stack=stack: stack.close())
 
 
-def _milliseconds(events: Any, steps: int) -> dict[str, tuple[float, float]]:
-    by_name = {event.key: event for event in events}
-    total = [event for event in events if event.key.startswith(STEP)]
-    times = {
-        part: (by_name[part].cpu_time_total / 1000 / steps, by_name[part].device_time_total / 1000 / steps)
-        for part in PARTS
-        if part in by_name
-    }
-    whole = tuple(
-        sum(getattr(event, kind) for event in total) / 1000 / steps for kind in ("cpu_time_total", "device_time_total")
-    )
-    known = [sum(times[part][i] for part in WHOLE if part in times) for i in range(2)]
-    rest = (whole[0] - known[0], whole[1] - known[1])
-    return times | {"rest": rest, "step": (whole[0], whole[1])}
+def _milliseconds(events: Any, steps: int) -> pd.DataFrame:
+    times = {event.key: (event.cpu_time_total, event.device_time_total) for event in events}
+    table = pd.DataFrame.from_dict(times, orient="index", columns=["cpu_ms", "gpu_ms"]) / 1000 / steps
+    parts = table.reindex([part for part in PARTS if part in times])
+    step = table[table.index.str.startswith(STEP)].sum()
+    parts.loc["rest"] = step - parts.loc[parts.index.intersection(WHOLE)].sum()
+    parts.loc["step"] = step
+    return parts
 
 
 def main() -> None:
@@ -118,15 +113,13 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     arguments = parser.parse_args()
     try:
-        times = profile_stage2(load_settings(), steps=arguments.steps, directory=arguments.directory)
+        table = profile_stage2(load_settings(), steps=arguments.steps, directory=arguments.directory)
     except (InputError, ParameterError) as error:
         sys.exit(f"profile_stage2: {error}")
-    rows = [(PARTS.get(part, part), f"{cpu:.2f}", f"{gpu:.2f}") for part, (cpu, gpu) in times.items()]
-    header = ("part", "cpu_ms", "gpu_ms")
-    lines = ("\t".join(row) for row in [header, *((words.strip(), *ms) for words, *ms in rows)])
-    write_whole(arguments.directory / "parts.tsv", "\n".join(lines) + "\n")
-    for words, cpu, gpu in [header, *rows]:
-        print(f"{words:<40} {cpu:>10} {gpu:>10}")
+    table.index = pd.Index([PARTS.get(part, part) for part in table.index], name="part")
+    print(table.to_string(float_format="%.2f"))
+    table.index = table.index.str.strip()
+    write_whole(arguments.directory / "parts.tsv", table.to_csv(sep="\t", float_format="%.2f", lineterminator="\n"))
 
 
 if __name__ == "__main__":
