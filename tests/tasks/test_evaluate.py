@@ -1,6 +1,7 @@
 import json
 import shutil
 from collections.abc import Iterator
+from contextlib import chdir
 from pathlib import Path
 
 import numpy as np
@@ -22,9 +23,11 @@ from model.vae import SparseSDFVAE, VAEConfig
 from model.vqvae import VQVAE
 from tasks.data import save_codebooks
 from tasks.evaluate import evaluate, load_networks
-from tasks.run import Evaluate, Settings, paths
+from tasks.run import Evaluate, Settings, paths, run_stage
 from tasks.shards import open_shards
 from tasks.shards.shards import INDEX, SURFACES, shape_row, write_index, write_shards, write_surfaces
+from tests.dvc_project import ROOT
+from tests.faults import full, left_over, small_disk
 
 ROWS = ("reference", "floor", "vae", "stage1", "stage2")
 RESOLUTION = 32
@@ -230,3 +233,23 @@ def test_no_test_shapes_is_said_in_one_sentence(tmp_path: Path, monkeypatch: pyt
     write_index(paths.SDF / INDEX, index, resolution=RESOLUTION, truncation_voxels=2.0)
     with pytest.raises(InputError, match=r"has no test shape.*raise voxelize\.test_share"):
         evaluate(SETTINGS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("room", [0, 8192, 2**17])
+def test_a_full_disk_ends_it_and_the_next_run_completes(project: Path, tmp_path: Path, room: int):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    with small_disk(disk), chdir(disk):
+        shutil.copytree(project, disk, dirs_exist_ok=True)
+        shutil.copy(ROOT / "params.yaml", disk)
+        shutil.rmtree(paths.EVALUATION)
+        message = (
+            r"^evaluate: (No space left on device|File too large): .*and no input is at fault: run the stage again$"
+        )
+        with full(disk, room=room), pytest.raises(SystemExit, match=message):
+            run_stage("evaluate", lambda _: evaluate(SETTINGS))
+        assert not left_over(disk)
+        evaluate(SETTINGS)
+        made, expected = (folder / paths.EVALUATION / "per_shape.parquet" for folder in (disk, project))
+        assert made.read_bytes() == expected.read_bytes()
