@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from zipfile import BadZipFile, ZipFile
 
-from model.errors import InputError
+from model.errors import InputError, is_of_environment
 from model.files import whole_directory, write_whole
 from tasks.run import MESHES, Settings, run_stage
 
@@ -39,6 +39,8 @@ def download_wheel(requirement: str, sha256: str, directory: Path) -> Path:
         )
     wheels = sorted(directory.glob("*.whl"))
     if finished.returncode or len(wheels) != 1:
+        if is_of_environment(error := OSError(finished.stdout)):  # pip tells of a full disk in words
+            raise error
         said = next((line for line in reversed(finished.stdout.splitlines()) if "ERROR" in line), "no reason given")
         raise InputError(
             f"pip can't download {requirement} ({said.removeprefix('ERROR: ')}); check the network and "

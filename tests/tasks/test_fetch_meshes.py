@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from model.errors import InputError
 from tasks.fetch_meshes import download_wheel, extract_meshes
 from tasks.run.settings import FetchMeshes
+from tests.faults import full, small_disk
 
 PATTERN = "robots/assets/meshes/**/*.stl"
 
@@ -110,6 +111,14 @@ def test_what_would_be_built_is_not_even_unpacked(index: Path, downloads: Path):
     with pytest.raises(InputError, match=r"pip can't download robots==1.0 .*set voxelize\.meshes to a folder"):
         download_wheel("robots==1.0", hashlib.sha256(source.read_bytes()).hexdigest(), downloads)
     assert not built.exists()
+
+
+def test_a_full_disk_is_no_fault_of_the_package(index: Path, downloads: Path):
+    sha256 = put_wheel(index)
+    with small_disk(downloads):
+        room = 4096 if downloads.is_mount() else 64
+        with full(downloads, room=room), pytest.raises(OSError, match=r"No space left on device|File too large"):
+            download_wheel("robots==1.0", sha256, downloads)
 
 
 @pytest.mark.parametrize(
