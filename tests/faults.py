@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
 
 def _mount(*arguments: str | Path) -> bool:
     """Whether it was allowed."""
@@ -46,7 +48,7 @@ def full(folder: Path, *, room: int = 8192) -> Iterator[None]:
 
 @contextmanager
 def read_only(folder: Path) -> Iterator[None]:
-    """Nothing can be written there, by root neither. Raises PermissionError where root may not mount."""
+    """Nothing can be written there, by root neither. Skips the test where root may not mount."""
     if os.geteuid():
         mode = folder.stat().st_mode
         folder.chmod(0o555)
@@ -56,7 +58,7 @@ def read_only(folder: Path) -> Iterator[None]:
             folder.chmod(mode)
         return
     if not (_mount("--bind", folder, folder) and _mount("-o", "remount,bind,ro", folder)):
-        raise PermissionError("root may not mount here")
+        pytest.skip("nothing is read-only for root where it may not mount")
     try:
         yield
     finally:
