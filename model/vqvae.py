@@ -32,6 +32,7 @@ from .vae import HEAD_CHANNELS, DecodePlan, Recon, SDFTarget, SparseSDFVAE, VAEC
 
 REMEDY = "run dvc repro -f stage2"
 FINGERPRINT_DIGITS = 16
+GRID_KEYS = ("resolution", "truncation_voxels", "mode", "max_bad_flip_ratio")
 _STRICT = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
 
 
@@ -80,47 +81,43 @@ class _CodebookConfig(BaseModel):
     dim: Annotated[int, Field(ge=1, le=MAX_CHANNELS)]
 
 
-class GridConfig(BaseModel):
-    """What model.sdf.voxelize takes to make the grids that a network was trained on."""
-
-    model_config = _STRICT
-    resolution: Annotated[int, Field(ge=BRICK_SIZE, le=2048, multiple_of=BRICK_SIZE)]
-    truncation_voxels: Annotated[float, Field(gt=0, le=64)]
-    mode: Literal["auto", "solid", "shell"]
-    max_bad_flip_ratio: Annotated[float, Field(ge=0, le=1)]
-
-
 class Config(BaseModel):
-    """config.json, but for the fingerprint."""
+    """config.json. Only that of a tokenizer says how its grids are made, as model.sdf.voxelize is told."""
 
     model_config = _STRICT
     version: Literal[3]  # of the folder; 1 knew no residual levels, 2 no fingerprint
     vae: _VAEConfig
     codebook: _CodebookConfig
-    grid: GridConfig | None  # of a tokenizer
+    resolution: Annotated[int, Field(ge=BRICK_SIZE, le=2048, multiple_of=BRICK_SIZE)] | None = None
+    truncation_voxels: Annotated[float, Field(gt=0, le=64)] | None = None
+    mode: Literal["auto", "solid", "shell"] | None = None
+    max_bad_flip_ratio: Annotated[float, Field(ge=0, le=1)] | None = None
+    fingerprint: str | None = None
 
-    def fingerprint(self, digest: str) -> str:
-        """Of these and of weights with this digest."""
-        return digest_of([json.dumps(self.model_dump(), sort_keys=True), digest])[-FINGERPRINT_DIGITS:]
+    @property
+    def grid(self) -> dict[str, Any]:
+        return {key: getattr(self, key) for key in GRID_KEYS}
+
+    def fingerprint_with(self, digest: str) -> str:
+        """Of all the rest, and of weights with this digest."""
+        rest = self.model_dump(exclude={"fingerprint"}, exclude_none=True)
+        return digest_of([json.dumps(rest, sort_keys=True), digest])[-FINGERPRINT_DIGITS:]
 
 
-class _Saved(Config):
-    fingerprint_: Annotated[str, Field(alias="fingerprint")]
+def config_of(vqvae: VQVAE, digest: str, grid: Mapping[str, Any] | None = None) -> Config:
+    """Of a network whose weights have this digest, with its fingerprint."""
+    codebook = {"num_codes": vqvae.quantizer.num_codes, "dim": vqvae.quantizer.dim}
+    config = Config(version=3, vae=asdict(vqvae.vae.config), codebook=codebook, **(grid or {}))
+    return config.model_copy(update={"fingerprint": config.fingerprint_with(digest)})
 
 
-def config_of(vqvae: VQVAE, grid: Mapping[str, Any] | None = None) -> Config:
-    quantizer = vqvae.quantizer
-    codebook = {"num_codes": quantizer.num_codes, "dim": quantizer.dim}
-    return Config(version=3, vae=asdict(vqvae.vae.config), codebook=codebook, grid=grid)
-
-
-def save_vqvae(vqvae: VQVAE, directory: Path, grid: Mapping[str, Any] | None = None) -> None:
-    """Weights in float32 and config.json, with `grid` of a tokenizer."""
+def save_vqvae(vqvae: VQVAE, directory: Path, grid: Mapping[str, Any] | None = None) -> Config:
+    """Weights in float32 and config.json, which is returned; `grid` is that of a tokenizer."""
     directory.mkdir(parents=True, exist_ok=True)
     digest = save_weights(vqvae, directory / WEIGHTS_FILE, dtype=torch.float32)
-    config = config_of(vqvae, grid)
-    content = config.model_dump() | {"fingerprint": config.fingerprint(digest)}
-    write_whole(directory / CONFIG_FILE, json.dumps(content, indent=2) + "\n")
+    config = config_of(vqvae, digest, grid)
+    write_whole(directory / CONFIG_FILE, config.model_dump_json(indent=2, exclude_none=True) + "\n")
+    return config
 
 
 class Loaded(NamedTuple):
@@ -130,12 +127,10 @@ class Loaded(NamedTuple):
 
 def load_vqvae(directory: Path, *, device: torch.device | str = "cpu") -> Loaded:
     """What save_vqvae wrote. Raises InputError where it is missing, damaged, of another version or put together."""
-    config, fingerprint = _read_config(directory / CONFIG_FILE)
+    config = _read_config(directory / CONFIG_FILE)
     weights = read_tensors(directory / WEIGHTS_FILE, remedy=REMEDY, ours=True)
-    if config.fingerprint(weights.digest) != fingerprint:
-        raise InputError(
-            f"{directory}: {CONFIG_FILE} and {WEIGHTS_FILE} are not those that were saved together; {REMEDY}"
-        )
+    if config.fingerprint_with(weights.digest) != config.fingerprint:
+        raise InputError(f"{directory}: {CONFIG_FILE} and {WEIGHTS_FILE} are not those saved together; {REMEDY}")
     sizes = VAEConfig(**config.vae.model_dump())
     found = read_architecture(weights.tensors, directory / WEIGHTS_FILE, prefix="vae.")
     if found != sizes:
@@ -147,9 +142,9 @@ def load_vqvae(directory: Path, *, device: torch.device | str = "cpu") -> Loaded
     return Loaded(vqvae.to(device).eval(), config)
 
 
-def _read_config(file: Path) -> tuple[Config, str]:
+def _read_config(file: Path) -> Config:
     try:
-        saved = _Saved.model_validate_json(file.read_bytes())
+        return Config.model_validate_json(file.read_bytes())
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         key, got = ".".join(map(str, first["loc"])) or "it", repr(first["input"])[:40]
@@ -158,7 +153,6 @@ def _read_config(file: Path) -> tuple[Config, str]:
         if is_of_environment(error):
             raise
         raise InputError(f"{file} can't be read ({error.strerror}); {REMEDY}") from error
-    return Config(**saved.model_dump(exclude={"fingerprint_"})), saved.fingerprint_
 
 
 class VQVAELoss(NamedTuple):

@@ -50,7 +50,6 @@ def model_card(
     config: Config,
     *,
     vocabulary: Vocabulary,
-    fingerprint: str,
     metrics: Mapping[str, Mapping[str, Any]],
 ) -> str:
     """Markdown with the front matter that the hub reads.
@@ -58,11 +57,10 @@ def model_card(
     `config` is config.json; `metrics` are numbers by row and name; of a mapping in a number's
     place, as codebook.stage1 in metrics/evaluate.json, the numbers make a row under both names.
     """
-    num_codes, grid = config.codebook.num_codes, config.grid
-    assert grid is not None
+    num_codes = config.codebook.num_codes
     return _CARD.format(
-        resolution=grid.resolution,
-        truncation_voxels=grid.truncation_voxels,
+        resolution=config.resolution,
+        truncation_voxels=config.truncation_voxels,
         num_codes=" + ".join(map(str, num_codes)),
         codes_a_brick="one code" if len(num_codes) == 1 else f"{len(num_codes)} codes, one of each residual level,",
         code_dim=config.codebook.dim,
@@ -70,7 +68,7 @@ def model_card(
         blocks=config.vae.num_blocks,
         vocabulary_size=vocabulary.size,
         octree_levels=vocabulary.octree_levels,
-        fingerprint=fingerprint,
+        fingerprint=config.fingerprint,
         figures=_table(metrics) if metrics else _NO_FIGURES,
     )
 

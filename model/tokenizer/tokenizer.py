@@ -20,7 +20,7 @@ from ..sdf import Mode, SparseSDF, Surface, extract_from_bricks, voxelize
 from ..sparse import Grid, SparseTensor, batch_tensors, find_places, from_arrays
 from ..tensors import digest_of_tensors
 from ..tokens import Tokens, Vocabulary
-from ..vqvae import REMEDY, VQVAE, GridConfig, config_of, load_vqvae, save_vqvae
+from ..vqvae import GRID_KEYS, REMEDY, VQVAE, config_of, load_vqvae, save_vqvae
 from .card import model_card
 
 __all__ = ["ShapeTokenizer", "Tokens"]
@@ -64,7 +64,7 @@ class ShapeTokenizer:
     @property
     def grid_options(self) -> dict[str, Any]:
         """What model.sdf.voxelize takes to make this tokenizer's grids."""
-        return {key: getattr(self, key) for key in GridConfig.model_fields}
+        return {key: getattr(self, key) for key in GRID_KEYS}
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -74,7 +74,9 @@ class ShapeTokenizer:
     @cached_property
     def fingerprint(self) -> str:
         """Short hash of all weights and of config.json: tokens of one tokenizer mean nothing to another."""
-        return config_of(self.vqvae, self.grid_options).fingerprint(digest_of_tensors(self.vqvae.state_dict()))
+        config = config_of(self.vqvae, digest_of_tensors(self.vqvae.state_dict()), self.grid_options)
+        assert config.fingerprint is not None
+        return config.fingerprint
 
     @staticmethod
     def from_pretrained(path: str | Path, *, device: torch.device | str = "cpu") -> "ShapeTokenizer":
@@ -85,15 +87,15 @@ class ShapeTokenizer:
         directory = local_path(path)
         try:
             vqvae, config = load_vqvae(directory, device=device)
-            if config.grid is None:
-                raise InputError(f"{CONFIG_FILE} has no grid")
+            if missing := [key for key, value in config.grid.items() if value is None]:
+                raise InputError(f"{CONFIG_FILE} has no {missing[0]}")
         except InputError as error:
             reason = str(error).removeprefix(f"{directory}: ").removeprefix(f"{directory}/").split(f"; {REMEDY}")[0]
             raise InputError(
                 f"{directory}: not a saved tokenizer ({reason}); run dvc repro, or name another: a folder or "
                 "hf://owner/name"
             ) from error
-        return ShapeTokenizer(vqvae, **config.grid.model_dump())
+        return ShapeTokenizer(vqvae, **config.grid)
 
     def save_pretrained(self, directory: str | Path, metrics: Mapping[str, Mapping[str, Any]] | None = None) -> None:
         """config.json, model.safetensors (float32) and a model card, README.md: a folder that the hub takes as it is.
@@ -101,9 +103,8 @@ class ShapeTokenizer:
         `metrics` are the figures of the card, by row and name, as in metrics/evaluate.json.
         """
         directory = Path(directory)
-        save_vqvae(self.vqvae, directory, self.grid_options)
-        config = config_of(self.vqvae, self.grid_options)
-        card = model_card(config, vocabulary=self.vocabulary, fingerprint=self.fingerprint, metrics=metrics or {})
+        config = save_vqvae(self.vqvae, directory, self.grid_options)
+        card = model_card(config, vocabulary=self.vocabulary, metrics=metrics or {})
         write_whole(directory / CARD_FILE, card)
 
     def encode(self, shape: Shape) -> Tokens:
