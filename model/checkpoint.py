@@ -162,7 +162,8 @@ def _read_state(file: Path) -> tuple[State, dict[str, str]]:
         content = _unpickled(file)
     ignored = {}
     if isinstance(content, dict) and isinstance(content.get("vae"), dict):
-        ignored = {str(key): "not part of the VAE" for key in content if key != "vae"}
+        others = (key if isinstance(key, str) else type(key).__name__ for key in content if key != "vae")
+        ignored = dict.fromkeys(others, "not part of the VAE")
         content = content["vae"]
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise CheckpointError(

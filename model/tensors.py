@@ -58,12 +58,12 @@ def read_tensors(path: Path, *, remedy: str, ours: bool) -> Tensors:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+        digest = digest_of_tensors(tensors)
     except Exception as error:  # a damaged header makes the reader fail in many ways
         if is_of_environment(error):
             raise
         reason = "there is no such file" if not path.is_file() else " ".join(str(error).split())
         raise CheckpointError(f"{path}: not a readable checkpoint ({reason}); {remedy}") from error
-    digest = digest_of_tensors(tensors)
     if not is_as_written(metadata, digest, required=ours):
         raise CheckpointError(f"{path}: its content is not what its digest says, it is damaged; {remedy}")
     for name, tensor in tensors.items() if ours else ():

@@ -374,8 +374,7 @@ def renamed(old: str, new: object) -> Callable[[State], dict]:
 
 
 def many_blocks(state: State) -> State:
-    shared = state["decoder.blocks.0.mlp.mlp.2.bias"]
-    return state | {f"decoder.blocks.{block}.mlp.mlp.2.bias": shared for block in range(3000)}
+    return state | {f"decoder.blocks.{block}.mlp.mlp.2.bias": torch.zeros(0) for block in range(3000)}
 
 
 IN_LAYER, BIAS = "decoder.input_layer.weight", "decoder.out_layer.bias"
