@@ -1,8 +1,13 @@
 """Files are written by model/files.py: whole, synced, renamed. Every other write is looked for here."""
 
 import ast
+import os
 from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
+
+from model.files import whole_directory, whole_file, write_whole
 
 ROOT = Path(__file__).parents[1]
 
@@ -84,3 +89,50 @@ def test_a_direct_write_is_seen():
     text = 'Path("x").write_text("y"); open("x", mode="a"); path.open("wb"); np.save(path, x)'
     harmless = 'open("w.txt"); text.replace("a", "w"); array.copy()'
     assert list(direct_writes(ast.parse(f"{text}; {harmless}"))) == ["write_text", "open", "open", "np.save"]
+
+
+# --- the room --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def steps(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    """What is synced and what gets its name, as it happens."""
+    seen: list[tuple[str, str]] = []
+    sync, replace = os.fsync, os.replace
+
+    def noted_sync(handle: int) -> None:
+        sync(handle)
+        seen.append(("synced", Path(f"/proc/self/fd/{handle}").readlink().name))
+
+    def noted_replace(source: Path, target: Path) -> None:
+        replace(source, target)
+        seen.append(("named", target.name))
+
+    monkeypatch.setattr(os, "fsync", noted_sync)
+    monkeypatch.setattr(os, "replace", noted_replace)
+    return seen
+
+
+def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path: Path, steps: list):
+    write_whole(tmp_path / "new" / "x.json", "{}")
+    assert steps == [("synced", f".x.json.{os.getpid()}.partial"), ("named", "x.json"), ("synced", "new")]
+
+
+def test_a_folder_is_on_the_disk_before_it_has_its_name(tmp_path: Path, steps: list):
+    (tmp_path / "out").mkdir()
+    with whole_directory(tmp_path / "out") as directory:
+        (directory / "x").write_text("x")
+    names = [("synced", "x"), ("synced", ".out.partial"), ("named", ".out.old"), ("named", "out")]
+    assert steps == [*names, ("synced", tmp_path.name)]
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "x"]
+
+
+def test_what_fails_half_way_leaves_what_was_there(tmp_path: Path):
+    write_whole(tmp_path / "x", "before")
+    with pytest.raises(ZeroDivisionError), whole_file(tmp_path / "x", previous=tmp_path / "y") as partial:
+        partial.write_text("half")
+        1 / 0  # noqa: B018
+    with pytest.raises(ZeroDivisionError), whole_directory(tmp_path / "out") as directory:
+        (directory / "x").write_text("half")
+        1 / 0  # noqa: B018
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("x", "before")]
