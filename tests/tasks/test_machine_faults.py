@@ -76,7 +76,7 @@ def test_a_full_disk_ends_a_stage_and_the_next_run_completes(
 
 
 @pytest.mark.parametrize("name", STAGES)
-@pytest.mark.parametrize("more", [0, 1])
+@pytest.mark.parametrize("more", [0, 1, 2])
 def test_too_many_open_files_are_the_machines_fault(project: Path, small_settings: Settings, name: str, more: int):
     shutil.rmtree(paths.RESUME, ignore_errors=True)
     with open_files(more):
