@@ -417,11 +417,11 @@ def test_a_hostile_file_is_refused_before_its_values_are_used(
     vae: SparseSDFVAE, tmp_path: Path, spoil: Callable, message: str
 ):
     torch.save({"vae": spoil(published(vae))}, tmp_path / "hostile.ckpt")
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(CheckpointError, match=rf"hostile\.ckpt: .*{message}") as refused:
         load_vae(tmp_path / "hostile.ckpt")
     assert "\n" not in str(refused.value)
-    assert time.perf_counter() - started < 1
+    assert time.process_time() - started < 1
 
 
 def test_our_own_file_is_refused_when_it_is_not_as_written(vae: SparseSDFVAE, tmp_path: Path):
