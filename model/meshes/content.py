@@ -78,12 +78,12 @@ def format_of(content: bytes, suffix: str) -> str:
     """
     if not content:
         raise InputError("the file is empty; expected a mesh; export it again")
+    if len(content) > stl.HEADER and len(content) == stl.declared_length(content):
+        return ".stl"  # whatever its header says
     if content.startswith(gltf_file.MAGIC):
         return ".glb"
     if re.match(rb"(\xef\xbb\xbf)?ply[ \t]*[\r\n]", content):
         return ".ply"
-    if len(content) >= 84 and len(content) == stl.declared_length(content):
-        return ".stl"
     _refuse_stand_ins(content)
     if (found := _format_of_text(content, suffix)) is not None:
         return found
@@ -97,7 +97,9 @@ def format_of(content: bytes, suffix: str) -> str:
 
 def is_stl_text(content: bytes) -> bool:
     """Whether this is STL as text: a binary one may begin with solid too, but has zeros in it."""
-    return re.match(rb"solid\b", _begin(content), re.IGNORECASE) is not None and b"\0" not in content
+    return re.match(rb"(solid|facet)\b", _begin(content), re.IGNORECASE) is not None and b"\0" not in content.rstrip(
+        b"\0"
+    )
 
 
 def _begin(content: bytes) -> bytes:

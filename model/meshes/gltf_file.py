@@ -98,7 +98,10 @@ def outside_file(buffer: Buffer) -> str | None:
 def _inline(uri: str, number: int) -> bytes:
     head, _, data = uri.partition(",")
     try:
-        return base64.b64decode(data) if head.lower().endswith(";base64") else unquote_to_bytes(data)
+        if not head.lower().endswith(";base64"):
+            return unquote_to_bytes(data)
+        data = "".join(unquote(data).split()).rstrip("=")
+        return base64.b64decode(data + "=" * (-len(data) % 4), validate=True)
     except ValueError as error:  # binascii.Error is one
         raise InputError(f"the data of buffers[{number}] is no base64 ({error}); it is cut; export it again") from error
 

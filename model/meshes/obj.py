@@ -67,7 +67,7 @@ def _joined(text: bytes) -> bytes:
         begin = joined.rfind(b"\n", 0, match.start()) + 1
         if re.match(rb"[ \t]*(v|vt|vn|f|fo|l|p)[ \t]", joined[begin : match.start()], re.IGNORECASE):
             joined[match.start() : match.end()] = b" " * len(match[0])
-    return bytes(joined)
+    return bytes(joined[:-1] + b"\n")  # where the last line is continued, by nothing
 
 
 def _lower(letters: UInt8[np.ndarray, "*shape"]) -> UInt8[np.ndarray, "*shape"]:

@@ -23,7 +23,8 @@ class BinaryRows:
         """The next element's columns of these names, after which the one after it is next."""
         if not element.num_rows or not element.properties:
             return [Column.empty() for _ in names]
-        return self._uniform(element, names) or self._ragged(element, names)
+        columns = self._uniform(element, names)
+        return self._ragged(element, names) if columns is None else columns
 
     def finish(self) -> list[str]:
         """Notes of what follows the last row. Raises InputError if that may be rows."""
@@ -132,6 +133,7 @@ def _gaps(element: Element) -> list[int]:
 
 
 def _code(type_: str) -> str:
-    """numpy's name of a type, "<u4", as struct writes it."""
-    dtype = np.dtype(type_)
-    return (type_[0] if type_[0] in "<>" else "<") + dtype.char
+    """numpy's name of a type of integers, "<u4", as struct writes it."""
+    order, kind, size = type_
+    code = {"1": "b", "2": "h", "4": "i", "8": "q"}[size]
+    return order + (code if kind == "i" else code.upper())

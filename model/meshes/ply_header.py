@@ -28,6 +28,7 @@ _TYPES = {
     "float32": "f4",
     "float64": "f8",
 }
+_COUNTS = {name for name, type_ in _TYPES.items() if type_[0] in "iu"}  # types of lists' lengths
 _BYTE_ORDERS = {"ascii": "", "binary_little_endian": "<", "binary_big_endian": ">"}
 
 
@@ -52,12 +53,13 @@ class Element(NamedTuple):
         return any(one.count_type for one in self.properties)
 
     def number_of(self, name: str) -> int:
-        """A property's place in a row. Raises InputError if there is none of this name."""
-        for number, one in enumerate(self.properties):
-            if one.name == name:
-                return number
-        names = ", ".join(one.name for one in self.properties)
-        raise InputError(f"its element {self.name} has {names}, but no {name}; export it again")
+        """A property's place in a row. Raises InputError if there is none of this name, or more than one."""
+        names = [one.name for one in self.properties]
+        if names.count(name) != 1:
+            raise InputError(
+                f"its element {self.name} has {', '.join(names)}; expected {name} among them, once; export it again"
+            )
+        return names.index(name)
 
 
 class Column(NamedTuple):
@@ -81,12 +83,11 @@ class Header(NamedTuple):
 
 def read_header(content: bytes) -> Header:
     """Raises InputError with the line that is not as the format says."""
-    newline = next(end for end in (b"\r\n", b"\r", b"\n") if content[3:].lstrip(b" \t").startswith(end))
-    blank = rb"[ \t\r]*" if newline == b"\n" else rb"[ \t]*"
-    end = re.search(newline + blank + rb"end_header" + blank + rb"(" + newline + rb"|\Z)", content)
+    only_cr = re.match(rb"ply[ \t]*\r(?!\n)", content)  # then a newline after the last line is data
+    end = re.search(rb"[\r\n][ \t]*end_header[ \t]*" + (rb"(\r|\Z)" if only_cr else rb"(\r*\n|\r|\Z)"), content)
     if end is None:
         raise InputError("the header has no line end_header; the file is cut or no PLY; export it again")
-    lines = [line.split() for line in content[: end.end()].decode("latin-1").split(newline.decode())]
+    lines = [line.split() for line in re.split(r"\r\n|\r|\n", content[: end.end()].decode("latin-1"))]
     order, elements = None, list[Element]()
     for number, words in enumerate(lines[1:], start=2):
         match words:
@@ -96,19 +97,23 @@ def read_header(content: bytes) -> Header:
                 order = _BYTE_ORDERS[name]
             case ["element", name, count] if count.isdecimal():
                 elements.append(Element(printable(name), int(count), []))
-            case ["property", "list", count_type, type_, name] if {count_type, type_} <= _TYPES.keys() and elements:
-                byte_order = order or ""
-                elements[-1].properties.append(
-                    Property(name, byte_order + _TYPES[type_], byte_order + _TYPES[count_type])
-                )
+            case ["property", "list", count_type, type_, name] if (
+                count_type in _COUNTS and type_ in _TYPES and elements
+            ):
+                elements[-1].properties.append(Property(name, _TYPES[type_], _TYPES[count_type]))
             case ["property", type_, name] if type_ in _TYPES and elements:
-                elements[-1].properties.append(Property(name, (order or "") + _TYPES[type_]))
+                elements[-1].properties.append(Property(name, _TYPES[type_]))
             case _:
                 raise InputError(
                     f"line {number}: got {' '.join(words)[:60]!r}, which no header of a PLY has; correct it"
                 )
     if order is None:
         raise InputError("the header has no line that begins with format ascii or format binary; export it again")
+    for element in elements:  # the format may be said after them
+        element.properties[:] = [
+            Property(name, order + type_, order + count_type if count_type else "")
+            for name, type_, count_type in element.properties
+        ]
     return Header(elements, order == "", end.end(), len(lines) - 1)
 
 

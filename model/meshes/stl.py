@@ -15,16 +15,17 @@ from .mesh import is_closed
 from .raw import RawMesh
 from .text import Lines, with_newlines
 
-_HEADER, _RECORD = 84, 50
+HEADER, _RECORD = 84, 50
 _FACET = (b"facet", b"outer", b"vertex", b"vertex", b"vertex", b"endloop", b"endfacet")  # the lines of one, in order
 _KEYWORDS = (b"facet", b"outer", b"vertex", b"endloop", b"endfacet", b"solid", b"endsolid")
+_SPLIT_WORDS = re.compile(rb"(?im)^([ \t]*end)[ \t]+(loop|facet|solid\b)")
 _CHUNK = 2**24  # bytes of text at a time: bounds the memory beside the result
 _NO_FACES = "the file holds no faces; expected triangles; export it as a surface"
 
 
 def declared_length(content: bytes) -> int:
     """How long a binary STL that begins like this says it is."""
-    return _HEADER + _RECORD * int.from_bytes(content[80:84], "little")
+    return HEADER + _RECORD * int.from_bytes(content[80:84], "little")
 
 
 def read_binary(content: bytes) -> RawMesh:
@@ -32,17 +33,17 @@ def read_binary(content: bytes) -> RawMesh:
 
     A rest too short for one more triangle, or of zeros, is ignored and noted.
     """
-    declared = (declared_length(content) - _HEADER) // _RECORD
+    declared = (declared_length(content) - HEADER) // _RECORD
     rest = len(content) - declared_length(content)
-    if len(content) < _HEADER or rest < 0 or (rest >= _RECORD and content[-rest:].strip(b"\0")):
-        room = max(0.0, (len(content) - _HEADER) / _RECORD)
+    if len(content) < HEADER or rest < 0 or (rest >= _RECORD and content[-rest:].strip(b"\0")):
+        room = max(0.0, (len(content) - HEADER) / _RECORD)
         raise InputError(
             f"the file says that it has {declared} triangles but has room for {room:g}; it is damaged; export it again"
         )
     if declared == 0:
         raise InputError(_NO_FACES)
     record = np.dtype({"names": ["corners"], "formats": [("<f4", (3, 3))], "offsets": [12], "itemsize": _RECORD})
-    corners = np.frombuffer(content, record, count=declared, offset=_HEADER)["corners"]
+    corners = np.frombuffer(content, record, count=declared, offset=HEADER)["corners"]
     vertices = corners.astype(np.float32, order="C").reshape(-1, 3)
     notes = (f"bytes after the last triangle ignored: {rest}",) if rest else ()
     return RawMesh(vertices, np.arange(3 * declared).reshape(-1, 3), notes)
@@ -53,7 +54,7 @@ def read_text(content: bytes) -> RawMesh:
 
     A last solid without "endsolid" counts as whole if the surface is closed: nothing is missing then.
     """
-    parser = _parsed(with_newlines(content))
+    parser = _parsed(with_newlines(content.rstrip(b"\0")))
     vertices = np.concatenate(parser.corners)
     if len(vertices) == 0:
         raise InputError(_NO_FACES)
@@ -75,7 +76,9 @@ def _parsed(text: bytes) -> "_Parser":
         parser = _read_lines(text)
     except InputError as error:
         try:
-            return _read_lines(_one_statement_a_line(text))
+            return _read_lines(
+                _one_statement_a_line(_SPLIT_WORDS.sub(rb"\1\2", text.replace(b"outerloop", b"outer loop")))
+            )
         except InputError:
             raise error from None  # which has the file's own line numbers
     if not any(map(len, parser.corners)) and b"facet" in text.lower():  # on the line of the name

@@ -1,8 +1,10 @@
 """glTF 2.0: what the standard says of scenes, nodes, accessors, primitives, skins, morph targets and extensions."""
 
 import json
+from base64 import b64encode
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import DracoPy
 import numpy as np
@@ -23,6 +25,13 @@ def test_a_glb_a_gltf_and_one_with_its_buffer_beside_it_are_the_same(load: Load,
     assert_truth(load(box_writer().glb(), "box.glb"), BOX_TRUTH)
     assert_truth(load(box_writer().gltf(), "box.gltf"), BOX_TRUTH)
     assert_truth(load(b"\xef\xbb\xbf\n" + box_writer().gltf(), "marked.gltf"), BOX_TRUTH)
+    writer = Writer()
+    writer.mesh({"attributes": {"POSITION": writer.positions()}, "indices": writer.indices(dtype="B")})
+    writer.view(b"\xfb\xff\xbe" * 3 + b"\xff")
+    base64 = b64encode(writer.data).decode()
+    assert {"+", "/", "="} < set(base64)
+    for data in (quote(base64, safe=""), base64.rstrip("="), base64.replace("A", "A\n")):
+        assert_truth(load(writer.gltf(f"data:;base64,{data}"), "inline.gltf"), BOX_TRUTH)
     writer = box_writer()
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "bøx 1.bin").write_bytes(writer.data)
@@ -39,7 +48,8 @@ def test_a_glb_a_gltf_and_one_with_its_buffer_beside_it_are_the_same(load: Load,
         ("../box.bin", "expected a file below its own folder"),
         ("/etc/box.bin", "expected a file below its own folder"),
         ("https://example.org/box.bin", "expected a file below its own folder"),
-        ("data:application/octet-stream;base64,AAA", "no base64"),
+        ("data:application/octet-stream;base64,AAAAA", "no base64"),
+        ("data:application/octet-stream;base64,AA!A", "no base64"),
         ("data:application/octet-stream;base64,AAAA", "168 bytes but its data has 3"),
     ],
 )

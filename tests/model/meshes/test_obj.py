@@ -45,6 +45,7 @@ DIALECTS = {
     "relative": "\n".join(V + relative(QUADS, 8)),
     "continued": PLAIN.replace("f 1 3", "f 1 \\\n 3").replace("v 1 2", "v 1\\\n 2 "),
     "continued twice": PLAIN.replace("f 1 3 4", "f 1 \\\n 3 \\\r\n4"),
+    "continued by nothing": PLAIN.rstrip() + " \\",
     "a name that ends with a backslash": "mtllib C:\\textures\\\n" + PLAIN + "# C:\\end\\\n" + "g end\\\n",
     "upper case": PLAIN.upper(),
     "fo": PLAIN.replace("f ", "fo "),

@@ -75,6 +75,17 @@ def test_concave_caps(load: Load, kind: str, first: int) -> None:
     assert mesh.is_closed
 
 
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("newline", [b"\n", b"\r\n"])
+def test_headers_with_mixed_line_ends_and_the_format_last(load: Load, kind: str, newline: bytes) -> None:
+    whole = ply(kind, dialect=Dialect(newline=newline))
+    other = {b"\n": b"\r\n", b"\r\n": b"\n"}[newline]
+    for line in (b"ply", b"comment made by a test", b"end_header"):
+        assert_truth(load(whole.replace(line + newline, line + other), "box.ply"), BOX_TRUTH)
+    line = b"format " + kind.encode() + b" 1.0" + newline
+    assert_truth(load(whole.replace(line, b"").replace(b"end_header", line + b"end_header"), "box.ply"), BOX_TRUTH)
+
+
 def test_faces_before_vertices_and_other_elements(load: Load) -> None:
     points = "".join(f"{x} {y} {z}\n" for x, y, z in BOX)
     text = (
@@ -146,7 +157,9 @@ REFUSED = {
     "line 2: got 'format binary_middle_endian 1.0'": b"ply\nformat binary_middle_endian 1.0\nend_header\n",
     "no line end_header": b"ply\nformat ascii 1.0\nelement vertex 3\n",
     "no line that begins with format": b"ply\nelement vertex 0\nend_header\n",
-    "but no y": ply().replace(b"property float y", b"property float why"),
+    "expected y among them, once": ply().replace(b"property float y", b"property float why"),
+    "expected x among them, once": ply().replace(b"property float y", b"property float x"),
+    "line 9: got 'property list float int vertex_indices'": ply(dialect=Dialect(count=("float", "f4"))),
     "no list called vertex_indices": ply(dialect=Dialect(name="corners")),
     "0 elements called vertex": ply().replace(b"element vertex", b"element vertices"),
     "2000000000 rows of element face": ply(FORMATS[1]).replace(b"element face 9", b"element face 2000000000"),

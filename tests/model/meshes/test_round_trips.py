@@ -13,7 +13,7 @@ from model.meshes import Mesh, load_mesh
 from model.meshes.cleaning import clean
 from model.meshes.polygons import Polygons, triangulate
 from tests.model.meshes.gltf_writer import Writer, box_writer
-from tests.model.meshes.ply_writer import FORMATS, Dialect, Face, ply
+from tests.model.meshes.ply_writer import FORMATS, Dialect, Face, Value, ply, rows
 from tests.model.meshes.test_obj import PLAIN as OBJ
 from tests.model.meshes.test_off import off
 from tests.model.meshes.test_stl import PLAIN as STL
@@ -68,7 +68,9 @@ def obj_texts(draw: st.DrawFn, mesh: tuple[np.ndarray, list[Face]]) -> bytes:
         words = [f"{corner}{ends[(i + j) % len(ends)]}" for j, corner in enumerate(named)]
         lines.append("f " + " ".join(words))
         lines += draw(st.sampled_from([[], ["# f 1 2 3"], ["g a", "s 1", "usemtl b#c"], ["vn 0 0 1", "vt 0 0"], [""]]))
-    text = newline.join(line.replace(" ", blank) for line in lines)
+    if draw(st.booleans()):  # continued lines
+        lines = [line.replace(" ", " \\" + newline, i % 3) for i, line in enumerate(lines) if line[:2] in ("v ", "f ")]
+    text = draw(st.sampled_from(["", "\ufeff"])) + newline.join(line.replace(" ", blank) for line in lines)
     return text.encode() + draw(st.sampled_from([b"", newline.encode(), b" " + newline.encode() * 2]))
 
 
@@ -80,25 +82,66 @@ def test_obj(tmp_path: Path, data: st.DataObject) -> None:
     assert corners_of(found) == corners_of(expected(*mesh))
 
 
+COUNTS = {"uchar": "u1", "int8": "i1", "ushort": "u2", "int16": "i2", "int": "i4", "uint32": "u4"}
+TYPES = {**COUNTS, "float": "f4", "float64": "f8"}
+Column = tuple[str, list[list[Value]]]  # of a PLY: what declares it, and its values row by row
+
+
+def numbers(draw: st.DrawFn, types: dict[str, str]) -> tuple[str, str]:
+    return draw(st.sampled_from(sorted(types.items())))
+
+
+def ply_list(draw: st.DrawFn, name: str, values: list[tuple[int, ...]], types: dict[str, str]) -> Column:
+    (count_name, count), (type_name, type_) = numbers(draw, COUNTS), numbers(draw, types)
+    rows_ = [[(len(row), count), *((value, type_) for value in row)] for row in values]
+    return f"property list {count_name} {type_name} {name}", rows_
+
+
+def ply_element(
+    draw: st.DrawFn, name: str, num_rows: int, columns: list[Column]
+) -> tuple[list[str], list[list[Value]]]:
+    """An element with these columns, and others around them: its lines of the header, and its rows."""
+    for i in range(draw(st.integers(0 if columns else 1, 2))):
+        if draw(st.booleans()):
+            type_name, type_ = numbers(draw, TYPES)
+            columns.append((f"property {type_name} other{i}", [[(row % 100, type_)] for row in range(num_rows)]))
+        else:
+            lengths = draw(st.lists(st.integers(0, 3), min_size=num_rows, max_size=num_rows))
+            columns.append(ply_list(draw, f"other{i}", [(7,) * length for length in lengths], TYPES))
+    columns = draw(st.permutations(columns))
+    table = [[value for _, rows_ in columns for value in rows_[row]] for row in range(num_rows)]
+    return [f"element {name} {num_rows}", *(line for line, _ in columns)], table
+
+
 @often
 @given(st.data())
 def test_ply(tmp_path: Path, data: st.DataObject) -> None:
-    mesh = data.draw(meshes())
-    types = {"uchar": "u1", "int8": "i1", "ushort": "u2", "int16": "i2", "int": "i4", "uint32": "u4"}
-    sizes = [(name, types[name]) for name in types]
-    dialect = Dialect(
-        point=data.draw(st.sampled_from([("float", "f4"), ("float64", "f8")])),
-        count=data.draw(st.sampled_from(sizes)),
-        index=data.draw(st.sampled_from(sizes)),
-        name=data.draw(st.sampled_from(["vertex_indices", "vertex_index"])),
-        extra=data.draw(st.booleans()),
-        lists_of_vertices=data.draw(st.booleans()),
-        newline=data.draw(st.sampled_from([b"\n", b"\r\n", b"\r"])),
-        order=data.draw(st.permutations("xyz").map("".join)),
-    )
-    kind = data.draw(st.sampled_from(FORMATS))
-    content = ply(kind, vertices=mesh[0], faces=mesh[1], dialect=dialect)
-    assert corners_of(read_back(tmp_path, content, ".ply")) == corners_of(expected(*mesh))
+    """Elements and their properties in any order, of any type, beside others that nobody knows; strips."""
+    draw, (vertices, faces) = data.draw, data.draw(meshes())
+    points = []
+    for axis in range(3):
+        type_name, type_ = draw(st.sampled_from([("float", "f4"), ("float32", "f4"), ("double", "f8")]))
+        points.append(
+            (f"property {type_name} {'xyz'[axis]}", [[(value, type_)] for value in vertices[:, axis].tolist()])
+        )
+    in_strips = [face for face in faces if len(face) == 3] if draw(st.booleans()) else []
+    polygons = [face for face in faces if face not in in_strips]
+    strip = tuple(corner for face in in_strips for corner in (*face, -1))
+    signed = {name: type_ for name, type_ in TYPES.items() if type_[0] != "u"}
+    name = draw(st.sampled_from(["vertex_indices", "vertex_index"]))
+    elements = [
+        ply_element(draw, "vertex", len(vertices), points),
+        ply_element(draw, "face", len(polygons), [ply_list(draw, name, polygons, TYPES)]),
+        ply_element(draw, "edge", draw(st.integers(0, 3)), []),
+    ]
+    if in_strips:
+        elements.append(ply_element(draw, "tristrips", 1, [ply_list(draw, name, [strip], signed)]))
+    elements = draw(st.permutations(elements))
+    kind, newline = draw(st.sampled_from(FORMATS)), draw(st.sampled_from([b"\n", b"\r\n", b"\r"]))
+    lines = ["ply", f"format {kind} 1.0", "obj_info a", "comment b", *(line for head, _ in elements for line in head)]
+    text = newline.join(line.encode() for line in [*lines, "end_header", ""])
+    content = text + b"".join(rows(kind, table, newline) for _, table in elements)
+    assert corners_of(read_back(tmp_path, content, ".ply")) == corners_of(expected(vertices, polygons + in_strips))
 
 
 @often
@@ -136,9 +179,10 @@ def test_stl(tmp_path: Path, data: st.DataObject) -> None:
         content = binary(corners, header=header)
     else:
         name = data.draw(st.sampled_from(["", " a", " solid facet vertex 1 2 3"]))
-        text = f"solid{name}\n{facets(corners)}endsolid{name}\n".replace(
-            "e+0", data.draw(st.sampled_from(["e+0", "E0", "e+00"]))
-        )
+        cut = data.draw(st.integers(0, len(corners)))  # into two solids
+        parts = [f"solid{name}\n{facets(part)}endsolid{name}\n" for part in (corners[:cut], corners[cut:])]
+        text = "".join(parts).replace("e+0", data.draw(st.sampled_from(["e+0", "E0", "e+00"])))
+        text = data.draw(st.sampled_from([str, str.upper, str.rstrip]))(text) + data.draw(st.sampled_from(["", "\0\0"]))
         content = text.replace("\n", data.draw(st.sampled_from(["\n", "\r\n", "\r", "\n\n", " \n\t"]))).encode()
     found, whole = read_back(tmp_path, content, ".stl"), expected(vertices, faces)
     a, b = np.array(corners_of(found)), np.array(corners_of(whole))

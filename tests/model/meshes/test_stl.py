@@ -52,6 +52,10 @@ TEXTS = {
     + facets().replace("\n", " ").replace("endfacet", "endfacet\n")
     + "endsolid box\n",
     "all on the first line": " ".join(PLAIN.split()),
+    "no line solid": facets(),
+    "zeros after the end": PLAIN + "\0" * 99,
+    "keywords in two words": PLAIN.replace("endloop", "end loop").replace("endfacet", "end facet"),
+    "outerloop": PLAIN.replace("outer loop", "outerloop"),
 }
 
 
@@ -66,12 +70,22 @@ def test_latin1_names_are_read(load: Load) -> None:
     assert_truth(load(PLAIN.encode().replace(b"box", b"bo\xeete"), "box.stl"), BOX_TRUTH)
 
 
-@pytest.mark.parametrize("header", [b"", b"solid", b"solid x\nfacet normal 0 0 0\n", b"\0" * 80, b"COLOR=\1\2\3\4"])
-@pytest.mark.parametrize("tail", [b"", b"\n", b"trailer", b"\0" * 50, b"\0" * 149])
+HEADERS = [b"", b"solid", b"solid x\nfacet normal 0 0 0\n", b"\0" * 80, b"COLOR=\1\2\3\4"]
+
+
+@pytest.mark.parametrize("header", [*HEADERS, b"glTF", b"ply\n", b"<html>", b"PK\3\4", b"\nv 1 2 3\n", b"{"])
+def test_a_binary_of_the_declared_length_is_one_whatever_its_header(load: Load, header: bytes) -> None:
+    mesh = load(binary(header=header), "box.stl")
+    assert_truth(mesh, BOX_TRUTH)
+    assert mesh.notes == ()
+
+
+@pytest.mark.parametrize("header", HEADERS)
+@pytest.mark.parametrize("tail", [b"\n", b"trailer", b"\0" * 50, b"\0" * 149])
 def test_binaries_are_read_whatever_their_header_and_a_short_tail(load: Load, header: bytes, tail: bytes) -> None:
     mesh = load(binary(header=header, tail=tail), "box.stl")
     assert_truth(mesh, BOX_TRUTH)
-    assert mesh.notes == ((f"bytes after the last triangle ignored: {len(tail)}",) if tail else ())
+    assert mesh.notes == (f"bytes after the last triangle ignored: {len(tail)}",)
 
 
 def test_what_lacks_only_endsolid_is_read_if_it_is_closed(load: Load) -> None:
