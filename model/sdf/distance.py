@@ -98,16 +98,18 @@ def split_long(
     Neighbours halve the edge that they share at the same point, so that a closed surface stays closed.
     """
     done = []
-    while len(triangles):
-        lengths = np.linalg.norm(np.roll(triangles, -1, 1) - triangles, axis=2)
-        long = lengths.max(1) > max_edge
-        done.append(triangles[~long])
+    corners = np.ascontiguousarray(triangles.transpose(1, 2, 0))  # by corner, then axis: these are many
+    while corners.shape[2]:
+        x, y, z = (np.roll(corners, -1, 0) - corners).swapaxes(0, 1)
+        lengths = np.sqrt(x * x + y * y + z * z)
+        long = lengths.max(0) > max_edge
+        done.append(corners[:, :, ~long])
         # rotate the longest edge to the front: a -> b, c opposite
-        turn = (lengths[long].argmax(1)[:, None] + np.arange(3)) % 3
-        a, b, c = np.take_along_axis(triangles[long], turn[:, :, None], 1).transpose(1, 0, 2)
+        turn = (lengths[:, long].argmax(0) + np.arange(3)[:, None]) % 3
+        a, b, c = np.take_along_axis(corners[:, :, long], turn[:, None], 0)
         middle = (a + b) / 2
-        triangles = np.concatenate([np.stack([a, middle, c], 1), np.stack([middle, b, c], 1)])
-    return np.concatenate(done) if done else triangles
+        corners = np.concatenate([np.stack([a, middle, c]), np.stack([middle, b, c])], axis=2)
+    return np.concatenate(done, axis=2).transpose(2, 0, 1) if done else triangles
 
 
 @wp.kernel
@@ -217,6 +219,8 @@ def _lower_distances(
                 rb = wp.vec3(b - centre)
                 rc = wp.vec3(c - centre)
                 if slot >= 0 and _triangle_squared(wp.vec3(0.0), ra, rb, rc) <= reach * reach:
+                    normal = wp.cross(rb - ra, ra - rc)
+                    beyond = 1.001 * band * wp.length(normal)  # times a height above the plane: surely out of reach
                     # voxel n of the brick lies at n - 3.5 from its centre
                     lo = wp.min(wp.min(ra, rb), rc) + wp.vec3(3.5 - band)
                     hi = wp.max(wp.max(ra, rb), rc) + wp.vec3(3.5 + band)
@@ -224,9 +228,10 @@ def _lower_distances(
                         for y in range(wp.max(int(wp.ceil(lo[1])), 0), wp.min(int(wp.floor(hi[1])), 7) + 1):
                             for z in range(wp.max(int(wp.ceil(lo[2])), 0), wp.min(int(wp.floor(hi[2])), 7) + 1):
                                 p = wp.vec3(float(x) - 3.5, float(y) - 3.5, float(z) - 3.5)
-                                gap2 = _triangle_squared(p, ra, rb, rc)
-                                if gap2 < band * band:
-                                    wp.atomic_min(squared, slot * 512 + (x * 8 + y) * 8 + z, gap2)
+                                if wp.abs(wp.dot(normal, p - ra)) <= beyond:
+                                    gap2 = _triangle_squared(p, ra, rb, rc)
+                                    if gap2 < band * band:
+                                        wp.atomic_min(squared, slot * 512 + (x * 8 + y) * 8 + z, gap2)
 
 
 @wp.kernel

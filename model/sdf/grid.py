@@ -132,7 +132,6 @@ def voxelize(
         bricks = band(corners, level=level)
         inside = insides_of_shell(bricks, level)
     rows = band_rows(bricks, inside, level=level, truncation=truncation_voxels)
-    coords, holds = _bricks_of_band(bricks.coords.numpy(), rows.coords)
     return SparseSDF(
         coords=rows.coords,
         sdf=rows.sdf,
@@ -140,22 +139,12 @@ def voxelize(
         truncation_voxels=float(truncation_voxels),
         center=center,
         scale=scale,
-        brick_coords=coords,
-        brick_inside=inside.numpy().view(bool).reshape(-1, BRICK_SIZE, BRICK_SIZE, BRICK_SIZE)[holds],
+        brick_coords=bricks.coords.numpy(),
+        brick_inside=inside.numpy().view(bool).reshape(-1, BRICK_SIZE, BRICK_SIZE, BRICK_SIZE),
         bad_flip_ratio=field.bad_flip_ratio,
         mode=field.kind,
         lost_area_share=field.lost_share,
     )
-
-
-def _bricks_of_band(
-    bricks: Int[np.ndarray, "num_bricks 3"], band: Int[np.ndarray, "num_voxels 3"]
-) -> tuple[Int[np.ndarray, "num_held 3"], Bool[np.ndarray, " num_bricks"]]:
-    """Those that hold a voxel of the band, and which they are: where a shell meets a solid some may hold none."""
-    shape = bricks.max(0) + 1
-    held = np.unique(np.ravel_multi_index(tuple(band.T // BRICK_SIZE), shape))
-    holds = np.isin(np.ravel_multi_index(tuple(bricks.T), shape), held)
-    return bricks[holds], holds
 
 
 class _Field(NamedTuple):

@@ -324,6 +324,22 @@ def test_a_file_is_read_as_voxelize_reads_it(tokenizer: ShapeTokenizer, tmp_path
     assert (inside.sdf < 0).sum() < (tokenizer.voxelize(trimesh.creation.box((3, 4, 2))).sdf < 0).sum()
 
 
+@pytest.mark.parametrize("shape", ["ring and box", "cone", "fin"])
+def test_a_shape_has_the_same_tokens_in_every_format(tokenizer: ShapeTokenizer, tmp_path: Path, shape: str):
+    """To the bit where a format holds the coordinates as they are; with six digits in OBJ and OFF, the same codes."""
+    fin = trimesh.util.concatenate([trimesh.creation.box((1, 1, 1)), trimesh.creation.box((2, 0.3, 0.7))])
+    mesh = {"ring and box": ring_and_box(), "cone": trimesh.creation.cone(0.7, 1.3), "fin": fin}[shape]
+    turn = trimesh.transformations.rotation_matrix(0.3, (1, 2, 3))
+    mesh = trimesh.Trimesh(mesh.apply_transform(turn).vertices.astype(np.float32), mesh.faces, process=False)
+    found = {}
+    for suffix, options in {"stl": {}, "ply": {}, "glb": {}, "obj": {"digits": 6}, "off": {"digits": 6}}.items():
+        mesh.export(tmp_path / f"shape.{suffix}", **options)
+        found[suffix] = tokenizer.encode(tmp_path / f"shape.{suffix}")
+    for suffix, tokens in found.items():
+        assert np.array_equal(tokens.coords, found["stl"].coords), suffix
+        assert np.array_equal(tokens.indices, found["stl"].indices), suffix
+
+
 def test_a_file_that_can_not_be_read_is_named(tokenizer: ShapeTokenizer, tmp_path: Path):
     (tmp_path / "cut.obj").write_text("v 0 0 0\nf 1 2 3\n")
     with pytest.raises(InputError, match=r"cut\.obj: line 2: a face names vertex 2"):
