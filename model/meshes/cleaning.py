@@ -127,9 +127,9 @@ def _without_repeated(faces: Int[np.ndarray, "num_faces 3"], num_vertices: int) 
 
 def _without_reverses(faces: Int[np.ndarray, "num_faces 3"], num_vertices: int) -> Int[np.ndarray, "num_kept 3"]:
     """If every face has its reverse, the first of each pair; else all. No face is there twice."""
-    low, middle, high = np.sort(faces, axis=1).T if _has_reverse(faces) else (None, None, None)
-    if low is None or middle is None or high is None:
+    if not _has_reverse(faces):
         return faces
+    low, middle, high = np.sort(faces, axis=1).T
     kept = _first_of_each(faces, low, middle, high, num_vertices)
     return kept if 2 * len(kept) == len(faces) else faces
 

@@ -1,5 +1,6 @@
 """Which meshes a glTF shows, and where: its scene, its nodes' transforms, instances and visibility."""
 
+from collections import Counter
 from typing import NamedTuple
 
 import numpy as np
@@ -34,32 +35,29 @@ def shown_nodes(document: Document, arrays: Arrays) -> Shows:
     """
     order, parents = _from_roots(document)
     worlds = np.tile(np.eye(4), (len(document.nodes), 1, 1))
+    shown, hidden = _roots_of_scene(document), set[int]()
+    found, notes = list[Shown](), Counter[str]()
     for number in order:
-        local = _local(document.nodes[number], number)
-        parent = parents[number]
-        worlds[number] = local if parent is None else worlds[parent] @ local
-    in_scene = _in_scene(document, order, parents)
-    hidden = _hidden(document, order, parents)
-    found, notes = [], dict[str, int]()
-    for number in order:
-        node = document.nodes[number]
+        node, parent = document.nodes[number], parents[number]
+        worlds[number] = _local(node, number) if parent is None else worlds[parent] @ _local(node, number)
+        if parent in shown:
+            shown.add(number)
+        said = node.extensions.get(VISIBILITY)
+        if parent in hidden or (isinstance(said, dict) and said.get("visible") is False):
+            hidden.add(number)
         if node.mesh is None:
             continue
         place = f"nodes[{number}]" + (f" ({node.name[:40]!r})" if node.name else "")
-        if not in_scene[number]:
-            _count(notes, "meshes in other scenes or in none left out")
-        elif hidden[number]:
-            _count(notes, f"nodes hidden by {VISIBILITY} left out")
+        if number not in shown:
+            notes["meshes in other scenes or in none left out"] += 1
+        elif number in hidden:
+            notes[f"nodes hidden by {VISIBILITY} left out"] += 1
         elif not worlds[number, :3, :3].any():
-            _count(notes, "nodes scaled to nothing left out")
+            notes["nodes scaled to nothing left out"] += 1
         else:
             transforms = worlds[number] @ _instances(node, arrays, place)
             found.append(Shown(node, node.mesh, transforms, place))
     return Shows(found, worlds, tuple(f"{what}: {number}" for what, number in notes.items()))
-
-
-def _count(notes: dict[str, int], what: str) -> None:
-    notes[what] = notes.get(what, 0) + 1
 
 
 def _from_roots(document: Document) -> tuple[list[int], list[int | None]]:
@@ -79,28 +77,13 @@ def _from_roots(document: Document) -> tuple[list[int], list[int | None]]:
     return order, parents
 
 
-def _in_scene(document: Document, order: list[int], parents: list[int | None]) -> list[bool]:
-    inside = [False] * len(document.nodes)
+def _roots_of_scene(document: Document) -> set[int]:
     if document.scene is None and not document.scenes:
-        return [True] * len(document.nodes)
-    for root in item(document.scenes, document.scene or 0, "scenes").nodes:
+        return set(range(len(document.nodes)))
+    roots = set(item(document.scenes, document.scene or 0, "scenes").nodes)
+    for root in roots:
         item(document.nodes, root, "nodes")
-        inside[root] = True
-    for number in order:
-        parent = parents[number]
-        inside[number] |= parent is not None and inside[parent]
-    return inside
-
-
-def _hidden(document: Document, order: list[int], parents: list[int | None]) -> list[bool]:
-    hidden = [False] * len(document.nodes)
-    for number in order:
-        said = document.nodes[number].extensions.get(VISIBILITY)
-        parent = parents[number]
-        hidden[number] = (isinstance(said, dict) and said.get("visible") is False) or (
-            parent is not None and hidden[parent]
-        )
-    return hidden
+    return roots
 
 
 def _local(node: Node, number: int) -> Float[np.ndarray, "4 4"]:

@@ -106,13 +106,6 @@ def test_minus_zero_is_zero() -> None:
     assert (number.tolist(), first.tolist()) == ([0, 0, 1, 0], [0, 2])
 
 
-def test_rows_of_one_hash_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("model.meshes.numbering._MIX", np.zeros(3, np.uint64))  # all hashes are 0
-    rows = np.array([[3.0, 1, 2], [0, 1, 2], [3, 1, 2], [0, 0, 0]])
-    number, first = number_rows(rows)
-    assert (number.tolist(), first.tolist()) == ([0, 1, 0, 2], [0, 1, 3])
-
-
 def test_runs() -> None:
     assert runs(np.array([5, 0, 9]), np.array([2, 0, 3])).tolist() == [5, 6, 9, 10, 11]
     assert runs(np.zeros(0, int), np.zeros(0, int)).tolist() == []
