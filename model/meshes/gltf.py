@@ -140,7 +140,7 @@ class _Reader:
             self._parts.append(_Part(vertices, faces[:, ::-1] if mirrored else faces))
             return
         for matrix in shown.transforms:
-            mirrored = np.linalg.det(matrix[:3, :3]) < 0
+            mirrored = np.linalg.slogdet(matrix[:3, :3]).sign < 0
             self._parts.append(_Part(_moved(vertices, matrix), faces[:, ::-1] if mirrored else faces))
 
     def _joints(self, number: int) -> Float[np.ndarray, "num_joints 4 4"]:

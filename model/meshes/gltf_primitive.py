@@ -107,12 +107,12 @@ class Triangles:
     ) -> tuple[Float[np.ndarray, "num_vertices 3"], bool]:
         """Vertices moved by the weighted mean of their joints' transforms, and whether these mirror them."""
         numbers, weights = self._influences(len(vertices), len(joints))
-        determinants = np.linalg.det(joints[:, :3, :3])
+        signs = np.linalg.slogdet(joints[:, :3, :3]).sign
         homogeneous = np.concatenate([vertices.astype(np.float64), np.ones((len(vertices), 1))], 1)
         moved, mirrored = np.zeros((len(vertices), 3)), 0.0
         for number, weight in zip(numbers.T, weights.T, strict=True):
             moved += weight[:, None] * np.einsum("vij,vj->vi", joints[number, :3], homogeneous)
-            mirrored -= float(weight @ np.sign(determinants)[number])
+            mirrored -= float(weight @ signs[number])
         return moved, mirrored > 0
 
     def _influences(

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from ..errors import InputError
 from .numbering import runs
 from .polygons import Polygons, triangulate
-from .raw import RawMesh, check_indices
+from .raw import RawMesh, check_indices, whole_numbers
 from .text import Lines, whole_text, without_comments
 
 HEADER = re.compile(rb"\s*((?:ST)?C?N?4?n?)OFF(?=[\s\d]|$)(?:\s+(BINARY)\b)?", re.IGNORECASE)
@@ -50,10 +50,7 @@ def read(content: bytes) -> RawMesh:
             vertices = vertices[:, :3] / vertices[:, 3:]
     begins = starts[counts.vertices :]
     sizes = values[begins].astype(np.int64)
-    corners = values[runs(begins + 1, sizes)]
-    if not (corners == np.floor(corners)).all():
-        raise InputError("faces name vertices by fractions; expected integers; export it again")
-    corners = corners.astype(np.int64)
+    corners = whole_numbers(values[runs(begins + 1, sizes)], "faces name")
     check_indices(corners, counts.vertices, "a face names")
     faces, notes = triangulate(vertices, Polygons(corners, sizes))
     if not len(faces):
@@ -131,7 +128,7 @@ def _starts_in_stream(
         return None
     starts, place = [], begin_of_faces
     for _ in range(counts.faces):
-        if place >= len(values) or not values[place] >= 0:
+        if place >= len(values) or not 0 <= values[place] < len(values):
             return None
         starts.append(place)
         place += 1 + int(values[place])

@@ -11,10 +11,10 @@ from jaxtyping import Float, Int
 
 from ..errors import InputError
 from .ply_binary import BinaryRows
-from .ply_header import Column, Element, read_header
+from .ply_header import Column, read_header
 from .ply_text import TextRows
 from .polygons import Polygons, triangulate
-from .raw import RawMesh, check_indices
+from .raw import RawMesh, check_indices, whole_numbers
 
 _LISTS = ("vertex_indices", "vertex_index")
 
@@ -36,7 +36,7 @@ def read(content: bytes) -> RawMesh:
                     f"its element {element.name} has no list called vertex_indices; expected one; export it again"
                 )
             column = rows.read(element, (name,))[0]
-            found = Polygons(_integers(column.values, element), column.counts)
+            found = Polygons(whole_numbers(column.values, f"its element {element.name} names"), column.counts)
             (polygons if element.name == "face" else strips).append(found)
         else:
             rows.read(element, ())
@@ -58,12 +58,6 @@ def read(content: bytes) -> RawMesh:
 def _positions(columns: Sequence[Column]) -> Float[np.ndarray, "num_vertices 3"]:
     single = all(column.values.dtype in (np.dtype("<f4"), np.dtype(">f4")) for column in columns)
     return np.stack([column.values.astype(np.float32 if single else np.float64) for column in columns], 1)
-
-
-def _integers(values: np.ndarray, element: Element) -> Int[np.ndarray, " num_values"]:
-    if values.dtype.kind == "f" and not (values == np.floor(values)).all():
-        raise InputError(f"its element {element.name} names vertices by fractions; expected integers; export it again")
-    return values.astype(np.int64)
 
 
 def _of_strips(strips: Polygons, num_vertices: int) -> Int[np.ndarray, "num_faces 3"]:

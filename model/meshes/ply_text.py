@@ -72,10 +72,11 @@ class TextRows:
     def _starts_in_stream(self, element: Element) -> Int[np.ndarray, " num_rows"]:
         """Where the rows begin, each of which only the one before says."""
         lists = [number for number, one in enumerate(element.properties) if one.count_type]
-        values, word, starts = self._values, self._word, np.empty(element.num_rows, np.int64)
+        values, word = self._values, self._word
         room = len(values) - word
         if element.num_rows * len(element.properties) > room:
             refuse_cut(element, room // len(element.properties))
+        starts = np.empty(element.num_rows, np.int64)
         for row in range(element.num_rows):
             starts[row] = word
             longer = 0  # than without the lists' values

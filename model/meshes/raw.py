@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 
 from ..errors import InputError
 
@@ -14,6 +14,13 @@ class RawMesh(NamedTuple):
     vertices: Float[np.ndarray, "num_vertices 3"]  # float32 or float64, in the file's frame
     faces: Int[np.ndarray, "num_faces 3"]  # int64, each a vertex that is there
     notes: tuple[str, ...] = ()  # what the file holds besides, each as "what: how much"
+
+
+def whole_numbers(values: Shaped[np.ndarray, " num_values"], what: str) -> Int[np.ndarray, " num_values"]:
+    """The values as int64. Raises InputError, in which `what` names vertices by them, for any that is no integer."""
+    if values.dtype.kind == "f" and not ((values == np.floor(values)) & (np.abs(values) < 2**53)).all():
+        raise InputError(f"{what} vertices by fractions or huge numbers; expected integers; export it again")
+    return values.astype(np.int64)
 
 
 def check_indices(indices: Int[np.ndarray, " num_indices"], num_vertices: int, what: str) -> None:

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
-from .edges import Edges, find_edges
+from .edges import Edges, find_edges, number_edges
 from .sign import orient_consistently
 from .winding import winding_numbers
 
@@ -86,8 +86,7 @@ def _without_doubles(faces: Int[np.ndarray, "num_faces 3"]) -> Int[np.ndarray, "
     if not len(rows):
         return None
     once = faces[rows[:, 0]]
-    ends = np.sort(once[:, [0, 1, 1, 2, 2, 0]].reshape(-1, 2), 1)
-    _, edge, faces_at = np.unique(ends[:, 0] * (faces.max() + 1) + ends[:, 1], return_inverse=True, return_counts=True)
+    edge, faces_at = number_edges(once)
     owner = np.repeat(np.arange(len(once)), 3)
     nodes = len(once) + len(faces_at)
     graph = coo_matrix((np.ones(len(edge), bool), (owner, len(once) + edge)), shape=(nodes, nodes))
@@ -150,8 +149,7 @@ def _join_open(
 ) -> Int[np.ndarray, " num_faces"]:
     """Bodies that are open by themselves are one where they meet at an edge."""
     rows = np.flatnonzero(~closed[body])
-    ends = np.sort(faces[rows][:, [0, 1, 1, 2, 2, 0]].reshape(-1, 2), 1)
-    _, edge = np.unique(ends[:, 0] * (faces.max() + 1) + ends[:, 1], return_inverse=True)
+    edge, _ = number_edges(faces[rows])
     owner = np.repeat(body[rows], 3)
     num_bodies, num_nodes = len(closed), len(closed) + edge.max() + 1
     graph = coo_matrix((np.ones(len(edge), bool), (owner, num_bodies + edge)), shape=(num_nodes, num_nodes))

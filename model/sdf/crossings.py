@@ -5,7 +5,7 @@ Going up a line, passing a face from its back to its front is a step out (-1), f
 
 from ..bricks import BRICK_SIZE, BRICK_VOXELS
 from ..warp import wp
-from .distance import Bricks
+from .distance import Bricks, find_voxel
 
 # No gradients here: half the code to compile. No fused multiply-add: two faces must agree about their edge to the bit.
 wp.set_module_options({"enable_backward": False, "fuse_fp": False})
@@ -176,9 +176,8 @@ def _step(
                 voxel[(axis + 1) % 3] = i
                 voxel[(axis + 2) % 3] = j
                 voxel[axis] = above
-                slot = slots[((voxel[0] // 8) * bricks + voxel[1] // 8) * bricks + voxel[2] // 8]
-                if slot >= 0:
-                    place = slot * 512 + voxel[0] % 8 * 64 + voxel[1] % 8 * 8 + voxel[2] % 8
+                place = find_voxel(voxel, bricks, slots)
+                if place >= 0:
                     wp.atomic_add(steps, place, step << (10 * axis))
 
 

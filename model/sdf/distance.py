@@ -252,6 +252,17 @@ def place_of(brick: wp.vec3i, bricks: int) -> int:
     return (brick[0] * bricks + brick[1]) * bricks + brick[2]
 
 
+@wp.func
+def find_voxel(voxel: wp.vec3i, bricks: int, slots: wp.array[wp.int32]) -> int:
+    """Where a voxel's value is among those of the stored bricks, or -1."""
+    if wp.min(voxel) < 0 or wp.max(voxel) >= bricks * 8:
+        return -1
+    slot = slots[place_of(voxel / 8, bricks)]
+    if slot < 0:
+        return -1
+    return slot * 512 + voxel[0] % 8 * 64 + voxel[1] % 8 * 8 + voxel[2] % 8
+
+
 @wp.kernel
 def _take_roots(
     squared: wp.array[wp.float32],

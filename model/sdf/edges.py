@@ -44,6 +44,16 @@ def find_edges(faces: Int[np.ndarray, "num_faces 3"], num_vertices: int, *, devi
     return Edges(mis_wound, boundary.repeat(np.abs(sums[at]), 0), branching, patch.numpy())
 
 
+def number_edges(
+    faces: Int[np.ndarray, "num_faces 3"],
+) -> tuple[Int[np.ndarray, " three_a_face"], Int[np.ndarray, " num_pairs"]]:
+    """For each edge of each face, on the host, the number of its pair of vertices, and how many edges each pair has."""
+    start, end = faces.reshape(-1), np.roll(faces, -1, 1).reshape(-1)
+    keys = np.minimum(start, end) * (faces.max() + 1) + np.maximum(start, end)
+    _, number, count = np.unique(keys, return_inverse=True, return_counts=True)
+    return number, count
+
+
 @wp.kernel
 def _name_edges(
     faces: wp.array[wp.vec3i], num_vertices: wp.int64, keys: wp.array[wp.int64], edges: wp.array[wp.int32]

@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 
 from ..bricks import BRICK_SIZE
 from ..warp import wp
-from .distance import Bricks, running_sum
+from .distance import Bricks, find_voxel, running_sum
 
 wp.set_module_options({"enable_backward": False})  # no gradients here: half the code to compile
 
@@ -90,29 +90,19 @@ def _count_flips(
 ) -> None:
     """Along one line of 8 voxels, compared with their next neighbours on all axes: sign changes, and bad ones."""
     line = wp.tid()
-    brick = line // 64
     found = int(0)
     bad = int(0)
     for z in range(8):
-        here = wp.vec3i(line // 8 % 8, line % 8, z)
+        here = bricks[line // 64] * 8 + wp.vec3i(line // 8 % 8, line % 8, z)
         i = line * 8 + z
         for axis in range(3):
             there = here
             there[axis] = here[axis] + 1
-            slot = brick
-            if there[axis] == 8:
-                there[axis] = 0
-                beside = bricks[brick]
-                beside[axis] = beside[axis] + 1
-                slot = int(-1)
-                if beside[axis] < bricks_a_side:
-                    slot = slots[(beside[0] * bricks_a_side + beside[1]) * bricks_a_side + beside[2]]
-            if slot >= 0:
-                j = slot * 512 + there[0] * 64 + there[1] * 8 + there[2]
-                if inside[i] != inside[j]:
-                    found += 1
-                    if distance[i] + distance[j] > 1.0001:
-                        bad += 1
+            j = find_voxel(there, bricks_a_side, slots)
+            if j >= 0 and inside[i] != inside[wp.max(j, 0)]:
+                found += 1
+                if distance[i] + distance[j] > 1.0001:
+                    bad += 1
     if found > 0:
         wp.atomic_add(flips, 0, found)
     if bad > 0:

@@ -15,6 +15,7 @@ from scipy.sparse.csgraph import connected_components
 from ..warp import wp
 from .crossings import count_crossings
 from .distance import Bricks, split_long
+from .edges import number_edges
 from .insides import decide_insides
 
 wp.set_module_options({"enable_backward": False})  # no gradients here: half the code to compile
@@ -158,12 +159,11 @@ def orient_consistently(faces: Int[np.ndarray, "num_faces 3"]) -> Int[np.ndarray
     Edges of one or of more than two faces join nothing. A patch that can't be oriented (a Moebius band) stays as it is.
     """
     num_faces = len(faces)
-    ends = faces[:, [0, 1, 1, 2, 2, 0]].reshape(-1, 2)  # row 3 f + e: edge e of face f
-    keys = ends.min(1) * (faces.max() + 1) + ends.max(1)
-    _, edge, count = np.unique(keys, return_inverse=True, return_counts=True)
+    edge, count = number_edges(faces)  # edge e of face f is in row 3 f + e
+    start = faces.reshape(-1)
     rows = np.argsort(edge, kind="stable")
     rows = rows[count[edge[rows]] == 2].reshape(-1, 2)
-    opposed = ends[rows[:, 0], 0] != ends[rows[:, 1], 0]  # run through in both directions, as it should be
+    opposed = start[rows[:, 0]] != start[rows[:, 1]]  # run through in both directions, as it should be
     if opposed.all():
         return faces
 

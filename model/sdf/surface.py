@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from ..bricks import BRICK_SIZE, BRICK_VOXELS
 from ..warp import wp
 from .cases import CASES, EDGES
-from .distance import number_bricks
+from .distance import find_voxel, number_bricks, place_of
 
 wp.set_module_options({"enable_backward": False})  # no gradients here: half the code to compile
 
@@ -108,27 +108,6 @@ def _starts(counts: wp.array) -> tuple[int, wp.array]:
 
 
 @wp.func
-def _brick_of(voxel: wp.vec3i, bricks_a_side: int) -> int:
-    return ((voxel[0] // 8) * bricks_a_side + voxel[1] // 8) * bricks_a_side + voxel[2] // 8
-
-
-@wp.func
-def _local(voxel: wp.vec3i) -> int:
-    return (voxel[0] % 8) * 64 + (voxel[1] % 8) * 8 + voxel[2] % 8
-
-
-@wp.func
-def _find(voxel: wp.vec3i, bricks_a_side: int, slots: wp.array[wp.int32]) -> int:
-    """Where the voxel's values are, or -1."""
-    if wp.min(voxel) < 0 or wp.max(voxel) >= bricks_a_side * 8:
-        return -1
-    slot = slots[_brick_of(voxel, bricks_a_side)]
-    if slot < 0:
-        return -1
-    return slot * 512 + _local(voxel)
-
-
-@wp.func
 def _voxel(bricks: wp.array[wp.vec3i], line: int, z: int) -> wp.vec3i:
     return bricks[line // 64] * 8 + wp.vec3i(line // 8 % 8, line % 8, z)
 
@@ -153,7 +132,7 @@ def _num_bits(mask: int) -> int:
 
 @wp.kernel
 def _mark(voxels: wp.array[wp.vec3i], bricks_a_side: int, marks: wp.array[wp.int32]) -> None:
-    marks[_brick_of(voxels[wp.tid()], bricks_a_side)] = 1
+    marks[place_of(voxels[wp.tid()] / 8, bricks_a_side)] = 1
 
 
 @wp.kernel
@@ -165,7 +144,7 @@ def _store(
     values: wp.array[wp.float32],
 ) -> None:
     row = wp.tid()
-    values[_find(voxels[row], bricks_a_side, slots)] = sdf[row]
+    values[find_voxel(voxels[row], bricks_a_side, slots)] = sdf[row]
 
 
 @wp.kernel
@@ -186,7 +165,7 @@ def _classify(
         case = int(0)
         corner = int(0)
         while corner < 8:
-            at = _find(_corner(_voxel(bricks, line, z), corner), bricks_a_side, slots)
+            at = find_voxel(_corner(_voxel(bricks, line, z), corner), bricks_a_side, slots)
             if at < 0 or wp.isnan(values[wp.max(at, 0)]):
                 case = 0
                 corner = 8
@@ -217,11 +196,11 @@ def _cut_edges(
         voxel = _voxel(bricks, line, z)
         mask = int(0)
         for axis in range(3):
-            end = _find(voxel + _step(axis), bricks_a_side, slots)
+            end = find_voxel(voxel + _step(axis), bricks_a_side, slots)
             if end >= 0 and (values[line * 8 + z] < iso_level) != (values[end] < iso_level):
                 for around in range(4):
                     low = voxel - _step((axis + 1) % 3) * (around % 2) - _step((axis + 2) % 3) * (around // 2)
-                    cell = _find(low, bricks_a_side, slots)
+                    cell = find_voxel(low, bricks_a_side, slots)
                     if cell >= 0 and cases[wp.max(cell, 0)] != wp.uint8(0):
                         mask = mask | 1 << axis
         cuts[line * 8 + z] = wp.uint8(mask)
@@ -248,7 +227,7 @@ def _write_vertices(
         for axis in range(3):
             if (int(cuts[line * 8 + z]) >> axis & 1) == 1:
                 start = wp.float64(values[line * 8 + z]) - wp.float64(iso_level)
-                end = wp.float64(values[_find(voxel + _step(axis), bricks_a_side, slots)]) - wp.float64(iso_level)
+                end = wp.float64(values[find_voxel(voxel + _step(axis), bricks_a_side, slots)]) - wp.float64(iso_level)
                 place = wp.vec3d(voxel) + wp.vec3d(wp.float64(0.5), wp.float64(0.5), wp.float64(0.5))
                 place[axis] = place[axis] + start / (start - end)
                 vertices[row] = wp.vec3(place * wp.float64(voxel_size)) - wp.vec3(1.0)
@@ -278,7 +257,7 @@ def _write_faces(
             for side in range(3):
                 edge = triangles[case, triangle, side]
                 axis = edges[edge, 1]
-                at = _find(_corner(_voxel(bricks, line, z), edges[edge, 0]), bricks_a_side, slots)
+                at = find_voxel(_corner(_voxel(bricks, line, z), edges[edge, 0]), bricks_a_side, slots)
                 # The vertices of a line are numbered voxel by voxel, those of a voxel by axis.
                 vertex = first_vertex[at // 8] + _num_bits(int(cuts[at]) & ((1 << axis) - 1))
                 for before in range(at // 8 * 8, at):

@@ -15,7 +15,7 @@ from scipy.sparse.csgraph import connected_components
 
 from ..bricks import BRICK_SIZE, BRICK_VOXELS
 from ..warp import wp
-from .distance import Bricks, number_bricks, place_of, split_long
+from .distance import Bricks, find_voxel, number_bricks, place_of, split_long
 
 wp.set_module_options({"enable_backward": False})  # no gradients here: half the code to compile
 
@@ -92,12 +92,15 @@ def thin_parts(corners: wp.array, lost: Lost, bricks: Bricks, inside: wp.array) 
 
 def bricks_beyond(solid: Bricks, shell: Bricks) -> Bricks:
     """The bricks of a shell that a solid lacks, all of their voxels being beyond its band."""
-    bricks_a_side = solid.resolution // BRICK_SIZE
-    marks = wp.zeros(bricks_a_side**3, dtype=wp.int32, device=solid.device)
-    wp.launch(_mark, len(shell), inputs=[shell.coords, bricks_a_side, solid.slots, marks], device=solid.device)
-    slots, coords = number_bricks(marks, bricks_a_side)
+    slots, coords = _numbered((shell.slots.numpy() >= 0) & (solid.slots.numpy() < 0), solid)
     distance = wp.full(len(coords) * BRICK_VOXELS, np.inf, dtype=wp.float32, device=solid.device)
     return Bricks(coords, solid.resolution, solid.device, slots, distance)
+
+
+def _numbered(chosen: Bool[np.ndarray, " num_places"], bricks: Bricks) -> tuple[wp.array, wp.array]:
+    """Slots and coords of the chosen ones of all places of a grid like that of the bricks."""
+    marks = wp.array(chosen.astype(np.int32), dtype=wp.int32, device=bricks.device)
+    return number_bricks(marks, bricks.resolution // BRICK_SIZE)
 
 
 def add_shell(
@@ -108,35 +111,18 @@ def add_shell(
     Of the solid it is known what is inside, int8, in its own bricks and in those beyond (see bricks_beyond). Where the
     shell is nearer, the distance is that to its surface.
     """
-    bricks_a_side, device = solid.resolution // BRICK_SIZE, solid.device
-    nowhere = wp.full(bricks_a_side**3, -1, dtype=wp.int32, device=device)
-    marks = wp.zeros(bricks_a_side**3, dtype=wp.int32, device=device)
-    for bricks in (solid, beyond):
-        wp.launch(_mark, len(bricks), inputs=[bricks.coords, bricks_a_side, nowhere, marks], device=device)
-    slots, coords = number_bricks(marks, bricks_a_side)
-    distance = wp.empty(len(coords) * BRICK_VOXELS, dtype=wp.float32, device=device)
-    united = wp.empty(len(distance), dtype=wp.int8, device=device)
+    chosen = (solid.slots.numpy() >= 0) | (beyond.slots.numpy() >= 0)
     fields = [solid.slots, solid.distance, inside, beyond.slots, inside_beyond, shell.slots, shell.distance]
-    inputs = [coords, bricks_a_side, *fields, float(level), distance, united]
-    wp.launch(_unite, len(distance), inputs=inputs, device=device)
-    return _with_band(Bricks(coords, solid.resolution, device, slots, distance), united)
-
-
-def _with_band(bricks: Bricks, inside: wp.array) -> tuple[Bricks, wp.array]:
-    """Without the bricks that hold no voxel of the band: deep in the solid where a part of the shell ends."""
-    kept = np.isfinite(bricks.distance.numpy().reshape(-1, BRICK_VOXELS)).any(1)
-    if kept.all():
-        return bricks, inside
-    device = bricks.device
-    slots = bricks.slots.numpy().copy()
-    slots[slots >= 0] = np.where(kept, np.cumsum(kept) - 1, -1)
-    distance, signs = (
-        values.numpy().reshape(-1, BRICK_VOXELS)[kept].reshape(-1) for values in (bricks.distance, inside)
-    )
-    coords = wp.array(bricks.coords.numpy()[kept], dtype=wp.vec3i, device=device)
-    there = wp.array(slots, dtype=wp.int32, device=device)
-    to_surface = wp.array(distance, dtype=wp.float32, device=device)
-    return Bricks(coords, bricks.resolution, device, there, to_surface), wp.array(signs, dtype=wp.int8, device=device)
+    while True:
+        slots, coords = _numbered(chosen, solid)
+        distance = wp.empty(len(coords) * BRICK_VOXELS, dtype=wp.float32, device=solid.device)
+        united = wp.empty(len(distance), dtype=wp.int8, device=solid.device)
+        inputs = [coords, solid.resolution // BRICK_SIZE, *fields, float(level), distance, united]
+        wp.launch(_unite, len(distance), inputs=inputs, device=solid.device)
+        holds = np.isfinite(distance.numpy().reshape(-1, BRICK_VOXELS)).any(1)
+        if holds.all():
+            return Bricks(coords, solid.resolution, solid.device, slots, distance), united
+        chosen[chosen] = holds  # some hold no voxel of the band: deep in the solid where a part of the shell ends
 
 
 def _parts(cells: Int[np.ndarray, "num_pieces 3"]) -> Int[np.ndarray, " num_pieces"]:
@@ -168,16 +154,6 @@ def _lengths(
 
 
 @wp.func
-def _find(x: int, y: int, z: int, slots: wp.array[wp.int32], bricks_a_side: int) -> int:
-    """Where a voxel's values are, or -1."""
-    size = bricks_a_side * 8
-    if x < 0 or y < 0 or z < 0 or x >= size or y >= size or z >= size:
-        return -1
-    slot = slots[((x // 8) * bricks_a_side + y // 8) * bricks_a_side + z // 8]
-    return wp.where(slot < 0, -1, slot * 512 + x % 8 * 64 + y % 8 * 8 + z % 8)
-
-
-@wp.func
 def _is_thin(
     p: wp.vec3d,
     slots: wp.array[wp.int32],
@@ -195,7 +171,7 @@ def _is_thin(
         dx = _order(i % 2 + i // 8 % 2 * 2)
         dy = _order(i // 2 % 2 + i // 16 % 2 * 2)
         dz = _order(i // 4 % 2 + i // 32 * 2)
-        at = _find(x + dx, y + dy, z + dz, slots, bricks_a_side)
+        at = find_voxel(wp.vec3i(x + dx, y + dy, z + dz), bricks_a_side, slots)
         if at >= 0:  # noqa: SIM102 - Warp evaluates all of a condition
             if inside[at] == wp.int8(1) and distance[at] > float(_THIN):
                 return False
@@ -222,7 +198,7 @@ def _value_at(
     z = int(wp.floor(q[2]))
     total = float(0.0)
     for i in range(8):
-        at = _find(x + i // 4, y + i // 2 % 2, z + i % 2, slots, bricks_a_side)
+        at = find_voxel(wp.vec3i(x + i // 4, y + i // 2 % 2, z + i % 2), bricks_a_side, slots)
         value = float(1.0)
         if at >= 0:
             value = wp.min(distance[at], 1.0)
@@ -288,16 +264,6 @@ def _look_around(
                     lost += 1
     share = area / float(rows * columns)
     areas[t] = wp.vec3(area, share * float(lost), share * float(thin))
-
-
-@wp.kernel
-def _mark(
-    bricks: wp.array[wp.vec3i], bricks_a_side: int, others: wp.array[wp.int32], marks: wp.array[wp.int32]
-) -> None:
-    """Marks the bricks that are not among others, given by their slots."""
-    place = place_of(bricks[wp.tid()], bricks_a_side)
-    if others[place] < 0:
-        marks[place] = 1
 
 
 @wp.kernel

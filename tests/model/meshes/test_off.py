@@ -73,6 +73,8 @@ REFUSED = {
     "names vertex 8": off().replace("4 0 2 3 1", "4 0 2 3 8"),
     "fractions": off().replace("4 0 2 3 1", "4 0 2 3.5 1"),
     "line 11: face 0 is '-4 0 2 3 1'": off().replace("4 0 2 3 1", "-4 0 2 3 1"),
+    "line 11: face 0 is 'inf 0 2 3 1'": off().replace("4 0 2 3 1", "inf 0 2 3 1"),
+    "huge numbers": off().replace("4 0 2 3 1", "4 0 2 3 inf"),
     "line 4: 'x' is no number": off().replace("1 0 0\n", "1 x 0\n", 1),
     "binary OFF": "OFF BINARY\n\0\0\0\10",
     "nOFF": off(header="nOFF\n3\n{} {} 0"),

@@ -170,6 +170,9 @@ REFUSED = {
     ),
     "line 11: a row of element vertex has 4 words; .* declares 3": ply().replace(b"0.0 0.0 0.0", b"0.0 0.0 0.0 7"),
     "line 12: 'x' is no number": ply().replace(b"1.0 0.0 0.0", b"x 0.0 0.0", 1),
+    "10{20} rows of element face": ply().replace(b"element face 9", b"element face 1" + b"0" * 20),
+    "or huge numbers": ply().replace(b"4 0 2 3 1", b"4 0 2 3 inf"),
+    "a list of 1e\\+18 values": ply().replace(b"4 0 2 3 1", b"1e18 0 2 3 1"),
     "fractions": ply().replace(b"4 0 2 3 1", b"4 0 2 3.5 1"),
 }
 
