@@ -134,6 +134,5 @@ def _gaps(element: Element) -> list[int]:
 
 def _code(type_: str) -> str:
     """numpy's name of a type of integers, "<u4", as struct writes it."""
-    order, kind, size = type_
-    code = {"1": "b", "2": "h", "4": "i", "8": "q"}[size]
-    return order + (code if kind == "i" else code.upper())
+    code = {"1": "b", "2": "h", "4": "i", "8": "q"}[type_[2]]
+    return type_[0] + (code if type_[1] == "i" else code.upper())
