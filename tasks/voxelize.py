@@ -71,6 +71,7 @@ def _index(usable: list[Outcome], files: dict[str, Path], options: Voxelize) -> 
     for outcome in usable:
         facts = {key: value for key, value in (outcome.facts or {}).items() if key != "seconds"}
         facts["notes"] = "; ".join(facts["notes"])
+        facts["on_edge_of_hash"] &= brought is None  # where no split is drawn, none can move
         drawn = split_of(facts["surface_hash"], val_share=options.val_share, test_share=options.test_share)
         split = drawn if brought is None else brought[outcome.name]
         rows.append({"name": outcome.name, "split": split, "sha256": outcome.sha256, **facts})
