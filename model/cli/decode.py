@@ -15,7 +15,7 @@ from ..progress import track
 from ..tokenizer import ShapeTokenizer
 from ..tokens import Found, Tokens, count_shapes, inside, read_tokens
 from ..vae import memory_to_decode
-from .rejects import Rejects
+from .rejects import Rejects, say
 from .tokenizer import load_tokenizer
 
 _BYTES_OF = {"ply": ply_bytes, "glb": glb_bytes, "obj": obj_bytes}
@@ -31,6 +31,8 @@ def decode_files(tokens: Sequence[Path], out: Path, *, mesh_format: str, tokeniz
     rejects = Rejects()
     written: set[Path] = set()
     for found in track(shapes, sum(map(count_shapes, tokens)), description="decode", unit="shape"):
+        if found.note:
+            say(f"note on {found.place}: {found.note}")
         try:
             written.add(_decode(found, loaded, out, mesh_format, written))
         except InputError as error:

@@ -1,7 +1,7 @@
 """Tokens of many shapes in files: JSON lines for language models, a Parquet table, or npz files in a folder."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -17,6 +17,9 @@ if TYPE_CHECKING:  # it brings torch along
     from ..tokenizer import ShapeTokenizer
 
 JSON_LINES, PARQUET, NPZ = ".jsonl", ".parquet", ".npz"
+CONTENT = ("tokens", "center", "scale", "fingerprint")  # of a line: what its digest is over, whatever else is added
+NAME_DIGEST = "name_digest"  # apart, because a shape may be renamed
+NAME_DIGITS = 8
 MAX_LINE = 2**26  # bytes: several times what every latent voxel of a grid at resolution 1024 takes
 
 
@@ -27,6 +30,7 @@ class Found(NamedTuple):
     name: str = ""
     tokens: Tokens | None = None
     reason: str = ""
+    note: str = ""  # what is to be said of a shape that can be used
 
 
 def write_tokens(path: Path, shapes: Iterable[tuple[str, Tokens]], tokenizer: "ShapeTokenizer") -> None:
@@ -124,11 +128,11 @@ def _lines(path: Path) -> Iterator[str]:
 
 def _read_line(place: str, default_name: str, line: str, tokenizer: "ShapeTokenizer") -> Found:
     try:
-        name, tokens = tokens_of_json(line, tokenizer)
+        name, tokens, note = tokens_of_json(line, tokenizer)
     except InputError as error:
         long = f", after the first {MAX_LINE} bytes of a line that is longer" if len(line) >= MAX_LINE else ""
         return Found(place, reason=f"{error}{long}")
-    return Found(place, name or default_name, tokens)
+    return Found(place, name or default_name, tokens, note=note)
 
 
 def _numbered(path: Path, number: int) -> str:
@@ -139,23 +143,30 @@ def _numbered(path: Path, number: int) -> str:
 def json_line(name: str, tokens: Tokens, tokenizer: "ShapeTokenizer") -> str:
     """One shape: its flat sequence, and beside it what that leaves out."""
     fields = {
-        "name": name,
         "tokens": tokenizer.to_sequence(tokens),
         "center": tokens.center.tolist(),
         "scale": tokens.scale,
         "fingerprint": tokens.fingerprint,
     }
-    return json.dumps(fields | {DIGEST: _digest(fields)}, separators=(",", ":")) + "\n"
+    digests = {DIGEST: _digest_of(fields), NAME_DIGEST: digest_of([name])[-NAME_DIGITS:]}
+    return json.dumps({"name": name, **fields, **digests}, separators=(",", ":")) + "\n"
 
 
-def _digest(fields: dict[str, Any]) -> str:
-    return digest_of([json.dumps(fields, sort_keys=True)])
+def _digest_of(fields: Mapping[str, Any]) -> str:
+    return digest_of([json.dumps({key: fields[key] for key in CONTENT if key in fields})])
 
 
-def tokens_of_json(line: str, tokenizer: "ShapeTokenizer") -> tuple[str, Tokens]:
-    """Name, or nothing, and tokens of a JSON line. Only "tokens" must be there, so that a model's output will do.
+class Line(NamedTuple):
+    name: str  # or nothing
+    tokens: Tokens
+    note: str = ""
 
-    Without center and scale the shape stays in the [-1, 1] cube. Raises InputError for anything else than that.
+
+def tokens_of_json(line: str, tokenizer: "ShapeTokenizer") -> Line:
+    """The shape of a JSON line. Only "tokens" must be there, so that a model's output will do; other keys may be.
+
+    Without center and scale the shape stays in the [-1, 1] cube. Raises InputError for anything else than that, and
+    where tokens, frame or fingerprint are not those that were written.
     """
     try:
         fields: Any = json.loads(line)
@@ -163,11 +174,10 @@ def tokens_of_json(line: str, tokenizer: "ShapeTokenizer") -> tuple[str, Tokens]
         raise InputError(f"it is no JSON ({' '.join(str(error).split())}); expected a line as encode writes") from error
     if not isinstance(fields, dict) or "tokens" not in fields:
         raise InputError('it is no JSON object with the key "tokens"; expected a line as encode writes')
-    digest = _digest({key: value for key, value in fields.items() if key != DIGEST})
-    if not is_as_written(fields, digest, required="fingerprint" in fields):
+    if not is_as_written(fields, _digest_of(fields), required="fingerprint" in fields):
         raise InputError(
-            'its "digest" is not that of the rest; it is damaged or was edited: encode again, or remove "digest" and '
-            '"fingerprint"'
+            'its "digest" is not that of tokens, center, scale and fingerprint; it is damaged or was edited: encode '
+            'again, or remove "digest" and "fingerprint"'
         )
     name, center, scale = fields.get("name", ""), fields.get("center"), fields.get("scale")
     if not isinstance(name, str):
@@ -176,7 +186,9 @@ def tokens_of_json(line: str, tokenizer: "ShapeTokenizer") -> tuple[str, Tokens]
         raise InputError('only one of "center" and "scale" is there; expected both or neither')
     frame = {} if center is None else {"center": center, "scale": scale}
     tokens = tokenizer.from_sequence(fields["tokens"], **frame)
-    return name, replace(tokens, fingerprint=fields.get("fingerprint", tokens.fingerprint))
+    renamed = DIGEST in fields and fields.get(NAME_DIGEST) != digest_of([name])[-NAME_DIGITS:]
+    note = f"{name!r} is not the name that it was written with" if renamed else ""
+    return Line(name, replace(tokens, fingerprint=fields.get("fingerprint", tokens.fingerprint)), note)
 
 
 def inside(folder: Path, name: str) -> Path:

@@ -71,7 +71,7 @@ def lines(path: str, tokenizer: ShapeTokenizer) -> object:
     for found in read_tokens(Path(path), tokenizer):
         assert (found.tokens is None) == bool(found.reason)
         assert "\n" not in found.reason
-        if found.tokens is not None:
+        if found.tokens is not None and not found.note:  # a note tells of another name
             shapes[found.name] = bits(tuple(vars(found.tokens).values()))
     return shapes
 
