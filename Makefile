@@ -19,9 +19,10 @@ SETUP := .venv/.installed-$(DEVICE)
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
 
+# DVC starts stages by the user's shell, which may be none (nologin).
 repro: $(SETUP) ## set up, then bring every result up to date (dvc repro)
 	$(BIN)/python -m tasks.inputs
-	$(BIN)/dvc repro
+	SHELL=/bin/sh $(BIN)/dvc repro
 
 serve: $(SETUP) ## Prefect's server, deployment and worker on this machine, until Ctrl-C
 	@$(BIN)/python -m flows.serve

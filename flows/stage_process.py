@@ -67,7 +67,7 @@ def reproduce(
             stdin=subprocess.PIPE,  # the keeper's leash
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            env=os.environ | {"PYTHONUNBUFFERED": "1"},
+            env=os.environ | {"PYTHONUNBUFFERED": "1", "SHELL": "/bin/sh"},  # the user's may be none
             start_new_session=True,  # Ctrl-C is for the flow, which then lets the stage save
         ) as process:
             try:
