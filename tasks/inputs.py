@@ -1,16 +1,37 @@
-"""Can DVC read the folder of meshes? `python -m tasks.inputs`, which `make repro` and the flow do first.
+"""Is there anything on which DVC itself would stop? `python -m tasks.inputs`, which `make repro` and the flow do first.
 
 DVC hashes what a stage depends on before it runs anything: it waits for ever on a named pipe and fails without a name
-on a link to nothing. The stage itself would list both as rejected.
+on a link to nothing. The stage itself would list both as rejected. And it writes its table of locks in place: where a
+kill cuts that short, every later run fails on it.
 """
 
+import fcntl
+import json
 import sys
+from pathlib import Path
 
 from model.errors import InputError, printable
 from model.meshes import irregular_files
 from tasks.run import ParameterError, load_settings
 
+DVC_LOCKS = Path(".dvc/tmp/rwlock")  # which process reads and writes what; of interest while it lives only
 _SHOWN = 10
+
+
+def mend_locks() -> None:
+    """Take DVC's table of locks away where it is cut short and no DVC is at work on it."""
+    guard = DVC_LOCKS.with_name(f"{DVC_LOCKS.name}.lock")
+    if not (DVC_LOCKS.is_file() and guard.is_file()):
+        return
+    with guard.open() as held:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            json.loads(DVC_LOCKS.read_bytes())
+        except BlockingIOError:
+            return
+        except ValueError:
+            DVC_LOCKS.unlink()
+            print(f"{DVC_LOCKS} was cut short when DVC was killed; it is made anew", file=sys.stderr)
 
 
 def check_inputs() -> None:
@@ -26,6 +47,7 @@ def check_inputs() -> None:
 
 if __name__ == "__main__":
     try:
+        mend_locks()
         check_inputs()
     except (InputError, ParameterError) as error:
         sys.exit(str(error))

@@ -1,5 +1,6 @@
 """What DVC would hang on or fail on is named before DVC looks at it."""
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -7,9 +8,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from dvc.exceptions import DvcException
+from dvc.repo import Repo
 
 from model.errors import InputError
-from tasks.inputs import check_inputs
+from tasks.inputs import DVC_LOCKS, check_inputs, mend_locks
 
 ROOT = Path(__file__).parents[2]
 
@@ -63,3 +66,39 @@ def test_make_repro_looks_before_dvc_does() -> None:
     """By what make would run, without running it."""
     commands = subprocess.run(["make", "-n", "repro"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert commands.index("tasks.inputs") < commands.index("dvc repro")
+
+
+@pytest.mark.parametrize("left", [b"", b'{"write": {"/a": {"pi'])
+def test_dvcs_locks_that_a_kill_cut_short_are_made_anew(
+    here: Path, capsys: pytest.CaptureFixture[str], left: bytes
+) -> None:
+    Repo.init(no_scm=True).close()
+    (here / "dvc.yaml").write_text("stages: {nothing: {cmd: 'true', always_changed: true}}")
+
+    def reproduce() -> None:
+        with Repo() as repo:
+            repo.reproduce()
+
+    reproduce()
+    assert DVC_LOCKS.is_file()  # it is where DVC has it
+    DVC_LOCKS.write_bytes(left)
+    with pytest.raises(DvcException):
+        reproduce()
+    mend_locks()
+    assert "cut short" in capsys.readouterr().err
+    reproduce()
+
+
+def test_locks_that_are_whole_or_in_use_stay(here: Path) -> None:
+    mend_locks()  # none there
+    DVC_LOCKS.parent.mkdir(parents=True)
+    DVC_LOCKS.write_text("{}")
+    guard = DVC_LOCKS.with_name("rwlock.lock")
+    guard.touch()
+    mend_locks()
+    assert DVC_LOCKS.read_text() == "{}"
+    DVC_LOCKS.write_text("")
+    with guard.open("a") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        mend_locks()
+        assert DVC_LOCKS.is_file()
