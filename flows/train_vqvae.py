@@ -21,7 +21,7 @@ from flows.local_server import bypass_proxies
 from flows.run_page import ProgressBar, show_evaluation, show_stages
 from flows.stage_process import GateRefusedError, StageError, StageResult, StageStoppedError, reproduce
 from model.errors import InputError, hear_interrupts
-from tasks.inputs import check_inputs, mend_locks
+from tasks.inputs import check_inputs, prepare_dvc
 from tasks.run import AlreadyRunningError, only_one
 
 STARTED_BY = os.getppid()
@@ -70,7 +70,7 @@ def train_vqvae(
     results: list[StageResult] = []
     failure: Exception | None = None
     try:
-        mend_locks()
+        prepare_dvc()
         with only_one("train-vqvae"), overridden(params or {}):
             planned = plan(targets or [])
             if "voxelize" in planned:

@@ -1,8 +1,8 @@
 """Is there anything on which DVC itself would stop? `python -m tasks.inputs`, which `make repro` and the flow do first.
 
 DVC hashes what a stage depends on before it runs anything: it waits for ever on a named pipe and fails without a name
-on a link to nothing. The stage itself would list both as rejected. And it writes its table of locks in place: where a
-kill cuts that short, every later run fails on it.
+on a link to nothing. The stage itself would list both as rejected. It writes its table of locks in place: where a kill
+cuts that short, every later run fails on it. And it asks for a git repository, which an unpacked archive is not.
 """
 
 import fcntl
@@ -11,14 +11,36 @@ import sys
 from pathlib import Path
 
 from model.errors import InputError, printable
+from model.files import write_whole
 from model.meshes import irregular_files
 from tasks.run import ParameterError, load_settings
 
 DVC_LOCKS = Path(".dvc/tmp/rwlock")  # which process reads and writes what; of interest while it lives only
+DVC_SETTINGS = Path(".dvc/config.local")  # of this checkout alone
 _SHOWN = 10
 
 
-def mend_locks() -> None:
+def prepare_dvc() -> None:
+    """Mend what DVC would fail on and can do without."""
+    _mend_locks()
+    _do_without_git()
+
+
+def _do_without_git() -> None:
+    """Tell DVC so where there is no git repository. Raises InputError where its settings for here are the user's."""
+    here = Path.cwd()
+    if not DVC_SETTINGS.parent.is_dir() or any((folder / ".git").exists() for folder in (here, *here.parents)):
+        return
+    if not DVC_SETTINGS.exists():
+        write_whole(DVC_SETTINGS, "[core]\n    no_scm = true\n")
+        print(f"{here} is no git repository, of which DVC is told in {DVC_SETTINGS}", file=sys.stderr)
+    elif "no_scm" not in DVC_SETTINGS.read_text():
+        raise InputError(
+            f"{here} is no git repository, of which DVC has to be told: .venv/bin/dvc config --local core.no_scm true"
+        )
+
+
+def _mend_locks() -> None:
     """Take DVC's table of locks away where it is cut short and no DVC is at work on it."""
     guard = DVC_LOCKS.with_name(f"{DVC_LOCKS.name}.lock")
     if not (DVC_LOCKS.is_file() and guard.is_file()):
@@ -47,7 +69,7 @@ def check_inputs() -> None:
 
 if __name__ == "__main__":
     try:
-        mend_locks()
+        prepare_dvc()
         check_inputs()
     except (InputError, ParameterError) as error:
         sys.exit(str(error))

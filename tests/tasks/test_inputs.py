@@ -10,9 +10,10 @@ import pytest
 import yaml
 from dvc.exceptions import DvcException
 from dvc.repo import Repo
+from dvc.scm import SCMError
 
 from model.errors import InputError
-from tasks.inputs import DVC_LOCKS, check_inputs, mend_locks
+from tasks.inputs import DVC_LOCKS, DVC_SETTINGS, check_inputs, prepare_dvc
 
 ROOT = Path(__file__).parents[2]
 
@@ -73,6 +74,7 @@ def test_dvcs_locks_that_a_kill_cut_short_are_made_anew(
     here: Path, capsys: pytest.CaptureFixture[str], left: bytes
 ) -> None:
     Repo.init(no_scm=True).close()
+    DVC_SETTINGS.write_text("[core]\n    no_scm = true\n")
     (here / "dvc.yaml").write_text("stages: {nothing: {cmd: 'true', always_changed: true}}")
 
     def reproduce() -> None:
@@ -84,21 +86,37 @@ def test_dvcs_locks_that_a_kill_cut_short_are_made_anew(
     DVC_LOCKS.write_bytes(left)
     with pytest.raises(DvcException):
         reproduce()
-    mend_locks()
+    prepare_dvc()
     assert "cut short" in capsys.readouterr().err
     reproduce()
 
 
 def test_locks_that_are_whole_or_in_use_stay(here: Path) -> None:
-    mend_locks()  # none there
+    prepare_dvc()  # none there
     DVC_LOCKS.parent.mkdir(parents=True)
     DVC_LOCKS.write_text("{}")
     guard = DVC_LOCKS.with_name("rwlock.lock")
     guard.touch()
-    mend_locks()
+    prepare_dvc()
     assert DVC_LOCKS.read_text() == "{}"
     DVC_LOCKS.write_text("")
     with guard.open("a") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        mend_locks()
+        prepare_dvc()
         assert DVC_LOCKS.is_file()
+
+
+def test_dvc_works_where_there_is_no_git_repository(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / ".dvc").mkdir()
+    (here / ".dvc" / "config").touch()
+    with pytest.raises(SCMError):
+        Repo().status()
+    prepare_dvc()
+    assert f"{here} is no git repository" in capsys.readouterr().err
+    with Repo() as repo:
+        repo.status()
+    prepare_dvc()
+    assert not capsys.readouterr().err
+    DVC_SETTINGS.write_text("[core]\n    remote = mine\n")
+    with pytest.raises(InputError, match=r"config --local core\.no_scm true"):
+        prepare_dvc()
