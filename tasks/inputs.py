@@ -1,12 +1,14 @@
 """Is there anything on which DVC itself would stop? `python -m tasks.inputs`, which `make repro` and the flow do first.
 
 DVC hashes what a stage depends on before it runs anything: it waits for ever on a named pipe and fails without a name
-on a link to nothing. The stage itself would list both as rejected. It writes its table of locks in place: where a kill
-cuts that short, every later run fails on it. And it asks for a git repository, which an unpacked archive is not.
+on a link to nothing, both of which the stage itself would list as rejected. Behind a link to a folder it sees no change,
+so that results would be stale. It writes its table of locks in place: where a kill cuts that short, every later run
+fails on it. And it asks for a git repository, which an unpacked archive is not.
 """
 
 import fcntl
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from tasks.run import ParameterError, load_settings
 
 DVC_LOCKS = Path(".dvc/tmp/rwlock")  # which process reads and writes what; of interest while it lives only
 DVC_SETTINGS = Path(".dvc/config.local")  # of this checkout alone
+BEHIND_LINK = "DVC does not see what changes behind a link to a folder; link its files one by one, or copy it"
 _SHOWN = 10
 
 
@@ -59,7 +62,11 @@ def _mend_locks() -> None:
 def check_inputs() -> None:
     """Raise InputError naming what in voxelize.meshes is no file that can be read."""
     folder = load_settings().voxelize.meshes
+    links = (
+        Path(place, name) for place, names, _ in os.walk(folder) for name in names if Path(place, name).is_symlink()
+    )
     found = [f"{printable(path)}: {reason}" for path, reason in irregular_files(folder).items()]
+    found += [f"{printable(link)}: {BEHIND_LINK}" for link in sorted(links)]
     if found:
         more = f"; and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
         raise InputError(

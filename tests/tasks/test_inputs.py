@@ -35,6 +35,19 @@ def test_a_folder_of_files_and_links_to_them_is_fine(here: Path) -> None:
     check_inputs()
 
 
+def test_links_to_folders_behind_which_dvc_sees_no_change_are_named(here: Path) -> None:
+    (here / "elsewhere").mkdir()
+    (here / "meshes" / "deep" / "linked").symlink_to(here / "elsewhere")
+    with pytest.raises(InputError, match=r"1 of what is in meshes .*meshes/deep/linked: DVC does not see what changes"):
+        check_inputs()
+
+
+def test_the_folder_itself_may_be_a_link(here: Path) -> None:
+    (here / "meshes").rename(here / "other")
+    (here / "meshes").symlink_to(here / "other")
+    check_inputs()
+
+
 def test_no_folder_is_left_to_the_stage(here: Path) -> None:
     (here / "meshes").rename(here / "other")
     check_inputs()
