@@ -1,9 +1,9 @@
 """Is there anything on which DVC itself would stop? `python -m tasks.inputs`, which `make repro` and the flow do first.
 
 DVC hashes what a stage depends on before it runs anything: it waits for ever on a named pipe and fails without a name
-on a link to nothing, both of which the stage itself would list as rejected. Behind a link to a folder it sees no change,
-so that results would be stale. It writes its table of locks in place: where a kill cuts that short, every later run
-fails on it. And it asks for a git repository, which an unpacked archive is not.
+on a link to nothing, both of which the stage itself would list as rejected. It sees no change behind a link to a
+folder, so that results would be stale. It writes its table of locks in place: where a kill cuts that short, every later
+run fails on it. And it asks for a git repository, which an unpacked archive is not.
 """
 
 import fcntl
