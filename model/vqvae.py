@@ -144,8 +144,11 @@ def load_vqvae(directory: Path, *, device: torch.device | str = "cpu") -> Loaded
 
 def _read_config(file: Path) -> Config:
     try:
-        return Config.model_validate_json(file.read_bytes())
+        text = file.read_bytes()
+        return Config.model_validate_json(text)
     except ValidationError as error:
+        if b'"latent_channels"' in text and b'"codebook"' not in text:
+            raise InputError(f"{file}: it is of a VAE, as the twin is, which has no codes") from error
         first = error.errors(include_url=False)[0]
         key, got = ".".join(map(str, first["loc"])) or "it", repr(first["input"])[:40]
         raise InputError(f"{file}: {key} is {got} ({first['msg']}); {REMEDY}") from error

@@ -12,6 +12,7 @@ import trimesh
 import yaml
 from safetensors.torch import load_file
 
+from model.checkpoint import save_vae
 from model.errors import InputError
 from model.meshes import load_mesh
 from model.quantizer import ResidualQuantizer
@@ -355,6 +356,12 @@ def test_a_file_that_can_not_be_read_is_named(tokenizer: ShapeTokenizer, tmp_pat
 def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path):
     with pytest.raises(InputError, match=r"not a saved tokenizer .*config.json.*; run dvc repro, or name another"):
         ShapeTokenizer.from_pretrained(tmp_path)
+
+
+def test_a_vae_has_no_tokens(tokenizer: ShapeTokenizer, tmp_path: Path):
+    save_vae(tokenizer.vqvae.vae, tmp_path / "twin")
+    with pytest.raises(InputError, match=r"twin: not a saved tokenizer \(config\.json: it is of a VAE, .* no codes\)"):
+        ShapeTokenizer.from_pretrained(tmp_path / "twin")
 
 
 def test_a_damaged_folder_is_refused(tokenizer: ShapeTokenizer, tmp_path: Path):
