@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol, TypeVar
@@ -41,6 +42,7 @@ class Batch(Protocol):
 
 B = TypeVar("B", bound=Batch)
 Losses = dict[str, Tensor]  # scalars; "loss" is what is minimised, all of them go into the history
+Validation = Callable[[], dict[str, float]]  # figures of the network as it is
 Schedule = Callable[[float], float]  # progress in [0, 1) to a factor of the learning rate
 
 
@@ -98,7 +100,7 @@ def train(
     settings: Training,
     resume: ResumePoint,
     history: History,
-    validate: Callable[[], dict[str, float]] | None = None,
+    validate: Validation | None = None,
     validate_every: int = 0,
     after_step: Callable[[int, torch.optim.Optimizer], Losses] | None = None,
     description: str,
@@ -119,7 +121,8 @@ def train(
     scheduler = LambdaLR(optimizer, [_with_warmup(schedule, settings) for schedule in schedules])
     scaler = torch.amp.GradScaler(device.type, enabled=scales_loss(device))
     stateful = {"model": model, "optimizer": optimizer, "scheduler": scheduler, "scaler": scaler}
-    step = _restore(resume, stateful, history, device)
+    validation_at = partial(_validation_at, validate, validate_every, settings.steps)
+    step = _restore(resume, stateful, history, device, validation_at)
     window = _Window(description, scaler)
 
     progress = Progress(settings.steps, description=description, unit="step", done=step)
@@ -149,12 +152,12 @@ def train(
             skipped = (~grad_norm.isfinite()).float()
             window.add(step, batch.names, losses | {"grad_norm": grad_norm, "skipped_steps": skipped} | done)
             ending, stopping, note = step == settings.steps, on_any_rank(bool(stop)), ""
-            check = validate if validate and (step % validate_every == 0 or ending) and not stopping else None
+            check = None if stopping else validation_at(step)
             if step % settings.log_every == 0 or check or ending or stopping:
                 row = {"step": step} | window.means() | {"lr": lr}
                 history.append(row)
                 if check:  # may take longer than whoever stops us waits
-                    resume.save(_state_of(stateful, history, step, on_cuda))
+                    resume.save(_state_of(stateful, history, step, on_cuda, validated=False))
                     row |= check()
                     history.write()
                 note = f"loss {row['loss']:.4f}"
@@ -163,7 +166,7 @@ def train(
                 progress.advance(note)
             due = step % settings.save_every == 0 or ending or stopping  # a step with a row, which refuses NaN
             if due:
-                resume.save(_state_of(stateful, history, step, on_cuda))
+                resume.save(_state_of(stateful, history, step, on_cuda, validated=bool(check)))
             if stopping:
                 raise KeyboardInterrupt
             if ending:
@@ -253,13 +256,27 @@ def _with_warmup(schedule: Schedule, settings: Training) -> Callable[[int], floa
     return factor
 
 
-def _restore(resume: ResumePoint, stateful: dict[str, Any], history: History, device: torch.device) -> int:
+def _validation_at(validate: Validation | None, every: int, last: int, step: int) -> Validation | None:
+    """What is to be done after this step, if it is one of those that are validated."""
+    return validate if validate and (step % every == 0 or step == last) else None
+
+
+def _restore(
+    resume: ResumePoint,
+    stateful: dict[str, Any],
+    history: History,
+    device: torch.device,
+    validation_at: Callable[[int], Validation | None],
+) -> int:
+    """The step to go on from. A validation that a stop or a kill left out is made up for."""
     state = resume.load(device)
     if state is None:
         return 0
     for key, part in stateful.items():
         part.load_state_dict(state[key])
     history.rows = state["history"]
+    if not state["validated"] and (validate := validation_at(state["step"])):
+        history.rows[-1] |= validate()
     history.write()
     torch.set_rng_state(state["rng"].cpu())
     if "cuda_rng" in state:
@@ -269,9 +286,11 @@ def _restore(resume: ResumePoint, stateful: dict[str, Any], history: History, de
     return state["step"]
 
 
-def _state_of(stateful: dict[str, Any], history: History, step: int, on_cuda: bool) -> dict[str, Any]:
+def _state_of(
+    stateful: dict[str, Any], history: History, step: int, on_cuda: bool, *, validated: bool
+) -> dict[str, Any]:
     state = {key: part.state_dict() for key, part in stateful.items()}
-    state |= {"history": history.rows, "step": step, "rng": torch.get_rng_state()}
+    state |= {"history": history.rows, "step": step, "validated": validated, "rng": torch.get_rng_state()}
     return state | ({"cuda_rng": torch.cuda.get_rng_state()} if on_cuda else {})
 
 

@@ -5,6 +5,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -269,6 +270,37 @@ def test_a_step_is_saved_before_it_is_validated():
     with pytest.raises(Killed):
         fit(model, regression(model), validate=killed, validate_every=8)
     assert saved_step() == 8
+
+
+@pytest.mark.parametrize(("killed_at", "found"), [(0, {8: 1, 16: 2, 20: 3}), (2, {8: 0, 16: 1, 20: 3})])
+def test_a_validation_that_a_kill_cut_short_is_made_up_for(killed_at: int, found: dict[int, int]):
+    looked = iter(range(100))
+
+    def validate(killed_at: int = -1) -> dict[str, float]:
+        if (number := next(looked)) == killed_at:
+            raise Killed
+        return {"val_l1": float(number)}
+
+    model = new_model()
+    with pytest.raises(Killed):
+        fit(model, regression(model), validate=partial(validate, killed_at), validate_every=8)
+    model = new_model()
+    fit(model, regression(model), validate=validate, validate_every=8)
+    assert history().set_index("step").val_l1.dropna().to_dict() == found
+
+
+def test_a_validation_that_a_signal_left_out_is_made_up_for():
+    model = new_model()
+    with pytest.raises(KeyboardInterrupt):
+        fit(
+            model,
+            regression(model, {7: lambda: os.kill(os.getpid(), signal.SIGTERM)}),
+            validate=lambda: pytest.fail("it validates"),
+            validate_every=8,
+        )
+    model = new_model()
+    fit(model, regression(model), validate=lambda: {"val_l1": 0.5}, validate_every=8)
+    assert history().set_index("step").val_l1.dropna().index.tolist() == [8, 16, 20]
 
 
 def test_a_finished_run_takes_no_more_steps(capsys):
