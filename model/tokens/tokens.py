@@ -187,14 +187,16 @@ def read_rows(path: Path) -> Iterator[tuple[str, Tokens | InputError]]:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             if missing := sorted(set(_SCHEMA.names) - set(file.schema_arrow.names)):
                 raise InputError(f"{path} has no column {missing[0]}; expected a table of tokens; encode again")
+            if sum(file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)) != file.metadata.num_rows:
+                raise ValueError("its footer tells of two numbers of rows")
             for group in range(file.num_row_groups):
                 table = file.read_row_group(group, columns=_SCHEMA.names)
                 if table.schema.remove_metadata() != _SCHEMA.remove_metadata():
                     raise InputError(f"{path} has columns of other types; expected a table of tokens; encode again")
                 for row in range(len(table)):
                     yield table["name"][row].as_py() or "", _tokens_of(table, row)
-    except (OSError, pa.ArrowException) as error:
-        if is_of_environment(error):
+    except Exception as error:  # what is damaged makes the reader fail in many ways
+        if isinstance(error, InputError) or is_of_environment(error):
             raise
         raise _unreadable(path, error) from error
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -184,6 +186,36 @@ def outcomes(kind: Kind, count: int) -> Counter[str]:
 def test_some_damaged_files(kinds: dict[str, Kind], name: str):
     seen = outcomes(kinds[name], 30)
     assert seen["refused"] > (1 if kinds[name].foreign else 20), seen
+
+
+@pytest.mark.parametrize("name", ["latents", "table"])
+def test_no_rows_are_lost_where_a_footer_tells_of_others(kinds: dict[str, Kind], name: str):
+    """No digest is over the number of rows. Every bit of the footer that says it is flipped."""
+    kind = kinds[name]
+    whole = kind.file.read_bytes()
+    footer = int.from_bytes(whole[-8:-4], "little")  # its length stands before the last four bytes
+    num_rows, tried = pq.read_metadata(kind.file).num_rows, 0
+    try:
+        for bit in range(8 * (len(whole) - 8 - footer), 8 * (len(whole) - 8)):
+            spoilt = bytearray(whole)
+            spoilt[bit // 8] ^= 1 << bit % 8
+            try:
+                metadata = pq.read_metadata(pa.BufferReader(spoilt))
+            except (OSError, pa.ArrowException):
+                continue
+            told = [metadata.num_rows, sum(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))]
+            if told == [num_rows, num_rows]:
+                continue
+            kind.file.write_bytes(spoilt)
+            tried += 1
+            if name == "table":
+                assert kind.read() == {}
+            else:
+                with pytest.raises(InputError, match=f"{kind.file.name} can't be read"):
+                    kind.read()
+    finally:
+        kind.file.write_bytes(whole)
+    assert tried > 5
 
 
 @pytest.mark.slow
