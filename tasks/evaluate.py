@@ -14,7 +14,6 @@ from model.device import pick_device
 from model.errors import InputError
 from model.evaluation import (
     REPORT,
-    Evaluation,
     Reconstructor,
     Sampling,
     TrueShape,
@@ -29,8 +28,8 @@ from model.report import (
     CODEBOOK_TITLES,
     COSTS,
     ROW_TITLES,
+    Evaluation,
     Gallery,
-    Report,
     draw_history,
     draw_shapes,
     draw_usage,
@@ -92,18 +91,12 @@ def evaluate(settings: Settings) -> None:
             "usage_histogram.tsv": usage_table(counts).encode(),
         }
         page = report_page(
-            Report(
-                table=evaluation.table,
-                aggregates=evaluation.aggregates,
-                ranking=evaluation.ranking,
-                metrics=evaluation.metrics,
-                histories=histories,
-                codebook_plots={"usage_histogram.png": plots["usage_histogram.png"]} | codebook_pictures(),
-                gallery=gallery,
-                sheet=spread(evaluation.ranking, params.report_shapes),
-                scenes=spread(evaluation.ranking, params.report_views),
-                conditions=evaluation.conditions,
-            )
+            evaluation,
+            gallery,
+            sheet=spread(evaluation.ranking, params.report_shapes),
+            scenes=spread(evaluation.ranking, params.report_views),
+            codebook_plots={"usage_histogram.png": plots["usage_histogram.png"]} | codebook_pictures(),
+            histories=histories,
         )
         with whole_directory(EVALUATION) as directory:
             write_evaluation(directory, evaluation, page)
