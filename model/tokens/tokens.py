@@ -125,7 +125,8 @@ class Tokens:
         if path.suffix == ".parquet":
             shapes = [tokens for _, tokens in islice(read_parquet(path), 2)]
             if len(shapes) != 1:
-                raise InputError(f"{path} holds {len(shapes) or 'no'} shapes or more; expected 1; use read_parquet")
+                found = "more than one shape" if shapes else "no shape"
+                raise InputError(f"{path} holds {found}; expected 1; use shape_tokenizer.tokens.read_tokens")
             return shapes[0]
         try:
             with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
