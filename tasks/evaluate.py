@@ -83,7 +83,7 @@ def evaluate(settings: Settings) -> None:
         evaluation = evaluate_shapes(
             shapes_to_test(shards), len(names), reconstructor, sampling, gallery, resolution=shards.resolution
         )
-        counts = {name: of_level.numpy() for name, of_level in counts_of_levels(reconstructor.use).items()}
+        counts = counts_of_levels(reconstructor.use)
         plots = {
             "shapes.png": draw_shapes(evaluation.ranking, spread(evaluation.ranking, params.picture_shapes), gallery),
             "loss_curves.png": draw_history(histories),

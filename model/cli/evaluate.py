@@ -67,13 +67,12 @@ def evaluate_tokenizer(
         evaluation = evaluate_shapes(
             shapes(), len(files), reconstructor, sampling, gallery, resolution=loaded.resolution
         )
-        use = {name: counts.numpy() for name, counts in counts_of_levels(reconstructor.use).items()}
         page = report_page(
             evaluation,
             gallery,
             sheet=spread(evaluation.ranking, SHOWN),
             scenes=spread(evaluation.ranking, IN_3D),
-            codebook_plots={"usage_histogram.png": draw_usage(use)},
+            codebook_plots={"usage_histogram.png": draw_usage(counts_of_levels(reconstructor.use))},
             histories={},
         )
     write_evaluation(out, evaluation, page)

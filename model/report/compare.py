@@ -66,7 +66,8 @@ def check_comparable(old: pd.DataFrame, new: pd.DataFrame) -> None:
     for key in CONDITIONS:
         if old.attrs[key] != new.attrs[key]:
             raise InputError(
-                f"{key} is {old.attrs[key]} in the old run and {new.attrs[key]} in the new one; evaluate both alike"
+                f"{key} is {old.attrs[key]} in the old run and {new.attrs[key]} in the new one; figures depend "
+                f"on it: compare evaluations of the same {key}"
             )
     differing = set(old["shape"]) ^ set(new["shape"])
     if differing:
