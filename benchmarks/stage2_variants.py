@@ -33,9 +33,8 @@ from benchmarks import AS_DVC_RUNS_IT, ROOT, add_json, command_line, conditions,
 from model.checkpoint import load_vae
 from model.device import pick_device
 from model.evaluation import CodeUse, Reconstructor, Sampling, measure_shapes
-from model.metrics import summarise_change
 from model.quantizer import ResidualQuantizer, codebook_statistics, usage_of_levels
-from model.report import Gallery
+from model.report import Gallery, compare_rows
 from model.tokens import Tokens, Vocabulary
 from model.vqvae import VQVAE, load_vqvae
 from tasks.data import choose_views, encode_views, load_codebooks
@@ -189,13 +188,11 @@ def to_the_twin(table: pd.DataFrame, row: str, *, seed: int) -> dict[str, Any] |
     twin = next((name for name in twins if name.removeprefix("twin") == row[-len("_seed0") :]), next(iter(twins), None))
     if twin is None or row in twins:
         return None
-    values = table.set_index("shape")
     lost: dict[str, Any] = {"twin": twin}
-    for column, short in FIGURES.items():
-        pair = [[None if pd.isna(v) else v for v in values[values.row == which][column]] for which in (twin, row)]
-        change = summarise_change(*pair, seed=seed)
-        if change is not None:
-            lost[short] = {key: getattr(change, key) for key in ("mean", "ci_low", "ci_high", "num_shapes")}
+    for figure, change in compare_rows(table[table.row == twin], table[table.row == row], seed=seed):
+        if figure.column in FIGURES:
+            kept = ("mean", "ci_low", "ci_high", "num_shapes")
+            lost[FIGURES[figure.column]] = {key: getattr(change, key) for key in kept}
     return lost
 
 

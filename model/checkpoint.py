@@ -154,7 +154,7 @@ def _weights_file(path: Path) -> Path:
 def _read_state(file: Path) -> tuple[State, dict[str, str]]:
     if not file.is_file():
         raise CheckpointError(
-            f"{file}: no such checkpoint; set import_vae.checkpoint to a file or folder of VAE weights"
+            f"{file}: no such checkpoint; name a file or folder of VAE weights, in a stage by import_vae.checkpoint"
         )
     if file.suffix == ".safetensors":
         content: Any = read_tensors(file, remedy=FETCH, ours=False).tensors

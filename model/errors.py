@@ -82,7 +82,8 @@ def told_of_environment(error: BaseException) -> str:
         file = _fullest_disk()
     elif file is None and number in _REMEDIES:
         what = f"{what} ({' '.join(str(error).split())[:200] or 'how much was asked for is not known'})"
-    return f"{what}{f': {file}' if file else ''}; {_REMEDIES.get(number or 0, 'mend it')}"
+    remedy = _REMEDIES.get(number or 0, "check that path" if file else "mend it")
+    return f"{what}{f': {file}' if file else ''}; {remedy}"
 
 
 def reason_of(error: Exception, *, given: Path, more_memory: str) -> str:

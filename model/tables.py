@@ -25,14 +25,17 @@ def write_table(path: Path, table: pa.Table) -> None:
         pq.write_table(sealed, partial, compression="zstd", write_page_checksum=True)
 
 
-def read_table(path: Path, *, remedy: str) -> pa.Table:
-    """What write_table wrote. Raises InputError, which ends in the remedy, where it is missing or damaged."""
+def read_table(path: Path, *, remedy: str, ours: bool = True) -> pa.Table:
+    """What write_table wrote; one that is not `ours` may have no digest.
+
+    Raises InputError, which ends in the remedy, where it is missing or damaged.
+    """
     with _damage_told(path, remedy):
         table = pq.read_table(path, page_checksum_verification=True)
         metadata = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
         carried = {key: metadata.pop(key) for key in [*metadata] if key == DIGEST}
         table = table.replace_schema_metadata(metadata)
-        if not is_as_written(metadata | carried, digest_of(_parts(table)), required=True):
+        if not is_as_written(metadata | carried, digest_of(_parts(table)), required=ours):
             raise ValueError("its content is not what its digest says")
         return table
 
@@ -77,8 +80,10 @@ def read_rows(path: Path, *, remedy: str) -> Iterator[pa.RecordBatch]:
     """All of them, one after the other; raises as read_row does."""
     with _damage_told(path, remedy):
         file = pq.ParquetFile(path, page_checksum_verification=True)
+        if file.metadata.num_rows != file.num_row_groups:  # no digest is over how many there are
+            raise ValueError(f"it tells of {file.num_row_groups} row groups and of {file.metadata.num_rows} rows")
     with file:
-        for group in range(file.metadata.num_rows):
+        for group in range(file.num_row_groups):
             with _damage_told(path, remedy):
                 row = _row(file, group)
             yield row

@@ -14,7 +14,6 @@ from model.device import pick_device
 from model.errors import InputError
 from model.evaluation import (
     REPORT,
-    Evaluation,
     Reconstructor,
     Sampling,
     TrueShape,
@@ -29,8 +28,8 @@ from model.report import (
     CODEBOOK_TITLES,
     COSTS,
     ROW_TITLES,
+    Evaluation,
     Gallery,
-    Report,
     draw_history,
     draw_shapes,
     draw_usage,
@@ -84,7 +83,7 @@ def evaluate(settings: Settings) -> None:
         evaluation = evaluate_shapes(
             shapes_to_test(shards), len(names), reconstructor, sampling, gallery, resolution=shards.resolution
         )
-        counts = {name: of_level.numpy() for name, of_level in counts_of_levels(reconstructor.use).items()}
+        counts = counts_of_levels(reconstructor.use)
         plots = {
             "shapes.png": draw_shapes(evaluation.ranking, spread(evaluation.ranking, params.picture_shapes), gallery),
             "loss_curves.png": draw_history(histories),
@@ -92,18 +91,12 @@ def evaluate(settings: Settings) -> None:
             "usage_histogram.tsv": usage_table(counts).encode(),
         }
         page = report_page(
-            Report(
-                table=evaluation.table,
-                aggregates=evaluation.aggregates,
-                ranking=evaluation.ranking,
-                metrics=evaluation.metrics,
-                histories=histories,
-                codebook_plots={"usage_histogram.png": plots["usage_histogram.png"]} | codebook_pictures(),
-                gallery=gallery,
-                sheet=spread(evaluation.ranking, params.report_shapes),
-                scenes=spread(evaluation.ranking, params.report_views),
-                conditions=evaluation.conditions,
-            )
+            evaluation,
+            gallery,
+            sheet=spread(evaluation.ranking, params.report_shapes),
+            scenes=spread(evaluation.ranking, params.report_views),
+            codebook_plots={"usage_histogram.png": plots["usage_histogram.png"]} | codebook_pictures(),
+            histories=histories,
         )
         with whole_directory(EVALUATION) as directory:
             write_evaluation(directory, evaluation, page)

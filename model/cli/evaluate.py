@@ -8,7 +8,6 @@ from tempfile import TemporaryDirectory
 from ..errors import InputError
 from ..evaluation import (
     REPORT,
-    Evaluation,
     Reconstructor,
     Sampling,
     TrueShape,
@@ -19,7 +18,7 @@ from ..evaluation import (
 )
 from ..files import write_whole
 from ..jobs import Limits
-from ..report import ROW_TITLES, Gallery, Report, draw_usage, figures_of, report_page
+from ..report import ROW_TITLES, Evaluation, Gallery, draw_usage, figures_of, report_page
 from .inputs import in_order, named_files, voxelize_files
 from .rejects import Rejects
 from .tokenizer import load_tokenizer
@@ -68,28 +67,19 @@ def evaluate_tokenizer(
         evaluation = evaluate_shapes(
             shapes(), len(files), reconstructor, sampling, gallery, resolution=loaded.resolution
         )
-        page = report_page(_report(evaluation, reconstructor, gallery))
+        page = report_page(
+            evaluation,
+            gallery,
+            sheet=spread(evaluation.ranking, SHOWN),
+            scenes=spread(evaluation.ranking, IN_3D),
+            codebook_plots={"usage_histogram.png": draw_usage(counts_of_levels(reconstructor.use))},
+            histories={},
+        )
     write_evaluation(out, evaluation, page)
     write_whole(out / METRICS, json.dumps(evaluation.metrics, indent=2) + "\n")
     print(_table(evaluation))
     rejects.conclude(f"evaluated {len(evaluation.ranking)} of {len(files)} meshes; report: {out / REPORT}")
     return rejects.num
-
-
-def _report(evaluation: Evaluation, reconstructor: Reconstructor, gallery: Gallery) -> Report:
-    use = {name: counts.numpy() for name, counts in counts_of_levels(reconstructor.use).items()}
-    return Report(
-        table=evaluation.table,
-        aggregates=evaluation.aggregates,
-        ranking=evaluation.ranking,
-        metrics=evaluation.metrics,
-        histories={},
-        codebook_plots={"usage_histogram.png": draw_usage(use)},
-        gallery=gallery,
-        sheet=spread(evaluation.ranking, SHOWN),
-        scenes=spread(evaluation.ranking, IN_3D),
-        conditions=evaluation.conditions,
-    )
 
 
 def _table(evaluation: Evaluation) -> str:

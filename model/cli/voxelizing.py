@@ -1,4 +1,4 @@
-"""What the worker processes of `shape-tokenizer encode` do. It imports no torch, which they would load for nothing."""
+"""What the worker processes of encode and evaluate do. It imports no torch, which they would load for nothing."""
 
 from pathlib import Path
 from typing import Any, NamedTuple

@@ -1,7 +1,6 @@
 """All that an evaluation gives: a line per shape and row, means, paired differences, ranking; and its files."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,23 +8,13 @@ import pandas as pd
 import pyarrow as pa
 
 from ..files import write_whole
-from ..report import PER_SHAPE, Aggregates, Gallery, Ranking
+from ..report import PER_SHAPE, Evaluation, Gallery
 from ..tables import write_table
 from .measuring import Sampling, TrueShape, measure_shapes
 from .reconstructions import Reconstructor
 from .tables import aggregate, aggregates_table, rank, summarise_codes, summarise_pairs, summarise_rows
 
 REPORT = "report.html"
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    table: pd.DataFrame  # a line per shape and row with every figure
-    costs: pd.DataFrame  # a line per shape and row: seconds and memory
-    aggregates: Aggregates
-    ranking: Ranking
-    metrics: dict[str, Any]  # by row the means; `codebook` and `paired` beside them
-    conditions: Mapping[str, int]  # what figures depend on besides the shapes, as model.report compares it
 
 
 def evaluate_shapes(

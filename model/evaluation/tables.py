@@ -5,8 +5,8 @@ from dataclasses import asdict
 
 import numpy as np
 import pandas as pd
+import torch
 from jaxtyping import Int
-from torch import Tensor
 
 from ..metrics import Summary, summarise
 from ..quantizer import codebook_statistics
@@ -95,7 +95,7 @@ def summarise_codes(use: Mapping[str, CodeUse]) -> dict[str, dict[str, float | i
     errors = {stage: codes.normalised_error for stage, codes in use.items()}
     figures = {}
     for name, counts in counts_of_levels(use).items():
-        of_level = asdict(codebook_statistics(counts)) | {
+        of_level = asdict(codebook_statistics(torch.from_numpy(counts))) | {
             "codebook_size": len(counts),
             "normalised_error": errors[name.partition("_level")[0]],
         }
@@ -103,10 +103,10 @@ def summarise_codes(use: Mapping[str, CodeUse]) -> dict[str, dict[str, float | i
     return figures
 
 
-def counts_of_levels(use: Mapping[str, CodeUse]) -> dict[str, Int[Tensor, " codebook_size"]]:
+def counts_of_levels(use: Mapping[str, CodeUse]) -> dict[str, Int[np.ndarray, " codebook_size"]]:
     """How often each code occurs, by stage; further levels of codes are stage1_level2 and so on."""
     return {
-        stage if level == 1 else f"{stage}_level{level}": counts
+        stage if level == 1 else f"{stage}_level{level}": counts.numpy()
         for stage, codes in use.items()
         for level, counts in enumerate(codes.counts, start=1)
     }

@@ -7,7 +7,7 @@ from .codebook_plots import draw_codebook
 from .compare import PER_SHAPE, check_comparable, compare_rows, compare_within, read_evaluation, show_changes
 from .figures import COSTS, ROW_TITLES, figures_of, rows_of
 from .gallery import PICTURED, Gallery, Ranking
-from .page import CODEBOOK_TITLES, Aggregates, Report, report_page
+from .page import CODEBOOK_TITLES, Aggregates, Evaluation, report_page
 from .plots import draw_history, draw_shapes, draw_usage, read_history, usage_table
 
 __all__ = [
@@ -17,9 +17,9 @@ __all__ = [
     "PICTURED",
     "ROW_TITLES",
     "Aggregates",
+    "Evaluation",
     "Gallery",
     "Ranking",
-    "Report",
     "check_comparable",
     "compare_rows",
     "compare_within",

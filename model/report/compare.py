@@ -7,11 +7,10 @@ between runs; the difference of each shape from itself does not have that noise.
 from pathlib import Path
 
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from ..errors import InputError, is_of_environment
+from ..errors import InputError
 from ..metrics import Change, summarise_change
+from ..tables import read_table
 from .figures import Figure, figures_of
 
 PER_SHAPE = "per_shape.parquet"
@@ -51,14 +50,10 @@ def num_better(figure: Figure, change: Change) -> int:
 def read_evaluation(path: Path) -> pd.DataFrame:
     """The per-shape table of an evaluation, its conditions in `attrs`. Raises InputError naming what can't be read."""
     file = path / PER_SHAPE if path.is_dir() else path
+    table = read_table(file, remedy="give a folder that evaluate wrote, or evaluate again", ours=False)
+    metadata = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
     try:
-        table = pq.read_table(file)
-        metadata = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
         conditions = {key: int(metadata[key]) for key in CONDITIONS}
-    except (OSError, pa.ArrowException) as error:
-        if is_of_environment(error):
-            raise
-        raise InputError(f"{file} can't be read ({error}); give the folder that evaluate wrote") from error
     except KeyError as error:
         raise InputError(f"{file} does not say {error}; it is no table of evaluate, or an old one") from error
     frame = table.to_pandas()
@@ -71,7 +66,8 @@ def check_comparable(old: pd.DataFrame, new: pd.DataFrame) -> None:
     for key in CONDITIONS:
         if old.attrs[key] != new.attrs[key]:
             raise InputError(
-                f"{key} is {old.attrs[key]} in the old run and {new.attrs[key]} in the new one; evaluate both alike"
+                f"{key} is {old.attrs[key]} in the old run and {new.attrs[key]} in the new one; figures depend "
+                f"on it: compare evaluations of the same {key}"
             )
     differing = set(old["shape"]) ^ set(new["shape"])
     if differing:

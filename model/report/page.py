@@ -35,45 +35,55 @@ CODEBOOK_TITLES = {
 
 
 @dataclass(frozen=True)
-class Report:
-    table: pd.DataFrame  # a line per shape and row
+class Evaluation:
+    """What was measured."""
+
+    table: pd.DataFrame  # a line per shape and row with every figure
+    costs: pd.DataFrame  # a line per shape and row: milliseconds and memory
     aggregates: Aggregates
     ranking: Ranking
-    metrics: Mapping[str, Any]  # of the metrics file
-    histories: Mapping[str, pd.DataFrame]  # of training, by stage; none where that is not known
-    codebook_plots: Mapping[str, bytes]  # PNG by file name
-    gallery: Gallery
-    sheet: Sequence[str]  # shapes with pictures
-    scenes: Sequence[str]  # shapes to turn in 3D
-    conditions: Mapping[str, int]  # resolution, num_points, seed
+    metrics: dict[str, Any]  # by row the means; `codebook` and `paired` beside them
+    conditions: Mapping[str, int]  # what figures depend on besides the shapes: resolution, num_points, seed
 
 
-def report_page(report: Report) -> str:
-    """The page; every text that a run brings in, such as a file's name, is escaped by the template's engine."""
+def report_page(
+    evaluation: Evaluation,
+    gallery: Gallery,
+    *,
+    sheet: Sequence[str],
+    scenes: Sequence[str],
+    codebook_plots: Mapping[str, bytes],
+    histories: Mapping[str, pd.DataFrame],
+) -> str:
+    """The page, with pictures of the shapes of `sheet` and those of `scenes` to turn in 3D.
+
+    `codebook_plots` are PNG by file name, `histories` those of training by stage, none where that is not known. Every
+    text that a run brings in, such as a file's name, is escaped by the template's engine.
+    """
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
     environment.globals |= {"num_better": num_better, "verdict": verdict, "NOTHING": NOTHING, "PARTS": PARTS}
-    others = other_columns(report.histories)
-    rows, shapes = rows_of(report.table), list(report.ranking)
+    others = other_columns(histories)
+    rows, shapes = rows_of(evaluation.table), list(evaluation.ranking)
     return environment.from_string(_resource("page.html")).render(
-        report=report,
+        evaluation=evaluation,
+        sheet=sheet,
         rows={row: ROW_TITLES[row] for row in rows},
         row_titles=ROW_TITLES,
-        figures=figures_of(report.table.columns),
-        failures={ROW_TITLES[row]: count for row in rows if (count := report.metrics[row]["failures"])},
-        won_back=_won_back(report.metrics),
-        changes=_changes(report),
+        figures=figures_of(evaluation.table.columns),
+        failures={ROW_TITLES[row]: count for row in rows if (count := evaluation.metrics[row]["failures"])},
+        won_back=_won_back(evaluation.metrics),
+        changes=_changes(evaluation),
         places={shape: f"{place} of {len(shapes)}: {shape}" for place, shape in enumerate(shapes, start=1)},
-        pictured=report.gallery.titles,
-        pictures={s: [_data_url(webp(p), "webp") for p in report.gallery.pictures(s)] for s in report.sheet},
+        pictured=gallery.titles,
+        pictures={s: [_data_url(webp(p), "webp") for p in gallery.pictures(s)] for s in sheet},
         extremes={"Best": shapes[:EXTREMES], "Worst": shapes[EXTREMES:][-EXTREMES:][::-1]},
-        codebook=_codebook(report.metrics["codebook"]),
-        codebook_pictures=[
-            (CODEBOOK_TITLES[name], _data_url(png, "png")) for name, png in report.codebook_plots.items()
-        ],
-        curves=_data_url(draw_history(report.histories), "png") if report.histories else None,
-        other_curves=_data_url(draw_history(report.histories, others), "png") if others else None,
-        scenes=[scene_of(shape, report.gallery) for shape in report.scenes],
+        codebook=_codebook(evaluation.metrics["codebook"]),
+        codebook_pictures=[(CODEBOOK_TITLES[name], _data_url(png, "png")) for name, png in codebook_plots.items()],
+        curves=_data_url(draw_history(histories), "png") if histories else None,
+        other_curves=_data_url(draw_history(histories, others), "png") if others else None,
+        scenes=scenes,
+        meshes=[scene_of(shape, gallery) for shape in scenes],
         fixed_point=FIXED_POINT,
         script=_resource("page.js"),
     )
@@ -95,9 +105,9 @@ def _won_back(metrics: Mapping[str, Any]) -> float | None:
     return float((stage1 - stage2) / (stage1 - vae)) if stage1 > vae else None
 
 
-def _changes(report: Report) -> dict[str, Any]:
+def _changes(evaluation: Evaluation) -> dict[str, Any]:
     """What stage 2 is held against, and for each figure that all of them have, the change from each."""
-    against = compare_within(report.table, seed=report.conditions["seed"])
+    against = compare_within(evaluation.table, seed=evaluation.conditions["seed"])
     lines: dict[str, list[Any]] = {}
     for changes in against.values():
         for figure, change in changes:

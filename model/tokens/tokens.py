@@ -125,7 +125,8 @@ class Tokens:
         if path.suffix == ".parquet":
             shapes = [tokens for _, tokens in islice(read_parquet(path), 2)]
             if len(shapes) != 1:
-                raise InputError(f"{path} holds {len(shapes) or 'no'} shapes or more; expected 1; use read_parquet")
+                found = "more than one shape" if shapes else "no shape"
+                raise InputError(f"{path} holds {found}; expected 1; use shape_tokenizer.tokens.read_tokens")
             return shapes[0]
         try:
             with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
@@ -187,14 +188,16 @@ def read_rows(path: Path) -> Iterator[tuple[str, Tokens | InputError]]:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             if missing := sorted(set(_SCHEMA.names) - set(file.schema_arrow.names)):
                 raise InputError(f"{path} has no column {missing[0]}; expected a table of tokens; encode again")
+            if sum(file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)) != file.metadata.num_rows:
+                raise ValueError("its footer tells of two numbers of rows")
             for group in range(file.num_row_groups):
                 table = file.read_row_group(group, columns=_SCHEMA.names)
                 if table.schema.remove_metadata() != _SCHEMA.remove_metadata():
                     raise InputError(f"{path} has columns of other types; expected a table of tokens; encode again")
                 for row in range(len(table)):
                     yield table["name"][row].as_py() or "", _tokens_of(table, row)
-    except (OSError, pa.ArrowException) as error:
-        if is_of_environment(error):
+    except Exception as error:  # what is damaged makes the reader fail in many ways
+        if isinstance(error, InputError) or is_of_environment(error):
             raise
         raise _unreadable(path, error) from error
 

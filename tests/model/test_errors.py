@@ -1,4 +1,4 @@
-"""Names of the user's are shown as one line that steers nothing."""
+"""Names are shown as one line that steers nothing; what the machine lacks is told and blamed on no file."""
 
 import errno
 import os

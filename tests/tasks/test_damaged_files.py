@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -17,7 +19,7 @@ from model.errors import InputError
 from model.quantizer import ResidualQuantizer
 from model.tensors import digest_of_tensors
 from model.tokenizer import ShapeTokenizer
-from model.tokens import Tokens, read_tokens, write_tokens
+from model.tokens import Tokens, count_shapes, read_tokens, write_tokens
 from model.vqvae import VQVAE
 from tasks.data import CODEBOOK_FILE, latents_file, load_codebooks, read_vectors
 from tasks.run import LATENTS, RESUME, SDF, VAE, Settings
@@ -184,6 +186,43 @@ def outcomes(kind: Kind, count: int) -> Counter[str]:
 def test_some_damaged_files(kinds: dict[str, Kind], name: str):
     seen = outcomes(kinds[name], 30)
     assert seen["refused"] > (1 if kinds[name].foreign else 20), seen
+
+
+@pytest.mark.parametrize("name", ["latents", "table"])
+def test_no_rows_are_lost_where_a_footer_tells_of_others(kinds: dict[str, Kind], name: str):
+    """No digest is over the number of rows. Every bit of the footer that says it is flipped, and two of a name."""
+    kind = kinds[name]
+    whole = kind.file.read_bytes()
+    footer = int.from_bytes(whole[-8:-4], "little")  # its length stands before the last four bytes
+    num_rows, expected = pq.read_metadata(kind.file).num_rows, kind.read()
+    tried = refused = no_text = 0
+    try:
+        for bit in range(8 * (len(whole) - 8 - footer), 8 * (len(whole) - 8)):
+            spoilt = bytearray(whole)
+            spoilt[bit // 8] ^= 1 << bit % 8
+            try:
+                metadata = pq.read_metadata(pa.BufferReader(spoilt))
+                told = [metadata.num_rows, sum(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))]
+            except UnicodeDecodeError:  # the name of a column is no text
+                told, no_text = [], no_text + 1
+            except (OSError, pa.ArrowException):
+                continue
+            if told == [num_rows, num_rows] or (not told and no_text > 2):
+                continue
+            kind.file.write_bytes(spoilt)
+            tried += 1
+            if name == "table":
+                assert told or count_shapes(kind.file) == 1  # whatever is there is told by reading
+                assert kind.read() == {}
+                continue
+            try:
+                assert kind.read() == expected
+            except InputError as error:
+                refused += f"{kind.file.name} can't be read" in str(error)
+    finally:
+        kind.file.write_bytes(whole)
+    assert tried > 5
+    assert name == "table" or refused > 5
 
 
 @pytest.mark.slow

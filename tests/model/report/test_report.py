@@ -19,7 +19,7 @@ from playwright.sync_api import Browser, sync_playwright
 from model.evaluation import aggregate, rank, summarise_rows
 from model.meshes import Mesh
 from model.metrics import Truth
-from model.report import PICTURED, Gallery, Report, report_page
+from model.report import PICTURED, Evaluation, Gallery, report_page
 from model.report.render import WHITE, render_mesh
 from model.report.viewer import FIXED_POINT, MAX_FACES, PackedMesh, pack_mesh, scene_of, simplify
 
@@ -47,8 +47,8 @@ def shapes() -> dict[str, dict[str, trimesh.Trimesh]]:
     }
 
 
-def make_report(scratch: Path) -> Report:
-    gallery = Gallery(scratch)
+def measured(gallery: Gallery) -> Evaluation:
+    """Of shapes(), whose meshes go to the gallery."""
     lines = []
     for name, meshes in shapes().items():
         gallery.add(name, meshes)
@@ -63,19 +63,9 @@ def make_report(scratch: Path) -> Report:
     aggregates = aggregate(table, seed=0)
     codes = {"num_tokens": 120, "usage": 0.75, "perplexity": 12.0, "entropy_bits": 3.6, "top_share": 0.1}
     codebook = {"stage1": codes | {"codebook_size": 16, "normalised_error": 0.2}}
-    history = pd.DataFrame({"step": [10, 20], "loss": [2.0, 1.0]})
-    return Report(
-        table,
-        aggregates,
-        rank(table),
-        summarise_rows(table, aggregates) | {"codebook": codebook},
-        {"stage1": history, "stage2": history},
-        {"codebook_pca.png": png_of(np.full((8, 8, 3), 99, np.uint8))},
-        gallery,
-        sheet=list(shapes()),
-        scenes=["ball", "four", HOSTILE],
-        conditions={"resolution": 40, "num_points": 500, "seed": 0},
-    )
+    metrics = summarise_rows(table, aggregates) | {"codebook": codebook}
+    conditions = {"resolution": 40, "num_points": 500, "seed": 0}
+    return Evaluation(table, pd.DataFrame(), aggregates, rank(table), metrics, conditions)
 
 
 def png_of(pixels: np.ndarray) -> bytes:
@@ -85,13 +75,21 @@ def png_of(pixels: np.ndarray) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
-    return make_report(tmp_path_factory.mktemp("scratch"))
+def gallery(tmp_path_factory: pytest.TempPathFactory) -> Gallery:
+    return Gallery(tmp_path_factory.mktemp("scratch"))
 
 
 @pytest.fixture(scope="module")
-def html(report: Report) -> str:
-    return report_page(report)
+def html(gallery: Gallery) -> str:
+    history = pd.DataFrame({"step": [10, 20], "loss": [2.0, 1.0]})
+    return report_page(
+        measured(gallery),
+        gallery,
+        sheet=list(shapes()),
+        scenes=["ball", "four", HOSTILE],
+        codebook_plots={"codebook_pca.png": png_of(np.full((8, 8, 3), 99, np.uint8))},
+        histories={"stage1": history, "stage2": history},
+    )
 
 
 def test_nothing_in_it_points_outside(html: str):
@@ -112,12 +110,12 @@ def test_every_placeholder_is_filled_and_names_are_text(html: str):
     assert script.count("</script>") == 2  # of the data and of the viewer
 
 
-def test_every_shape_has_its_four_pictures_in_order(html: str, report: Report):
+def test_every_shape_has_its_four_pictures_in_order(html: str, gallery: Gallery):
     sources = re.findall(r'alt="four, ([^"]*)" src="data:image/webp;base64,([^"]*)"', html)
     assert [title for title, _ in sources] == ["truth", "VAE", "stage 1", "stage 2"]
-    for (_, text), mesh in zip(sources, report.gallery.meshes("four"), strict=True):
+    for (_, text), mesh in zip(sources, gallery.meshes("four"), strict=True):
         shown = np.asarray(Image.open(io.BytesIO(b64decode(text))).convert("RGB"))
-        frame = report.gallery.meshes("four")[0].vertices
+        frame = gallery.meshes("four")[0].vertices
         drawn = render_mesh(mesh.vertices, mesh.faces, size=len(shown), frame_of=frame)
         assert np.abs(shown.astype(int) - drawn).mean() < 3  # of 255: what WebP changes
     assert html.count("data:image/webp;base64,") == 4 * len(shapes())
@@ -169,11 +167,11 @@ def test_a_mesh_that_is_too_large_is_simplified_and_says_so():
     assert len(json.dumps(packed)) < 450_000  # 12 shapes of four such meshes are 20 MB at most
 
 
-def test_a_scene_is_centred_on_the_truth(report: Report):
-    scene = scene_of("four", report.gallery)
+def test_a_scene_is_centred_on_the_truth(html: str, gallery: Gallery):
+    scene = scene_of("four", gallery)
     assert scene["center"] == pytest.approx([0, 0, 0], abs=1e-6)
     assert scene["radius"] == pytest.approx(np.linalg.norm([0.8, 0.45, 0.25]), rel=1e-5)
-    assert [mesh["num_faces"] for mesh in scene["meshes"]] == [len(m.faces) for m in report.gallery.meshes("four")]
+    assert [mesh["num_faces"] for mesh in scene["meshes"]] == [len(m.faces) for m in gallery.meshes("four")]
 
 
 @pytest.fixture(scope="module")
@@ -188,7 +186,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.mark.parametrize(("width", "columns"), [(1280, 4), (500, 2)])
 def test_a_browser_shows_each_mesh_in_its_place_and_asks_for_nothing(
-    browser: Browser, html: str, report: Report, tmp_path: Path, width: int, columns: int
+    browser: Browser, html: str, gallery: Gallery, tmp_path: Path, width: int, columns: int
 ):
     file = tmp_path / "report.html"
     file.write_text(html)
@@ -207,13 +205,13 @@ def test_a_browser_shows_each_mesh_in_its_place_and_asks_for_nothing(
         page.locator("#viewer select").select_option(index=2)
         page.wait_for_selector("#viewer[data-drawn^='kit/']", timeout=120_000)
         labels = page.locator("#viewer .labels small").all_inner_texts()
-    assert [text.split()[0] for text in labels] == [f"{len(m.faces):,}" for m in report.gallery.meshes(HOSTILE)]
+    assert [text.split()[0] for text in labels] == [f"{len(m.faces):,}" for m in gallery.meshes(HOSTILE)]
     assert faults == []
     assert [url for url in requests if not url.startswith("data:")] == [file.as_uri()]
 
     canvas = np.asarray(Image.open(io.BytesIO(b64decode(picture.partition(",")[2]))).convert("RGB"))
     height, size = len(canvas) * columns // 4, canvas.shape[1] // columns  # of a cell: a label, and a square below it
-    for i, mesh in enumerate(report.gallery.meshes("four")):
+    for i, mesh in enumerate(gallery.meshes("four")):
         row, column = divmod(i, columns)
         cell = canvas[row * height : (row + 1) * height, column * size : (column + 1) * size]
         drawn = render_mesh(mesh.vertices, mesh.faces, size=size)
