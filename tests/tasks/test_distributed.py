@@ -1,7 +1,8 @@
-"""Stage 2 in two processes: the same training as in one, and no half of it survives the other."""
+"""Stage 2 in two processes: the same training as in one, one end, and no half of it survives the other."""
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,7 +20,8 @@ from tasks.data.dataset import TrainingView, View, share_of
 from tasks.run import Settings, paths
 
 ROOT = Path(__file__).parents[2]
-TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+PROGRESS = re.compile(r"stage2: \d+ of \d+ steps|going on from step")
 HISTORY = paths.METRICS / "stage2_history.tsv"
 
 
@@ -29,14 +31,16 @@ def write_params(settings: Settings, **stage2: object) -> None:
     Path("params.yaml").write_text(yaml.safe_dump(values))
 
 
-def start(num_processes: int) -> "subprocess.Popen[str]":
-    command = [sys.executable, *([*TORCHRUN, str(num_processes)] if num_processes > 1 else []), "-m", "tasks.stage2"]
+def start(num_processes: int, *, by: Sequence[str] = ()) -> "subprocess.Popen[str]":
+    """The stage by its plain command, as on a machine with so many GPUs, or by another launcher than its own."""
+    command = [sys.executable, *by, "-m", "tasks.stage2"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment["SHAPE_TOKENIZER_PROCESSES"] = str(num_processes)
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-def train(num_processes: int) -> str:
-    process = start(num_processes)
+def train(num_processes: int, *, by: Sequence[str] = ()) -> str:
+    process = start(num_processes, by=by)
     output = process.communicate(timeout=240)[0]
     assert process.returncode == 0, output
     return output
@@ -81,24 +85,35 @@ def test_two_processes_train_as_one_does(small_settings: Settings):
 
 
 @pytest.mark.usefixtures("small_project")
-def test_a_killed_process_ends_the_other_and_the_run_resumes_to_the_bit(small_settings: Settings):
-    write_params(small_settings, steps=40)
-    train(2)
+def test_two_processes_end_as_one_and_the_run_resumes_to_the_bit(small_settings: Settings):
+    """They are asked to stop, then one is killed, then their launcher is; the result is that of two undisturbed ones
+    that torchrun started."""
+    write_params(small_settings, steps=60)
+    train(2, by=TORCHRUN)
     history, weights = result()
     metrics = json.loads((paths.METRICS / "stage2.json").read_text())
 
     run = start(2)
-    deadline = time.monotonic() + 120
-    while not list(paths.RESUME.glob("stage2/*/state.pt")):
-        assert run.poll() is None, run.communicate()[0]
-        assert time.monotonic() < deadline, "no state was saved"
-        time.sleep(0.01)
-    killed = time.monotonic()
+    wait_for_state(run, since=0)
+    run.send_signal(signal.SIGTERM)
+    assert ended(run) == (
+        130,
+        ["stage2: interrupted; nothing is half-written, and the next run goes on from what was saved"],
+    )
+
+    run = start(2)
+    wait_for_state(run, since=time.time())
     os.kill(second_of(run), signal.SIGKILL)
-    output = run.communicate(timeout=60)[0]
-    assert time.monotonic() - killed < 30
-    assert run.returncode != 0
-    assert "Signal 9 (SIGKILL) received by PID" in output
+    code, (said,) = ended(run)
+    assert code == 137
+    assert said.startswith("stage2: process 2 of 2 was killed by signal 9; ")
+
+    run = start(2)
+    wait_for_state(run, since=time.time())
+    first = int((paths.RESUME / "stage2.lock").read_text())
+    run.kill()
+    assert ended(run) == (-signal.SIGKILL, [])  # once nobody holds the pipe, so that no process outlived it
+    assert not Path(f"/proc/{first}").exists()
 
     assert "going on from step" in train(2)
     resumed_history, resumed_weights = result()
@@ -107,8 +122,24 @@ def test_a_killed_process_ends_the_other_and_the_run_resumes_to_the_bit(small_se
     assert json.loads((paths.METRICS / "stage2.json").read_text()) == metrics
 
 
+def wait_for_state(run: "subprocess.Popen[str]", *, since: float) -> None:
+    deadline = time.monotonic() + 120
+    while not any(state.stat().st_mtime > since for state in paths.RESUME.glob("stage2/*/state.pt")):
+        assert run.poll() is None, run.communicate()[0]
+        assert time.monotonic() < deadline, "no state was saved"
+        time.sleep(0.01)
+
+
+def ended(run: "subprocess.Popen[str]") -> tuple[int, list[str]]:
+    """Its exit code, and what it said besides its progress."""
+    started = time.monotonic()
+    output = run.communicate(timeout=60)[0]
+    assert time.monotonic() - started < 30
+    return run.returncode, [line for line in output.splitlines() if not PROGRESS.match(line)]
+
+
 def second_of(run: "subprocess.Popen[str]") -> int:
-    """The process id of rank 1: that child of torchrun which does not hold the stage's lock."""
+    """The process id of rank 1: that child of the launcher which does not hold the stage's lock."""
     first = int((paths.RESUME / "stage2.lock").read_text())
     children = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
     (second,) = (int(pid) for pid in children if int(pid) != first)
@@ -116,9 +147,10 @@ def second_of(run: "subprocess.Popen[str]") -> int:
 
 
 @pytest.mark.usefixtures("small_project")
-def test_a_batch_that_may_have_fewer_shapes_than_processes_is_refused(small_settings: Settings):
-    write_params(small_settings, batch_voxels=16000)
-    run = start(2)
+def test_torchrun_is_refused_more_processes_than_shapes_and_the_stage_itself_starts_no_more(small_settings: Settings):
+    write_params(small_settings, batch_voxels=16000, steps=5)
+    run = start(1, by=TORCHRUN)
     output = run.communicate(timeout=120)[0]
     assert run.returncode != 0
     assert "stage2: batch_voxels is 16000 but 2 processes share a batch" in output
+    assert "stage2: 1 of 2 processes, since a batch has room for 1 whole shape" in train(2)
