@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -21,7 +20,6 @@ from tasks.run import Settings, paths
 
 ROOT = Path(__file__).parents[2]
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-PROGRESS = re.compile(r"stage2: \d+ of \d+ steps|going on from step")
 HISTORY = paths.METRICS / "stage2_history.tsv"
 
 
@@ -85,65 +83,30 @@ def test_two_processes_train_as_one_does(small_settings: Settings):
 
 
 @pytest.mark.usefixtures("small_project")
-def test_two_processes_end_as_one_and_the_run_resumes_to_the_bit(small_settings: Settings):
-    """They are asked to stop, then one is killed, then their launcher is; the result is that of two undisturbed ones
-    that torchrun started."""
-    write_params(small_settings, steps=60)
+def test_two_processes_stop_as_one_and_the_run_resumes_to_the_bit(small_settings: Settings):
+    """As if two that torchrun started had not been disturbed."""
+    write_params(small_settings, steps=40)
     train(2, by=TORCHRUN)
     history, weights = result()
     metrics = json.loads((paths.METRICS / "stage2.json").read_text())
 
     run = start(2)
-    wait_for_state(run, since=0)
+    deadline = time.monotonic() + 120
+    while not list(paths.RESUME.glob("stage2/*/state.pt")):
+        assert run.poll() is None, run.communicate()[0]
+        assert time.monotonic() < deadline, "no state was saved"
+        time.sleep(0.01)
     run.send_signal(signal.SIGTERM)
-    assert ended(run) == (
-        130,
-        ["stage2: interrupted; nothing is half-written, and the next run goes on from what was saved"],
-    )
-
-    run = start(2)
-    wait_for_state(run, since=time.time())
-    os.kill(second_of(run), signal.SIGKILL)
-    code, (said,) = ended(run)
-    assert code == 137
-    assert said.startswith("stage2: process 2 of 2 was killed by signal 9; ")
-
-    run = start(2)
-    wait_for_state(run, since=time.time())
-    first = int((paths.RESUME / "stage2.lock").read_text())
-    run.kill()
-    assert ended(run) == (-signal.SIGKILL, [])  # once nobody holds the pipe, so that no process outlived it
-    assert not Path(f"/proc/{first}").exists()
+    output = run.communicate(timeout=60)[0]
+    assert run.returncode == 130, output
+    assert output.count("stage2: interrupted; ") == 1
+    assert "Traceback" not in output
 
     assert "going on from step" in train(2)
     resumed_history, resumed_weights = result()
     pd.testing.assert_frame_equal(resumed_history, history)
     assert all(torch.equal(resumed_weights[key], value) for key, value in weights.items())
     assert json.loads((paths.METRICS / "stage2.json").read_text()) == metrics
-
-
-def wait_for_state(run: "subprocess.Popen[str]", *, since: float) -> None:
-    deadline = time.monotonic() + 120
-    while not any(state.stat().st_mtime > since for state in paths.RESUME.glob("stage2/*/state.pt")):
-        assert run.poll() is None, run.communicate()[0]
-        assert time.monotonic() < deadline, "no state was saved"
-        time.sleep(0.01)
-
-
-def ended(run: "subprocess.Popen[str]") -> tuple[int, list[str]]:
-    """Its exit code, and what it said besides its progress."""
-    started = time.monotonic()
-    output = run.communicate(timeout=60)[0]
-    assert time.monotonic() - started < 30
-    return run.returncode, [line for line in output.splitlines() if not PROGRESS.match(line)]
-
-
-def second_of(run: "subprocess.Popen[str]") -> int:
-    """The process id of rank 1: that child of the launcher which does not hold the stage's lock."""
-    first = int((paths.RESUME / "stage2.lock").read_text())
-    children = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
-    (second,) = (int(pid) for pid in children if int(pid) != first)
-    return second
 
 
 @pytest.mark.usefixtures("small_project")
