@@ -81,4 +81,4 @@ def wake_posterior(vae: SparseSDFVAE) -> None:
 
 
 if __name__ == "__main__":
-    run_stage("pretrain_vae", pretrain_vae, most_processes=lambda settings: settings.pretrain_vae.shapes_at_least)
+    run_stage("pretrain_vae", pretrain_vae)

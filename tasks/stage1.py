@@ -188,4 +188,4 @@ class _ReconstructionWatch:
 
 
 if __name__ == "__main__":
-    run_stage("stage1", stage1, most_processes=lambda settings: settings.stage1.batch_size)
+    run_stage("stage1", stage1)

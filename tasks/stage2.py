@@ -39,4 +39,4 @@ def start_of_stage2(params: Codebook) -> VQVAE:
 
 
 if __name__ == "__main__":
-    run_stage("stage2", stage2, most_processes=lambda settings: settings.stage2.shapes_at_least)
+    run_stage("stage2", stage2)

@@ -23,4 +23,4 @@ def twin(settings: Settings) -> None:
 
 
 if __name__ == "__main__":
-    run_stage("twin", twin, most_processes=lambda settings: settings.stage2.shapes_at_least)
+    run_stage("twin", twin)

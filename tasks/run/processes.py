@@ -8,12 +8,13 @@ import signal
 import sys
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, NamedTuple
 
 from model.errors import INTERRUPTED, InputError
+from tasks.run.settings import Settings
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
@@ -22,6 +23,15 @@ LIMIT = "SHAPE_TOKENIZER_PROCESSES"
 LAUNCHER = "SHAPE_TOKENIZER_LAUNCHER"  # the process id of the launcher, for those that it started
 SECONDS_TO_SAVE = 600  # after which processes that were told to stop are killed
 PR_SET_PDEATHSIG = 1
+
+# The stages that can share their work (in_process_group), and among how many: each needs a shape of every batch, or a
+# vector. Not with their code, which is a dependency of DVC's, because no result depends on it.
+MOST_PROCESSES: dict[str, Callable[[Settings], int]] = {
+    "pretrain_vae": lambda settings: settings.pretrain_vae.shapes_at_least,
+    "stage1": lambda settings: settings.stage1.batch_size,
+    "stage2": lambda settings: settings.stage2.shapes_at_least,
+    "twin": lambda settings: settings.stage2.shapes_at_least,
+}
 
 
 class End(NamedTuple):
@@ -32,23 +42,24 @@ class End(NamedTuple):
     is_fault: bool = False
 
 
-def num_processes(stage: str, most: int) -> int:
+def num_processes(stage: str, settings: Settings) -> int:
     """How many processes are to share a stage's work: one per GPU or, without any, one.
 
-    The environment's SHAPE_TOKENIZER_PROCESSES makes them fewer or, without GPUs, so many; more than `most` the work
-    has no use for. It is 1 in a process that torchrun or this module started. Raises InputError.
+    The environment's SHAPE_TOKENIZER_PROCESSES makes them fewer or, without GPUs, so many. It is 1 in a process that
+    torchrun or this module started, and for a stage that can't share. Raises InputError.
     """
-    if "RANK" in os.environ:
+    if "RANK" in os.environ or stage not in MOST_PROCESSES:
         return 1
     import torch
 
+    most = MOST_PROCESSES[stage](settings)
     num_gpus = torch.cuda.device_count()
     limit = os.environ.get(LIMIT, str(num_gpus or 1))
     if not limit.isdecimal() or int(limit) == 0:
         raise InputError(f"{LIMIT} is {limit!r}; it takes a number of processes, 1 or more: set that or unset it")
     wanted = min(int(limit), num_gpus or int(limit))
     if wanted > most:
-        print(f"{stage}: {most} of {wanted} processes, since a batch has room for {most} whole shapes", file=sys.stderr)
+        print(f"{stage}: {most} of {wanted} processes, since a batch may have no more shapes", file=sys.stderr)
     return min(wanted, most)
 
 

@@ -27,17 +27,15 @@ class AlreadyRunningError(RuntimeError):
     """Another process runs the same, in this checkout."""
 
 
-def run_stage(
-    name: str, stage: Callable[[Settings], None], *, most_processes: Callable[[Settings], int] | None = None
-) -> None:
+def run_stage(name: str, stage: Callable[[Settings], None]) -> None:
     """Run one stage and exit: 0 done, 1 with the reason in one sentence, 3 refused with one, 130 interrupted.
 
-    A stage whose work several processes can share says how many at most; it then runs on every GPU.
+    On a machine with several GPUs that is done by a process for each, where the stage can share its work.
     """
     hear_interrupts()
     if is_launched():
         stop_with_launcher()
-    end = _end_of(name, stage, most_processes)
+    end = _end_of(name, stage)
     if end is None:
         return
     if is_launched():
@@ -49,15 +47,12 @@ def run_stage(
     sys.exit(end.code)
 
 
-def _end_of(
-    name: str, stage: Callable[[Settings], None], most_processes: Callable[[Settings], int] | None
-) -> End | None:
+def _end_of(name: str, stage: Callable[[Settings], None]) -> End | None:
     """None where it ended well. Raises what is a fault of ours, unless a launcher is to tell it."""
     first = os.environ.get("RANK", "0") == "0"  # of the processes that share the work: it holds the lock for all
     try:
         settings = load_settings()
-        number = num_processes(name, most_processes(settings)) if most_processes else 1
-        if number > 1:
+        if (number := num_processes(name, settings)) > 1:
             return launch(name, number)
         with only_one(name) if first else nullcontext():
             stage(settings)

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from model.errors import InputError
-from tasks.run import only_one
-from tasks.run.processes import num_processes
+from tasks.run import load_settings, only_one
+from tasks.run.processes import MOST_PROCESSES, num_processes
 
 ROOT = Path(__file__).parents[3]
 STAGE = """
@@ -37,7 +37,7 @@ def stage(settings):
             all_reduce_sum(torch.tensor(1))
             time.sleep(0.1)
 
-run_stage("stage2", stage, most_processes=lambda settings: 2)
+run_stage("stage1", stage)
 """
 
 
@@ -48,17 +48,15 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def start(mode: str) -> "subprocess.Popen[str]":
-    """With three, of which the stage has use for two."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "SHAPE_TOKENIZER_PROCESSES": "3"}
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "SHAPE_TOKENIZER_PROCESSES": "2"}
     command = [sys.executable, "-c", STAGE, mode]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def end(run: "subprocess.Popen[str]") -> tuple[int, list[str]]:
-    """Exit code and what was said after the first line."""
+    """Exit code and what was said."""
     said = run.communicate(timeout=60)[1].splitlines()
-    assert said[0] == "stage2: 2 of 3 processes, since a batch has room for 2 whole shapes"
-    return run.returncode, said[1:]
+    return run.returncode, said
 
 
 def test_all_is_well():
@@ -71,8 +69,8 @@ def test_all_is_well():
 @pytest.mark.parametrize(
     ("mode", "code", "reason"),
     [
-        ("input", 1, "stage2: there are no meshes; add some"),
-        ("killed", 137, "stage2: process 2 of 2 was killed by signal 9; "),
+        ("input", 1, "stage1: there are no meshes; add some"),
+        ("killed", 137, "stage1: process 2 of 2 was killed by signal 9; "),
     ],
 )
 def test_the_reason_comes_once(mode: str, code: int, reason: str):
@@ -89,9 +87,9 @@ def test_a_fault_of_ours_keeps_its_traceback_and_the_others_that_fail_for_it_are
 
 
 def test_another_one_that_runs_is_told_by_exit_code():
-    with only_one("stage2"):
+    with only_one("stage1"):
         code, (said,) = end(start("good"))
-    assert (code, said) == (75, f"stage2: process {os.getpid()} runs it already; wait for it or stop it")
+    assert (code, said) == (75, f"stage1: process {os.getpid()} runs it already; wait for it or stop it")
 
 
 @pytest.mark.parametrize("killed", [False, True])
@@ -102,7 +100,7 @@ def test_no_process_outlives_an_interrupted_or_killed_launcher(killed: bool):
     run.send_signal(signal.SIGKILL if killed else signal.SIGINT)
     code, said = end(run)  # once none has the pipes open
     assert code == (-signal.SIGKILL if killed else 130)
-    interrupted = "stage2: interrupted; nothing is half-written, and the next run goes on from what was saved"
+    interrupted = "stage1: interrupted; nothing is half-written, and the next run goes on from what was saved"
     assert said == ([] if killed else [interrupted])
 
 
@@ -110,4 +108,9 @@ def test_no_process_outlives_an_interrupted_or_killed_launcher(killed: bool):
 def test_a_limit_that_is_no_number_is_refused(limit: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("SHAPE_TOKENIZER_PROCESSES", limit)
     with pytest.raises(InputError, match=f"SHAPE_TOKENIZER_PROCESSES is '{limit}'"):
-        num_processes("stage2", 8)
+        num_processes("stage1", load_settings())
+
+
+def test_the_stages_that_can_share_their_work_are_started_so():
+    sharing = {file.stem for file in (ROOT / "tasks").glob("*.py") if "\n@in_process_group()\n" in file.read_text()}
+    assert sharing == set(MOST_PROCESSES)
