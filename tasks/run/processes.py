@@ -14,6 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, NamedTuple
 
 from model.errors import INTERRUPTED, InputError
+from model.files import write_whole
 from tasks.run.settings import Settings
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def num_processes(stage: str, settings: Settings) -> int:
         raise InputError(f"{LIMIT} is {limit!r}; it takes a number of processes, 1 or more: set that or unset it")
     wanted = min(int(limit), num_gpus or int(limit))
     if wanted > most:
-        print(f"{stage}: {most} of {wanted} processes, since a batch may have no more shapes", file=sys.stderr)
+        print(f"{most} of {wanted} processes work on {stage}: a batch may have no more shapes", file=sys.stderr)
     return min(wanted, most)
 
 
@@ -122,7 +123,7 @@ def _first_cause(stage: str, told: list[End], failures: "Mapping[int, ProcessFai
         *(end for end in told if end.code == INTERRUPTED),
         *stopped,
     ]
-    return ends[0] if ends else End(1, f"{stage}: one of {number} processes ended without a word; run the stage again")
+    return ends[0] if ends else End(1, f"{stage}: one of {number} processes ended; what it said stands above")
 
 
 def is_launched() -> bool:
@@ -140,4 +141,7 @@ def stop_with_launcher() -> None:
 def hand_over(end: End) -> None:
     """Let the launcher tell how this process ended. It expects a message and a time in the file that it names."""
     entry = {"message": end.reason, "timestamp": time.time(), "end": end}
-    Path(os.environ["TORCHELASTIC_ERROR_FILE"]).write_text(json.dumps(entry))
+    try:
+        write_whole(Path(os.environ["TORCHELASTIC_ERROR_FILE"]), json.dumps(entry))
+    except OSError:  # the disk may be full
+        print(end.reason, file=sys.stderr)

@@ -116,4 +116,4 @@ def test_torchrun_is_refused_more_processes_than_shapes_and_the_stage_itself_sta
     output = run.communicate(timeout=120)[0]
     assert run.returncode != 0
     assert "stage2: batch_voxels is 16000 but 2 processes share a batch" in output
-    assert "stage2: 1 of 2 processes, since a batch may have no more shapes" in train(2)
+    assert "1 of 2 processes work on stage2: a batch may have no more shapes" in train(2)
