@@ -108,7 +108,8 @@ def _told(scratch: Path) -> list[End]:
 
 def _first_cause(stage: str, told: list[End], failures: "Mapping[int, ProcessFailure]", number: int) -> End:
     """Of several ends the one that led to the others: whoever loses another process fails, or is told to stop."""
-    killed, stopped = [], []
+    killed: list[End] = []
+    stopped: list[End] = []
     for rank, failure in failures.items():
         if failure.exitcode < 0:
             reason = (
