@@ -30,7 +30,7 @@ PLUMBING = {"model", "tasks.run"}
 PLUMBING |= {
     f"model.{name}" for name in ("bricks", "errors", "files", "operators", "progress", "tables", "tensors", "warp")
 }
-PLUMBING |= {f"tasks.run.{name}" for name in ("code", "paths", "settings", "stage")}
+PLUMBING |= {f"tasks.run.{name}" for name in ("code", "paths", "processes", "settings", "stage")}
 
 # What no stage calls: stages give the tokenizer grids and no mesh files, and a cured reader must not retrain.
 NOT_IN_STAGES = {"model.tokenizer.tokenizer": {"model.meshes"}}

@@ -136,6 +136,11 @@ class ShapeTraining(Training):
             )
         return self
 
+    @property
+    def shapes_at_least(self) -> int:
+        """How many shapes every batch has room for, however large they are."""
+        return self.batch_voxels // self.shape_voxels
+
 
 class PretrainVae(ShapeTraining):
     model_channels: Annotated[int, Field(ge=64, multiple_of=64)]

@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from model.errors import INTERRUPTED, InputError, hear_interrupts, is_of_environment, printable, told_of_environment
 from model.files import write_whole
 from tasks.run.paths import METRICS, RESUME
+from tasks.run.processes import End, hand_over, is_launched, launch, num_processes, stop_with_launcher
 from tasks.run.settings import ParameterError, Settings, load_settings
 
 ALREADY_RUNNING = 75  # EX_TEMPFAIL of sysexits.h: try again later
@@ -26,31 +28,53 @@ class AlreadyRunningError(RuntimeError):
 
 
 def run_stage(name: str, stage: Callable[[Settings], None]) -> None:
-    """Run one stage and exit: 0 done, 1 with the reason in one sentence, 3 refused with one, 130 interrupted."""
+    """Run one stage and exit: 0 done, 1 with the reason in one sentence, 3 refused with one, 130 interrupted.
+
+    On a machine with several GPUs that is done by a process for each, where the stage can share its work.
+    """
     hear_interrupts()
-    first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started: it holds the lock for all
+    if is_launched():
+        stop_with_launcher()
+    end = _end_of(name, stage)
+    if end is None:
+        return
+    if is_launched():
+        hand_over(end)
+    elif end.code == 1:
+        sys.exit(end.reason)
+    else:
+        print(end.reason, file=sys.stderr)
+    sys.exit(end.code)
+
+
+def _end_of(name: str, stage: Callable[[Settings], None]) -> End | None:
+    """None where it ended well. Raises what is a fault of ours, unless a launcher is to tell it."""
+    first = os.environ.get("RANK", "0") == "0"  # of the processes that share the work: it holds the lock for all
     try:
+        settings = load_settings()
+        if (number := num_processes(name, settings)) > 1:
+            return launch(name, number)
         with only_one(name) if first else nullcontext():
-            stage(load_settings())
+            stage(settings)
     except AlreadyRunningError as error:
-        print(error, file=sys.stderr)
-        sys.exit(ALREADY_RUNNING)
+        return End(ALREADY_RUNNING, str(error))
     except RefusedError as error:
-        print(printable(f"{name}: {error}"), file=sys.stderr)
-        sys.exit(REFUSED)
+        return End(REFUSED, printable(f"{name}: {error}"))
     except (InputError, ParameterError) as error:
-        sys.exit(printable(f"{name}: {error}"))
+        return End(1, printable(f"{name}: {error}"))
     except Exception as error:
-        if not (isinstance(error, OSError) or is_of_environment(error)):
-            raise
-        told = told_of_environment(error)
-        sys.exit(printable(f"{name}: {told}; nothing is half-written, and no input is at fault: run the stage again"))
+        if isinstance(error, OSError) or is_of_environment(error):
+            told = told_of_environment(error)
+            reason = f"{name}: {told}; nothing is half-written, and no input is at fault: run the stage again"
+            return End(1, printable(reason))
+        if is_launched():
+            return End(1, traceback.format_exc().rstrip(), is_fault=True)
+        raise
     except KeyboardInterrupt:
-        print(
-            f"{name}: interrupted; nothing is half-written, and the next run goes on from what was saved",
-            file=sys.stderr,
+        return End(
+            INTERRUPTED, f"{name}: interrupted; nothing is half-written, and the next run goes on from what was saved"
         )
-        sys.exit(INTERRUPTED)
+    return None
 
 
 def write_metrics(stage: str, figures: Mapping[str, Any]) -> None:
