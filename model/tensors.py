@@ -55,6 +55,7 @@ def read_tensors(path: Path, *, remedy: str, ours: bool) -> Tensors:
     Raises CheckpointError, which ends in the remedy, where the file is missing, damaged or something else.
     """
     try:
+        path.open("rb").close()  # where too many files are open, safetensors says that there is none
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping

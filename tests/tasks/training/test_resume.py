@@ -158,7 +158,8 @@ def test_code_that_the_stage_does_not_use_leaves_it_alone(settings: Settings, co
 # --- one at a time ---------------------------------------------------------------------------------------------------
 
 
-def test_a_second_process_of_a_stage_exits_with_75_and_names_the_first(capsys):
+def test_a_second_process_of_a_stage_exits_with_75_and_names_the_first(tmp_path: Path, capsys):
+    shutil.copy(ROOT / "params.yaml", tmp_path)
     with only_one("stage2"), pytest.raises(SystemExit) as ended:
         run_stage("stage2", lambda _: pytest.fail("both hold the lock"))
     assert ended.value.code == ALREADY_RUNNING == 75
