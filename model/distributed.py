@@ -18,7 +18,11 @@ TIMEOUT = timedelta(minutes=10)  # the longest that a rank may be behind the oth
 @contextmanager
 def in_process_group() -> Iterator[None]:
     """Within the block, or the function it decorates, this process is one of those that torchrun started, each with a
-    GPU of its own where there are any. Started otherwise, it is the only one."""
+    GPU of its own where there are any. Started otherwise, it is the only one.
+
+    After an exception the group is left with the process and not here: the others, who fail without this one, must not
+    do so before it has told why.
+    """
     if "RANK" not in os.environ:  # as torchrun sets it
         yield
         return
@@ -27,10 +31,8 @@ def in_process_group() -> Iterator[None]:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         backend = "cpu:gloo,cuda:nccl"
     dist.init_process_group(backend, timeout=TIMEOUT)
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
+    yield
+    dist.destroy_process_group()
 
 
 def rank() -> int:
