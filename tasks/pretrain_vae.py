@@ -1,17 +1,19 @@
-"""Train a VAE from nothing on the shards, for users without weights of their own; it made the shipped small VAE too."""
+"""Train a VAE on the shards, from nothing or from weights there are; it made the shipped small VAE too."""
 
 import math
+from pathlib import Path
 
 import torch
 from torch import nn
 
-from model.checkpoint import save_vae
+from model.checkpoint import import_checkpoint, save_vae
 from model.device import pick_device
 from model.distributed import in_process_group, rank
+from model.errors import InputError
 from model.files import whole_directory
 from model.vae import SparseSDFVAE, VAEConfig, kl_divergence, reconstruction_loss, sample
 from tasks.data import ShapeBatch, training_batches
-from tasks.run import METRICS, PRETRAINED, SDF, Settings, run_stage, write_metrics
+from tasks.run import METRICS, PRETRAINED, SDF, PretrainVae, Settings, run_stage, write_metrics
 from tasks.shards import open_shards
 from tasks.training import History, Losses, ResumePoint, fingerprint, train, validate
 
@@ -24,8 +26,7 @@ def pretrain_vae(settings: Settings) -> None:
     shards = open_shards(SDF)
     device = pick_device()
     torch.manual_seed(params.seed)
-    vae = SparseSDFVAE(VAEConfig(params.model_channels, params.num_blocks, params.latent_channels))
-    wake_posterior(vae)
+    vae, inputs = starting_point(params)
     vae.to(device)
     if params.recompute:
         vae.recompute_activations()
@@ -50,7 +51,8 @@ def pretrain_vae(settings: Settings) -> None:
             device=device,
         )
 
-    resume = ResumePoint("pretrain_vae", fingerprint("pretrain_vae", [params], [SDF / "index.parquet"]))
+    inputs = [SDF / "index.parquet", *inputs]
+    resume = ResumePoint("pretrain_vae", fingerprint("pretrain_vae", [params], inputs))
     train(
         vae,
         [{"params": list(vae.parameters())}],
@@ -70,6 +72,22 @@ def pretrain_vae(settings: Settings) -> None:
         save_vae(vae, directory)
     write_metrics("pretrain_vae", figures)
     resume.clear()
+
+
+def starting_point(params: PretrainVae) -> tuple[SparseSDFVAE, list[Path]]:
+    """The network to train and the files that its weights are from. Raises InputError."""
+    config = VAEConfig(params.model_channels, params.num_blocks, params.latent_channels)
+    if params.start_from is None:
+        vae = SparseSDFVAE(config)
+        wake_posterior(vae)
+        return vae, []
+    imported = import_checkpoint(params.start_from)
+    if imported.vae.config != config:
+        raise InputError(
+            f"the VAE of pretrain_vae.start_from ({params.start_from}) is {imported.vae.config} but pretrain_vae asks for "
+            f"{config}; set model_channels, num_blocks and latent_channels to its values, or start_from: null"
+        )
+    return imported.vae, [imported.file]
 
 
 def wake_posterior(vae: SparseSDFVAE) -> None:

@@ -33,6 +33,7 @@ from tasks.run.settings import (
     FinalGate,
     Gate,
     ParameterError,
+    PretrainVae,
     Section,
     Settings,
     ShapeTraining,

@@ -143,6 +143,7 @@ class ShapeTraining(Training):
 
 
 class PretrainVae(ShapeTraining):
+    start_from: str | None
     model_channels: Annotated[int, Field(ge=64, multiple_of=64)]
     num_blocks: Count
     latent_channels: Count
