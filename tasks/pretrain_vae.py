@@ -84,8 +84,8 @@ def starting_point(params: PretrainVae) -> tuple[SparseSDFVAE, list[Path]]:
     imported = import_checkpoint(params.start_from)
     if imported.vae.config != config:
         raise InputError(
-            f"the VAE of pretrain_vae.start_from ({params.start_from}) is {imported.vae.config} but pretrain_vae asks for "
-            f"{config}; set model_channels, num_blocks and latent_channels to its values, or start_from: null"
+            f"the VAE of pretrain_vae.start_from ({params.start_from}) is {imported.vae.config} but pretrain_vae asks "
+            f"for {config}; set model_channels, num_blocks and latent_channels to its values, or start_from: null"
         )
     return imported.vae, [imported.file]
 
