@@ -23,7 +23,7 @@ from .errors import is_of_environment
 from .files import write_whole
 from .hub import WEIGHT_SUFFIXES, local_path
 from .sparse import SubMConv3d
-from .tensors import CheckpointError, read_tensors, write_tensors
+from .tensors import CheckpointError, digest_of_tensors, read_tensors, write_tensors
 from .vae import HEAD_CHANNELS, SparseSDFVAE, VAEConfig
 
 WEIGHTS_FILE = "model.safetensors"
@@ -74,8 +74,10 @@ def save_vae(vae: SparseSDFVAE, directory: Path, *, dtype: torch.dtype = torch.f
 
 
 def save_weights(module: torch.nn.Module, path: Path, *, dtype: torch.dtype) -> str:
-    """Returns their digest."""
-    return write_tensors(path, {key: value.detach().to("cpu", dtype) for key, value in module.state_dict().items()})
+    """Returns the digest of their values in float32, which is how they are read again."""
+    stored = {key: value.detach().to("cpu", dtype) for key, value in module.state_dict().items()}
+    write_tensors(path, stored)
+    return digest_of_tensors({key: value.float() for key, value in stored.items()})
 
 
 def export_vae(vae: SparseSDFVAE, path: Path, *, layout: Layout) -> None:

@@ -50,9 +50,10 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
 
 
 def read_tensors(path: Path, *, remedy: str, ours: bool) -> Tensors:
-    """The tensors of a file. A digest is checked where there is one; `ours` has to have one, and finite values.
+    """The tensors of a file, and their digest. One in the file is checked; `ours` has to have one, and finite values.
 
-    Raises CheckpointError, which ends in the remedy, where the file is missing, damaged or something else.
+    Of ours, what was written in half precision is made float32, and the digest is of that. Raises CheckpointError,
+    which ends in the remedy, where the file is missing, damaged or something else.
     """
     try:
         path.open("rb").close()  # where too many files are open, safetensors says that there is none
@@ -67,9 +68,14 @@ def read_tensors(path: Path, *, remedy: str, ours: bool) -> Tensors:
         raise CheckpointError(f"{path}: not a readable checkpoint ({reason}); {remedy}") from error
     if not is_as_written(metadata, digest, required=ours):
         raise CheckpointError(f"{path}: its content is not what its digest says, it is damaged; {remedy}")
-    for name, tensor in tensors.items() if ours else ():
-        if tensor.dtype != torch.float32:
-            raise CheckpointError(f"{path}: {name} is {tensor.dtype}; expected torch.float32; {remedy}")
+    if not ours:
+        return Tensors(tensors, digest)
+    for name, tensor in tensors.items():
+        if tensor.dtype not in (torch.float32, torch.float16):
+            raise CheckpointError(f"{path}: {name} is {tensor.dtype}; expected torch.float32 or float16; {remedy}")
         if not tensor.isfinite().all():
             raise CheckpointError(f"{path}: {name} holds NaN or infinity; {remedy}")
+    if any(tensor.dtype == torch.float16 for tensor in tensors.values()):
+        tensors = {name: tensor.float() for name, tensor in tensors.items()}
+        digest = digest_of_tensors(tensors)
     return Tensors(tensors, digest)

@@ -111,10 +111,12 @@ def config_of(vqvae: VQVAE, digest: str, grid: Mapping[str, Any] | None = None) 
     return config.model_copy(update={"fingerprint": config.fingerprint_with(digest)})
 
 
-def save_vqvae(vqvae: VQVAE, directory: Path, grid: Mapping[str, Any] | None = None) -> Config:
-    """Weights in float32 and config.json, which is returned; `grid` is that of a tokenizer."""
+def save_vqvae(
+    vqvae: VQVAE, directory: Path, grid: Mapping[str, Any] | None = None, *, dtype: torch.dtype = torch.float32
+) -> Config:
+    """Weights, in float32 or float16, and config.json, which is returned; `grid` is that of a tokenizer."""
     directory.mkdir(parents=True, exist_ok=True)
-    digest = save_weights(vqvae, directory / WEIGHTS_FILE, dtype=torch.float32)
+    digest = save_weights(vqvae, directory / WEIGHTS_FILE, dtype=dtype)
     config = config_of(vqvae, digest, grid)
     write_whole(directory / CONFIG_FILE, config.model_dump_json(indent=2, exclude_none=True) + "\n")
     return config

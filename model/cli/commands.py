@@ -12,22 +12,21 @@ if TYPE_CHECKING:
     from ..checkpoint import Layout
 
 PROGRAM = "shape-tokenizer"
-TOKENIZER = "artifacts/tokenizer"  # where stage 2 leaves it
 FORMATS = ("ply", "glb", "obj")
 LAYOUTS = ("published", "spconv")
 ROWS = ("reference", "floor", "vae", "twin", "stage1", "stage2")
 SOME_FAILED = 1
 
 # \b keeps click from filling the lines of the paragraph that follows it.
-EXAMPLES = f"""\
+EXAMPLES = """\
 \b
 Examples:
   shape-tokenizer encode meshes/ --out tokens.jsonl      a line of integers for each mesh, for a language model
   shape-tokenizer encode chair.glb table.stl --out t     t/chair.npz and t/table.npz
   shape-tokenizer decode tokens.jsonl --out decoded      decoded/NAME.ply, in the frame of each original
-  shape-tokenizer decode samples.jsonl --format glb      what a model wrote: {{"tokens": [...]}} a line will do
+  shape-tokenizer decode samples.jsonl --format glb      what a model wrote: {"tokens": [...]} a line will do
 
---tokenizer is a folder, or hf://owner/name[@revision] on the Hugging Face hub; the default is {TOKENIZER}.
+--tokenizer is a folder, such as artifacts/tokenizer, or hf://owner/name[@revision] on the Hugging Face hub.
 
 \b
 Exit code: 0, all done; 1, some could not be used and are listed on stderr; 2, wrong arguments.
@@ -105,7 +104,12 @@ def _path(metavar: str) -> dict[str, Any]:
 
 
 _tokenizer = click.option(
-    "--tokenizer", type=click.Path(), default=TOKENIZER, metavar="FOLDER", help="Folder or hf://owner/name."
+    "--tokenizer",
+    type=click.Path(),
+    metavar="FOLDER",
+    envvar="SHAPE_TOKENIZER",
+    show_envvar=True,
+    help="Folder or hf://owner/name; without it the one that comes with the library.",
 )
 _device = click.option(
     "--device", metavar="NAME", help="cpu, cuda, cuda:1 ...  [default: cuda where there is one]", show_default=False
@@ -129,7 +133,12 @@ _max_memory_gb = click.option("--max-memory-gb", type=float, default=3.0, metava
 @_tokenizer
 @_device
 def encode(
-    meshes: tuple[Path, ...], out: Path, max_seconds: float, max_memory_gb: float, tokenizer: str, device: str | None
+    meshes: tuple[Path, ...],
+    out: Path,
+    max_seconds: float,
+    max_memory_gb: float,
+    tokenizer: str | None,
+    device: str | None,
 ) -> int:
     """Mesh files (.obj, .stl, .ply, .glb, .gltf, .off), and folders of them at any depth, to tokens."""
     from ..jobs import Limits
@@ -144,7 +153,7 @@ def encode(
 @click.option("--format", "mesh_format", type=click.Choice(FORMATS), default=FORMATS[0], help="Of the meshes.")
 @_tokenizer
 @_device
-def decode(tokens: tuple[Path, ...], out: Path, mesh_format: str, tokenizer: str, device: str | None) -> int:
+def decode(tokens: tuple[Path, ...], out: Path, mesh_format: str, tokenizer: str | None, device: str | None) -> int:
     """Tokens (.jsonl, .parquet, .npz, and folders of them) to mesh files."""
     from .decode import decode_files
 

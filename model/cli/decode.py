@@ -21,7 +21,9 @@ from .tokenizer import load_tokenizer
 _BYTES_OF = {"ply": ply_bytes, "glb": glb_bytes, "obj": obj_bytes}
 
 
-def decode_files(tokens: Sequence[Path], out: Path, *, mesh_format: str, tokenizer: str, device: str | None) -> int:
+def decode_files(
+    tokens: Sequence[Path], out: Path, *, mesh_format: str, tokenizer: str | None, device: str | None
+) -> int:
     """Write the mesh of every shape in these files and folders below `out`. Returns how many could not be decoded.
 
     Raises InputError where the tokenizer can't be used.

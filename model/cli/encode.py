@@ -16,7 +16,9 @@ from .tokenizer import load_tokenizer
 from .voxelizing import Voxelized
 
 
-def encode_files(meshes: Sequence[Path], out: Path, *, limits: Limits, tokenizer: str, device: str | None) -> int:
+def encode_files(
+    meshes: Sequence[Path], out: Path, *, limits: Limits, tokenizer: str | None, device: str | None
+) -> int:
     """Write the tokens of mesh files and of those in folders to `out`. Returns how many could not be encoded.
 
     `limits` are those of reading and voxelizing one of them. Raises InputError where `out` or the tokenizer can't be

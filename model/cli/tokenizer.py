@@ -7,8 +7,9 @@ from ..errors import InputError
 from ..tokenizer import ShapeTokenizer
 
 
-def load_tokenizer(source: str, device_name: str | None) -> ShapeTokenizer:
-    """The saved one, on that device or on the GPU where there is one. Raises InputError where either can't be used."""
+def load_tokenizer(source: str | None, device_name: str | None) -> ShapeTokenizer:
+    """The one saved there, or else the one that comes with the library, on that device or on the GPU where there is
+    one. Raises InputError where either can't be used."""
     try:
         device = torch.device(device_name) if device_name else pick_device()
     except RuntimeError as error:

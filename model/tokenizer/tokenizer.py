@@ -26,6 +26,7 @@ from .card import model_card
 __all__ = ["ShapeTokenizer", "Tokens"]
 
 CARD_FILE = "README.md"
+SHIPPED = "tokenizer_64"
 Shape = str | Path | Mesh | trimesh.Trimesh | SparseSDF  # a path is that of a mesh file
 
 
@@ -79,12 +80,13 @@ class ShapeTokenizer:
         return config.fingerprint
 
     @staticmethod
-    def from_pretrained(path: str | Path, *, device: torch.device | str = "cpu") -> "ShapeTokenizer":
+    def from_pretrained(path: str | Path | None = None, *, device: torch.device | str = "cpu") -> "ShapeTokenizer":
         """A tokenizer that save_pretrained wrote: a folder, or hf://owner/name[@revision] on the Hugging Face hub.
 
-        Raises InputError naming the file that is missing or damaged.
+        Without a path it is the one that comes with the library. Raises InputError naming the file that is missing or
+        damaged.
         """
-        directory = local_path(path)
+        directory = shipped_tokenizer() if path is None else local_path(path)
         try:
             vqvae, config = load_vqvae(directory, device=device)
             if missing := [key for key, value in config.grid.items() if value is None]:
@@ -97,13 +99,20 @@ class ShapeTokenizer:
             ) from error
         return ShapeTokenizer(vqvae, **config.grid)
 
-    def save_pretrained(self, directory: str | Path, metrics: Mapping[str, Mapping[str, Any]] | None = None) -> None:
-        """config.json, model.safetensors (float32) and a model card, README.md: a folder that the hub takes as it is.
+    def save_pretrained(
+        self,
+        directory: str | Path,
+        metrics: Mapping[str, Mapping[str, Any]] | None = None,
+        *,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        """config.json, model.safetensors and a model card, README.md: a folder that the hub takes as it is.
 
-        `metrics` are the figures of the card, by row and name, as in metrics/evaluate.json.
+        `metrics` are the figures of the card, by row and name, as in metrics/evaluate.json. With torch.float16 the
+        folder is half as large and holds another tokenizer, whose weights are rounded and whose fingerprint is its own.
         """
         directory = Path(directory)
-        config = save_vqvae(self.vqvae, directory, self.grid_options)
+        config = save_vqvae(self.vqvae, directory, self.grid_options, dtype=dtype)
         card = model_card(config, vocabulary=self.vocabulary, metrics=metrics or {})
         write_whole(directory / CARD_FILE, card)
 
@@ -210,6 +219,13 @@ class ShapeTokenizer:
         """
         codes = self.vocabulary.parse(sequence)
         return Tokens(codes.coords, codes.indices, np.asarray(center), scale, self.fingerprint)
+
+
+def shipped_tokenizer() -> Path:
+    """The folder of the one that comes with the library: in a wheel beside its rooms, in a checkout beside model/."""
+    library = Path(__file__).parents[1]
+    beside = library / "pretrained" / SHIPPED
+    return beside if beside.is_dir() else library.parent / "pretrained" / SHIPPED
 
 
 def _mesh_of_file(path: str | Path) -> Mesh:

@@ -41,9 +41,10 @@ def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def here(tmp_path: Path, tokenizer_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder to stand in, with the tokenizer where the pipeline puts it."""
+    """A folder to stand in, with the tokenizer where the pipeline puts it, named in the environment."""
     (tmp_path / "artifacts").mkdir()
     (tmp_path / "artifacts" / "tokenizer").symlink_to(tokenizer_folder)
+    monkeypatch.setenv("SHAPE_TOKENIZER", "artifacts/tokenizer")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -170,6 +170,20 @@ def test_a_saved_tokenizer_gives_the_same_tokens_and_the_same_mesh(
     np.testing.assert_array_equal(loaded.decode(tokens).vertices, tokenizer.decode(tokens).vertices)
 
 
+def test_half_precision_is_half_the_folder_and_a_tokenizer_of_its_own(tokenizer: ShapeTokenizer, tmp_path: Path):
+    tokenizer.save_pretrained(tmp_path / "whole")
+    tokenizer.save_pretrained(tmp_path / "half", dtype=torch.float16)
+    whole, half = ((tmp_path / name / "model.safetensors").stat().st_size for name in ("whole", "half"))
+    assert half < 0.6 * whole
+    loaded = ShapeTokenizer.from_pretrained(tmp_path / "half")
+    for rounded, value in zip(loaded.vqvae.parameters(), tokenizer.vqvae.parameters(), strict=True):
+        assert torch.equal(rounded, value.half().float())
+    assert loaded.fingerprint == json.loads((tmp_path / "half" / "config.json").read_text())["fingerprint"]
+    assert loaded.fingerprint != tokenizer.fingerprint
+    loaded.save_pretrained(tmp_path / "again")
+    assert ShapeTokenizer.from_pretrained(tmp_path / "again").fingerprint == loaded.fingerprint
+
+
 def test_a_saved_folder_explains_itself(tokenizer: ShapeTokenizer, tmp_path: Path):
     tokenizer.save_pretrained(tmp_path, {"vae": {"cd_l1": 0.00946}, "codebook": {"stage2": {"usage": 0.5}}})
     card = (tmp_path / "README.md").read_text()
