@@ -53,6 +53,7 @@ class Import(NamedTuple):
     file: Path
     keys: list[ImportedKey]
     ignored: dict[str, str]  # part of the file, and why it is not used
+    codebooks: list[Tensor]  # [num_codes, dim] of each level where the file is of a tokenizer, else none
 
 
 def load_vae(
@@ -112,7 +113,7 @@ def aligned(tensor: Tensor) -> Tensor:
 def import_checkpoint(path: str | Path) -> Import:
     """As load_vae, with an account of every key."""
     file = _weights_file(local_path(path))
-    state, ignored = _read_state(file)
+    state, ignored, codebooks = _read_state(file)
     vae = _empty_vae(state, file)
     keys, renamed = [], {}
     for source in list(state):
@@ -123,7 +124,7 @@ def import_checkpoint(path: str | Path) -> Import:
             raise CheckpointError(f"{file}: {source} holds NaN or infinity; the file is damaged, fetch it again")
         keys.append(ImportedKey(source, target, tuple(converted.shape), transformation, float(converted.norm())))
     vae.load_state_dict(renamed, assign=True)
-    return Import(vae, file, keys, ignored)
+    return Import(vae, file, keys, ignored, codebooks)
 
 
 def _empty_vae(state: State, file: Path) -> SparseSDFVAE:
@@ -153,7 +154,8 @@ def _weights_file(path: Path) -> Path:
     return path / files[0]
 
 
-def _read_state(file: Path) -> tuple[State, dict[str, str]]:
+def _read_state(file: Path) -> tuple[State, dict[str, str], list[Tensor]]:
+    """The VAE's tensors, what else there is and why it is ignored, and the codes of each level of a tokenizer."""
     if not file.is_file():
         raise CheckpointError(
             f"{file}: no such checkpoint; name a file or folder of VAE weights, in a stage by import_vae.checkpoint"
@@ -171,12 +173,11 @@ def _read_state(file: Path) -> tuple[State, dict[str, str]]:
         raise CheckpointError(
             f"{file}: expected a state_dict, or one under the key 'vae', got {type(content).__name__}"
         )
-    codes = [key for key in content if key.startswith("quantizer.")]
-    if codes:
-        ignored |= dict.fromkeys(codes, "the codebook of a tokenizer")
-        content = {key.removeprefix("vae."): value for key, value in content.items() if key.startswith("vae.")}
     _check_storage(content, file)
-    return dict(content), ignored
+    codebooks = [content[key].float() for key in sorted(content) if key.startswith("quantizer.")]
+    if codebooks:
+        content = {key.removeprefix("vae."): value for key, value in content.items() if key.startswith("vae.")}
+    return dict(content), ignored, codebooks
 
 
 def _unpickled(file: Path) -> Any:

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from model.checkpoint import Import, import_checkpoint, save_vae
 from model.errors import InputError, printable
 from model.files import whole_directory, write_whole
+from tasks.data import save_codebooks
 from tasks.run import VAE, Settings, run_stage, write_metrics
 
 
@@ -23,6 +24,8 @@ def import_vae(settings: Settings) -> None:
         save_vae(imported.vae, directory)
         report = {"keys": [asdict(key) for key in imported.keys], "ignored": imported.ignored}
         write_whole(directory / "import_report.json", json.dumps(report, indent=2) + "\n")
+        if imported.codebooks:
+            save_codebooks(imported.codebooks, directory)
     figures = {
         **asdict(imported.vae.config),
         "num_parameters": sum(parameter.numel() for parameter in imported.vae.parameters()),
@@ -34,6 +37,9 @@ def import_vae(settings: Settings) -> None:
     for part, reason in imported.ignored.items():
         print(printable(f"ignored: {part} ({reason})"))
     print(f"all-zero layers: {', '.join(zero_layers) or 'none'}")
+    if imported.codebooks:
+        sizes = ", ".join(str(len(codes)) for codes in imported.codebooks)
+        print(f"codes of a tokenizer, {sizes}: stage1 starts from them where stage1.init is imported")
     where = printable(imported.file)
     print(f"imported {figures['num_parameters']} parameters under {figures['num_keys']} keys from {where}")
 

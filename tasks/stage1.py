@@ -29,10 +29,12 @@ from model.sparse import SparseTensor
 from model.vae import SDFTarget
 from model.vqvae import VQVAE
 from tasks.data import (
+    IMPORTED_CODES,
     Codebooks,
     VectorBatch,
     draw_vectors,
     latents_file,
+    load_codebooks,
     read_vectors,
     save_codebooks,
 )
@@ -107,6 +109,8 @@ def start_levels(
     vectors: Float[Tensor, "num_vectors dim"], sizes: Sequence[int], params: Stage1, resume: ResumePoint
 ) -> Codebooks:
     """Codes of each level, from what the levels before it leave; made once, however often the run is interrupted."""
+    if params.init == "imported":
+        return [codes.to(vectors.device) for codes in imported_codes(sizes)]
     codebooks: Codebooks = []
     left = vectors
     for level, size in enumerate(sizes, start=1):
@@ -115,6 +119,22 @@ def start_levels(
         codebooks.append(codes)
         if level < len(sizes):
             left = left - codes[lloyd_pass(left, codes).indices]
+    return codebooks
+
+
+def imported_codes(sizes: Sequence[int]) -> Codebooks:
+    """Those of the tokenizer that import_vae read. Raises InputError where there are none, or of other sizes."""
+    if not IMPORTED_CODES.exists():
+        raise InputError(
+            "stage1.init is imported but import_vae.checkpoint holds no codes; name a tokenizer's folder there, or set "
+            "stage1.init: kmeans"
+        )
+    codebooks = load_codebooks(IMPORTED_CODES, remedy="run dvc repro -f import_vae")
+    if (found := [len(codes) for codes in codebooks]) != list(sizes):
+        raise InputError(
+            f"the tokenizer of import_vae.checkpoint has levels of {found} codes but codebook asks for {list(sizes)}; "
+            f"set codebook.num_levels: {len(found)} and codebook.num_codes: {found}"
+        )
     return codebooks
 
 
@@ -132,6 +152,8 @@ def start_codes(
             return distinct[rows.to(distinct.device)].cpu()
         case "uniform":
             return (torch.rand(size, distinct.shape[1], generator=generator) * 2 - 1) / size
+        case "imported":
+            raise AssertionError("imported codes are not drawn")
 
 
 def parameter_groups(codebook: TrainedCodebook) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from tasks.data.codebook import (
     CODEBOOK_FILE,
+    IMPORTED_CODES,
     VALIDATION_FILE,
     Codebooks,
     load_codebooks,

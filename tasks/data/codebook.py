@@ -1,4 +1,4 @@
-"""The file in which stage 1 leaves its codebook."""
+"""The file in which stage 1 leaves its codebook, and import_vae that of a tokenizer."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,9 +8,10 @@ from torch import Tensor
 
 from model.errors import InputError
 from model.tensors import read_tensors, write_tensors
-from tasks.run import CODEBOOK
+from tasks.run import CODEBOOK, VAE
 
 CODEBOOK_FILE = CODEBOOK / "codebook.safetensors"
+IMPORTED_CODES = VAE / "codebook.safetensors"
 REMEDY = "run dvc repro -f stage1"
 VALIDATION_FILE = "validation.json"  # beside trained weights: figures of each validation shape, before and after
 
@@ -22,11 +23,9 @@ def save_codebooks(codebooks: Sequence[Tensor], directory: Path) -> None:
     write_tensors(directory / CODEBOOK_FILE.name, {f"level{i}": codes for i, codes in enumerate(codebooks, start=1)})
 
 
-def load_codebooks() -> Codebooks:
+def load_codebooks(file: Path = CODEBOOK_FILE, *, remedy: str = REMEDY) -> Codebooks:
     """Raises InputError where the file is missing or damaged, or holds NaN or infinity."""
-    tensors = read_tensors(CODEBOOK_FILE, remedy=REMEDY, ours=True).tensors
+    tensors = read_tensors(file, remedy=remedy, ours=True).tensors
     if not tensors or tensors.keys() != {f"level{i}" for i in range(1, len(tensors) + 1)}:
-        raise InputError(
-            f"{CODEBOOK_FILE} holds {', '.join(tensors) or 'nothing'}; expected level1, level2 ...; {REMEDY}"
-        )
+        raise InputError(f"{file} holds {', '.join(tensors) or 'nothing'}; expected level1, level2 ...; {remedy}")
     return [tensors[f"level{i}"] for i in range(1, len(tensors) + 1)]

@@ -194,7 +194,7 @@ class Codebook(Section):
 class Stage1(Training):
     batch_size: Count
     max_vectors_per_view: Count
-    init: Literal["kmeans", "data", "uniform"]
+    init: Literal["kmeans", "data", "uniform", "imported"]
     kmeans_iterations: Count
     recon_shapes: Count
     recon_every: Count

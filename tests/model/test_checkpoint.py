@@ -177,7 +177,9 @@ def test_a_tokenizer_holds_a_vae(vae: SparseSDFVAE, tmp_path: Path):
     tokenizer.save_pretrained(tmp_path)
     imported = import_checkpoint(tmp_path)
     assert_same_function(imported.vae, vae)
-    assert imported.ignored == {"quantizer.levels.0.codebook": "the codebook of a tokenizer"}
+    assert imported.ignored == {}
+    assert [codes.shape for codes in imported.codebooks] == [(16, 4)]
+    assert torch.equal(imported.codebooks[0], tokenizer.vqvae.quantizer.codebooks[0])
 
 
 def test_saved_weights_can_be_read_by_those_who_read_other_files(vae: SparseSDFVAE, tmp_path: Path):

@@ -16,9 +16,11 @@ from model.errors import InputError
 from model.quantizer import ResidualQuantizer, TrainedCodebook, codebook_statistics, lloyd_pass, normalised_error
 from model.sparse import find_rows, from_arrays, transform_coords
 from model.vae import SparseSDFVAE, VAEConfig
+from model.vqvae import VQVAE, save_vqvae
 from tasks import stage1 as module
 from tasks.data import CODEBOOK_FILE, choose_views, draw_vectors, encode_views, latents_file, read_vectors
 from tasks.encode import encode
+from tasks.import_vae import import_vae
 from tasks.run import LATENTS, METRICS, RESUME, SDF, VAE, Settings
 from tasks.shards import open_shards
 from tasks.stage1 import stage1
@@ -64,6 +66,41 @@ def history() -> pd.DataFrame:
 
 def content(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+# --- where the codes begin ----------------------------------------------------------------------------------------
+
+
+def from_tokenizer(settings: Settings, *codebooks: torch.Tensor) -> Settings:
+    """Stage 1 is to begin with the codes of a tokenizer that import_vae is given: the project's VAE and these."""
+    vqvae = VQVAE(load_vae(VAE), ResidualQuantizer.of(codebooks))
+    save_vqvae(vqvae, Path("tokenizer"), dtype=torch.float16)
+    changes = {
+        "import_vae": settings.import_vae.model_copy(update={"checkpoint": "tokenizer"}),
+        "stage1": settings.stage1.model_copy(update={"init": "imported", "steps": 5}),
+    }
+    settings = settings.model_copy(update=changes)
+    import_vae(settings)
+    return settings
+
+
+def test_the_codes_of_a_tokenizer_are_where_its_fine_tuning_begins(small_project: Path, small_settings: Settings):
+    codes = (codebook() + 0.05).half().float()
+    stage1(from_tokenizer(small_settings, codes))
+    heldout = read_vectors(latents_file(LATENTS, "val"), max_per_view=None, seed=0)
+    expected = normalised_error(heldout, ResidualQuantizer.of([codes]), reference=heldout)
+    assert metrics()["heldout_error_start"] == pytest.approx(expected, rel=1e-6)
+    assert metrics()["heldout_error"] < expected
+
+
+def test_codes_of_other_sizes_or_none_are_no_start(small_project: Path, small_settings: Settings):
+    settings = from_tokenizer(small_settings, codebook()[:8])
+    with pytest.raises(InputError, match=r"levels of \[8\] codes but codebook asks for \[16\]; set .*num_codes: \[8\]"):
+        stage1(settings)
+    save_vae(load_vae(VAE), Path("vae"))
+    import_vae(settings.model_copy(update={"import_vae": settings.import_vae.model_copy(update={"checkpoint": "vae"})}))
+    with pytest.raises(InputError, match=r"stage1\.init is imported but import_vae\.checkpoint holds no codes"):
+        stage1(settings)
 
 
 # --- frozen means frozen ---------------------------------------------------------------------------------------------
