@@ -3,7 +3,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help repro serve setup test lint format lock
+.PHONY: help repro serve setup test wheel lint format lock
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -32,6 +32,9 @@ setup: $(SETUP) ## make .venv with what the lock files say
 # Many tests wait for programs that they start, so three run at a time; who is done takes over some of the other's.
 test: lint ## lint, then all tests
 	OMP_WAIT_POLICY=passive $(BIN)/pytest -n 3 --dist worksteal
+
+wheel: $(SETUP) ## the library and its tokenizer as others install them, in dist/
+	$(BIN)/pip wheel --no-deps --wheel-dir dist .
 
 lint: $(SETUP) ## ruff, mypy and the import contracts
 	$(BIN)/ruff check

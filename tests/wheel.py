@@ -27,7 +27,7 @@ def pip(*arguments: str | Path) -> None:
 
 def copy_sources(folder: Path) -> Path:
     """What a wheel is made from, in a place where setuptools may write and no earlier build has left anything."""
-    for name in ("flows", "model", "tasks"):
+    for name in ("flows", "model", "pretrained", "tasks"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("LICENSE", "README.md", "pyproject.toml"):
         shutil.copy(ROOT / name, folder)

@@ -12,6 +12,7 @@ from .quantizer import nearest_codes
 
 SEEDING_CANDIDATES_PER_CODE = 32  # k-means++ looks at a subsample of this size
 BLOCK = 2**18  # vectors summed at a time: their copies stay small
+CPU_BLOCK = 2**15  # the same in seeding: larger copies are fresh pages at each code, and take twelve times as long
 
 
 class Lloyd(NamedTuple):
@@ -116,10 +117,13 @@ def _seed(distinct: Tensor, size: int, generator: torch.Generator) -> Tensor:
     draws = torch.rand(size, generator=generator, dtype=torch.float64).to(candidates.device)
     codes = torch.empty_like(candidates[:size])
     nearest = torch.full((len(candidates),), torch.inf, device=candidates.device)
+    block = CPU_BLOCK if candidates.device.type == "cpu" else len(candidates)
+    blocks = list(zip(candidates.split(block), nearest.split(block), strict=True))
     weights = torch.ones_like(nearest)
     for k in range(size):
         codes[k : k + 1] = candidates.index_select(0, _draw(weights, draws[k : k + 1]))
-        nearest = torch.minimum(nearest, (candidates - codes[k]).square().sum(1))
+        for part, distances in blocks:
+            torch.minimum(distances, (part - codes[k]).square_().sum(1), out=distances)
         weights = nearest
     return codes
 
