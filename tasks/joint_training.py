@@ -73,7 +73,7 @@ def train_jointly(
         save(folder)
         write_whole(folder / VALIDATION_FILE, json.dumps(by_shape, indent=1) + "\n")
     write_metrics(stage, {time: mean_figures(shapes) for time, shapes in by_shape.items()})
-    resume.clear()
+    resume.finish()
 
 
 class JointSteps:

@@ -71,7 +71,7 @@ def pretrain_vae(settings: Settings) -> None:
     with whole_directory(PRETRAINED) as directory:
         save_vae(vae, directory)
     write_metrics("pretrain_vae", figures)
-    resume.clear()
+    resume.finish()
 
 
 def starting_point(params: PretrainVae) -> tuple[SparseSDFVAE, list[Path]]:

@@ -102,7 +102,7 @@ def stage1(settings: Settings) -> None:
         "variance_in_first": spectrum(vectors),
     }
     write_metrics("stage1", figures)
-    resume.clear()
+    resume.finish()
 
 
 def start_levels(

@@ -282,7 +282,8 @@ def _restore(
     if "cuda_rng" in state:
         torch.cuda.set_rng_state(state["cuda_rng"].cpu())
     if rank() == 0:
-        print(f"going on from step {state['step']}, saved in {resume.directory}", file=sys.stderr)
+        place = f"saved in {resume.directory} (remove it to start from nothing)"
+        print(f"going on from step {state['step']}, {place}", file=sys.stderr)
     return state["step"]
 
 

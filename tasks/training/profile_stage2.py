@@ -65,7 +65,7 @@ def profile_stage2(settings: Settings, *, steps: int, directory: Path) -> pd.Dat
                 yield batch
                 profiler.step()
 
-        resume = ResumePoint("profile_stage2", Path(scratch).name)
+        resume = ResumePoint("profile_stage2", scratch)  # as an absolute path it is the state's own place
         history = History(Path(scratch) / "history.tsv")
         steps_of_stage2 = JointSteps(vqvae, settings)
         train(
@@ -80,7 +80,6 @@ def profile_stage2(settings: Settings, *, steps: int, directory: Path) -> pd.Dat
             description="profile",
         )
         profiler.step()
-        resume.clear()
     with whole_file(directory / "trace.json") as partial:
         profiler.export_chrome_trace(str(partial))
     return _milliseconds(profiler.key_averages(), steps)

@@ -1,8 +1,9 @@
-"""Unfinished training, kept where DVC does not look, so that a rerun after a kill goes on from the last saved step.
+"""The state of training, kept where DVC does not look, so that a rerun after a kill goes on from the last saved step.
 
 DVC removes a stage's outputs before it runs, and keeping them (`persist`) would let a model trained on old inputs pass
 for a new one. So the state lives in artifacts/.resume/<stage>/<fingerprint>/, and the fingerprint covers everything
-that the result depends on: change any of it and training starts at step 0.
+that the result depends on: change any of it and training starts at step 0. The last state stays when training has
+ended: DVC makes its record after that, and a kill in between would have the stage train again from nothing.
 """
 
 import hashlib
@@ -52,9 +53,14 @@ class ResumePoint:
             self._write(file, name, made)
         return made
 
-    def clear(self) -> None:
-        """Forget this run, and older ones of the same stage: their result is written."""
-        rmtree(self.directory.parent, ignore_errors=True)
+    def finish(self) -> None:
+        """Keep of this run what its result can be written from again, and nothing of older runs of the same stage."""
+        for run in self.directory.parent.iterdir():
+            if run != self.directory:
+                rmtree(run, ignore_errors=True)
+        for file in self.directory.iterdir():
+            if file == self._previous or file.suffix != ".pt":  # damaged, or cut short by a kill
+                file.unlink()
 
     def _write(self, file: Path, name: str, content: Any, *, previous: Path | None = None) -> None:
         """Content, then its digest. In memory first, because torch reports a full disk as a RuntimeError of its own."""

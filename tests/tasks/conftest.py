@@ -89,6 +89,7 @@ def made_once(tmp_path_factory: pytest.TempPathFactory, small_settings: Settings
         write_vae()
         encode(small_settings)
         stage1(small_settings)
+        forget_training()
         write_whole(paths.PASS_TOKEN, "passed\n")
     return root
 
@@ -99,7 +100,13 @@ def trained_once(made_once: Path, small_settings: Settings, tmp_path_factory: py
     root = shutil.copytree(made_once, tmp_path_factory.mktemp("trained"), dirs_exist_ok=True)
     with chdir(root), one_thread():
         stage2(small_settings)
+        forget_training()
     return root
+
+
+def forget_training() -> None:
+    """So that the next run of a stage starts at step 0, and does not write the same result from its last state."""
+    shutil.rmtree(paths.RESUME)
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from tasks.data.dataset import TrainingView, View, share_of
 from tasks.run import Settings, paths
+from tests.tasks.conftest import forget_training
 
 ROOT = Path(__file__).parents[2]
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -71,6 +72,7 @@ def test_two_processes_train_as_one_does(small_settings: Settings):
     write_params(small_settings.model_copy(update={"codebook": codebook}))
     train(1)
     history, weights = result()
+    forget_training()
     train(2)
     shared_history, shared_weights = result()
     assert list(history.step) == list(range(1, 21))
@@ -89,6 +91,7 @@ def test_two_processes_stop_as_one_and_the_run_resumes_to_the_bit(small_settings
     train(2, by=TORCHRUN)
     history, weights = result()
     metrics = json.loads((paths.METRICS / "stage2.json").read_text())
+    forget_training()
 
     run = start(2)
     deadline = time.monotonic() + 120

@@ -73,6 +73,7 @@ def test_a_killed_stage_goes_on_where_it_was(dvc_project: Path):
     assert "going on from step" in output
     metrics, history, weights = result()
 
+    shutil.rmtree(paths.RESUME)
     undisturbed = run_dvc("repro", "--force", "stage2")
     output = undisturbed.communicate()[0]
     assert undisturbed.returncode == 0, output

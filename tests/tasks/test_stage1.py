@@ -1,6 +1,7 @@
 """Stage 1 on real shapes: the codebook learns, the network does not change by a bit."""
 
 import json
+import shutil
 from itertools import islice
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from tasks.import_vae import import_vae
 from tasks.run import LATENTS, METRICS, RESUME, SDF, VAE, Settings
 from tasks.shards import open_shards
 from tasks.stage1 import stage1
+from tests.tasks.conftest import forget_training
 
 
 class Watch:
@@ -167,14 +169,23 @@ def test_the_history_has_what_a_person_watches(small_project: Path, small_settin
     assert table.vq_loss.tolist() == pytest.approx(table.commitment_loss.tolist())
 
 
-def test_nothing_unfinished_is_left(small_project: Path):
-    assert not (RESUME / "stage1").exists()
-
-
-def test_running_again_gives_the_same_codes(small_project: Path, small_settings: Settings):
-    before = codebook()
+def test_a_rerun_of_what_has_ended_writes_the_same_without_training(
+    small_project: Path, small_settings: Settings, monkeypatch: pytest.MonkeyPatch
+):
+    """As where a kill came before DVC's record: DVC has removed the outputs, and the last state is there."""
+    expected, figures, table = codebook(), metrics(), history()
     stage1(small_settings)
-    assert torch.equal(codebook(), before)
+    assert torch.equal(codebook(), expected)
+    (folder,) = (RESUME / "stage1").iterdir()
+    assert sorted(path.name for path in folder.iterdir()) == ["start1.pt", "state.pt"]
+    shutil.rmtree(CODEBOOK_FILE.parent)
+    shutil.rmtree(METRICS)
+    monkeypatch.setattr(module, "kmeans", lambda *_, **__: pytest.fail("it starts from nothing"))
+    monkeypatch.setattr(module.CodebookSteps, "losses", lambda *_: pytest.fail("it trains"))
+    stage1(small_settings)
+    assert torch.equal(codebook(), expected)
+    assert metrics() == figures
+    pd.testing.assert_frame_equal(history(), table)
 
 
 def test_a_killed_run_gives_the_same_codes(
@@ -245,6 +256,7 @@ def test_a_killed_run_with_averages_gives_the_same_codes(
     """The averages are part of the saved state."""
     wanted = with_stage1(small_settings, init="uniform", update="ema", ema_decay=0.8)
     stage1(wanted)
+    forget_training()
     expected = codebook()
     calls, rolling_use = [], TrainedCodebook.rolling_use
 

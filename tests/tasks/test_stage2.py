@@ -23,6 +23,7 @@ from tasks.stage1 import stage1
 from tasks.stage2 import stage2, start_of_stage2
 from tasks.twin import twin
 from tests.shapes import ring_and_box
+from tests.tasks.conftest import forget_training
 
 WEIGHTS = STAGE2 / "model.safetensors"
 
@@ -140,7 +141,8 @@ def test_the_result_is_a_network_with_the_codes_of_all_levels(small_project: Pat
     assert vqvae.quantizer.num_codes == [16, 4]
     tokenizer = ShapeTokenizer(vqvae, resolution=32, truncation_voxels=2.0, mode="auto", max_bad_flip_ratio=0.4)
     assert tokenizer.encode(ring_and_box()).indices.shape[1] == 2
-    assert not (RESUME / "stage2").exists()
+    (folder,) = (RESUME / "stage2").iterdir()
+    assert [path.name for path in folder.iterdir()] == ["state.pt"]
 
 
 def test_the_twin_trains_the_network_alone(small_project: Path, small_settings: Settings):
@@ -237,6 +239,7 @@ def test_two_levels_that_are_revived_resume_to_the_bit(
     stage1(two_levels)
     wanted = with_codebook(two_levels, revive_below=0.9, ema_decay=0.7)
     stage2(wanted)
+    forget_training()
     expected, table = WEIGHTS.read_bytes(), history()
     assert table.revived_codes.sum() > 0
     WEIGHTS.unlink()

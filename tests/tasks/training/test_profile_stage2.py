@@ -21,4 +21,4 @@ def test_the_parts_of_a_step(small_settings: Settings):
     assert names >= set(PARTS)
     assert not TOKENIZER.exists()
     assert not (METRICS / "stage2_history.tsv").exists()
-    assert not list(RESUME.glob("**/state.pt"))
+    assert not RESUME.exists()

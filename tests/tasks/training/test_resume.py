@@ -91,13 +91,19 @@ def test_a_save_that_fails_leaves_the_one_before():
     assert point.load(CPU) == {"step": 1}
 
 
-def test_clearing_forgets_every_run_of_the_stage_and_no_other():
+def test_of_a_finished_run_the_last_state_stays_and_of_older_runs_of_the_stage_nothing():
     for stage, name in (("stage2", "old"), ("stage2", "new"), ("stage1", "other")):
-        ResumePoint(stage, name).save({"step": 1})
-    ResumePoint("stage2", "new").clear()
+        for step in (1, 2):
+            ResumePoint(stage, name).save({"step": step})
+    point = ResumePoint("stage2", "new")
+    point.remember("start1", lambda: torch.ones(2))
+    for left_over in ("state.pt.damaged", ".state.pt.123.partial"):
+        (point.directory / left_over).touch()
+    point.finish()
     assert ResumePoint("stage2", "old").load(CPU) is None
-    assert ResumePoint("stage2", "new").load(CPU) is None
-    assert ResumePoint("stage1", "other").load(CPU) == {"step": 1}
+    assert ResumePoint("stage2", "new").load(CPU) == {"step": 2}
+    assert sorted(path.name for path in point.directory.iterdir()) == ["start1.pt", "state.pt"]
+    assert ResumePoint("stage1", "other").load(CPU) == {"step": 2}
 
 
 # --- the fingerprint -------------------------------------------------------------------------------------------------
@@ -178,10 +184,10 @@ def test_the_lock_is_free_again_afterwards_also_after_a_failure():
         assert (RESUME / "stage2.lock").read_text() == str(os.getpid())
 
 
-def test_clearing_keeps_the_lock():
+def test_the_end_of_training_keeps_the_lock():
     with only_one("stage2"):
         point = ResumePoint("stage2", "f00d")
         point.save({"step": 1})
-        point.clear()
+        point.finish()
         with pytest.raises(AlreadyRunningError), only_one("stage2"):
             pytest.fail("both hold the lock")

@@ -2,6 +2,7 @@
 
 import math
 import os
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -213,7 +214,7 @@ def uninterrupted() -> tuple[nn.Module, pd.DataFrame]:
     model = new_model()
     fit(model, regression(model))
     table = history()
-    ResumePoint("regression", "fingerprint").clear()
+    shutil.rmtree(ResumePoint("regression", "fingerprint").directory)
     return model, table
 
 
