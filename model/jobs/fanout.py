@@ -18,8 +18,10 @@ from functools import partial
 from itertools import chain, islice
 from multiprocessing import connection
 from pathlib import Path
+from shutil import rmtree
 from threading import Thread
 from typing import Generic, NamedTuple, TypeVar
+from uuid import uuid4
 
 from ..errors import InputError
 
@@ -74,11 +76,10 @@ def run_all(
     it alone; a job that goes on killing has a Failure for a result, as has one that takes too long. Raises InputError
     where `dask_scheduler`, the address of one, can't be used, ChildProcessError where no process can begin a job.
     """
-    markers = markers.absolute()
-    markers.mkdir(parents=True, exist_ok=True)
-    for left_over in markers.iterdir():
-        left_over.unlink()
-    fresh = (Marked(job, markers / str(number)) for number, job in enumerate(jobs))
+    rmtree(markers, ignore_errors=True)
+    here = markers.absolute() / uuid4().hex  # workers of a run that was killed may be at work a little longer
+    here.mkdir(parents=True)
+    fresh = (Marked(job, here / str(number)) for number, job in enumerate(jobs))
     attempt = partial(_attempt, work, limits.seconds)
 
     def workers(at_most: int | None = None) -> AbstractContextManager[Workers]:

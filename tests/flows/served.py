@@ -4,20 +4,20 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 import tomllib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from random import SystemRandom
 from socket import create_server
 
 import psutil
 
 from flows.local_server import ON_ITS_OWN
 from tests.dvc_project import ROOT, write_project
+from tests.waiting import wait_until
 
-START_SECONDS = 280.0
 NO_WAY_OUT = {"http_proxy": "http://127.0.0.1:9", "all_proxy": "http://127.0.0.1:9"}  # where nobody listens
 
 
@@ -50,8 +50,7 @@ def write_checkout(root: Path) -> int:
     for file in (".gitignore", "prefect.yaml", "pyproject.toml"):
         shutil.copy(ROOT / file, root / file)
     write_project(root)
-    with create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
+    port = free_port()
     settings = root / "pyproject.toml"
     settings.write_text(settings.read_text().replace("127.0.0.1:4200", f"127.0.0.1:{port}"))
     binaries = root / ".venv" / "bin"
@@ -63,6 +62,14 @@ def write_checkout(root: Path) -> int:
     for command in (["git"], [sys.executable, "-m", "dvc"]):
         subprocess.run([*command, "init", "--quiet"], cwd=root, check=True)
     return port
+
+
+def free_port() -> int:
+    """Below those that the system gives out, so that no connection of another test has it before the server does."""
+    while True:
+        port = SystemRandom().randrange(10_000, 32_768)
+        with suppress(OSError), create_server(("127.0.0.1", port)):
+            return port
 
 
 def start(root: Path) -> "subprocess.Popen[bytes]":
@@ -85,7 +92,7 @@ def serving(root: Path) -> Iterator[Served]:
     process = start(root)
     try:
         log = root / "serve.log"
-        wait_until(lambda: "serving on" in log.read_text() or process.poll() is not None, START_SECONDS)
+        wait_until(lambda: "serving on" in log.read_text() or process.poll() is not None)
         assert process.poll() is None, log.read_text()
         settings = tomllib.loads((root / "prefect.toml").read_text())
         yield Served(root, process, f"http://127.0.0.1:{port}", settings["api"]["auth_string"])
@@ -93,15 +100,8 @@ def serving(root: Path) -> Iterator[Served]:
         started = descendants(process)
         process.kill()
         process.wait()
-    wait_until(lambda: not any(child.is_running() for child in started), 60)
+    wait_until(lambda: not any(child.is_running() for child in started))
 
 
 def descendants(process: "subprocess.Popen[bytes]") -> list[psutil.Process]:
     return psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {seconds} s"
-        time.sleep(0.05)

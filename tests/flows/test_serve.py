@@ -34,7 +34,8 @@ from flows import serve
 from flows.local_server import LocalServer, local_server
 from model.errors import InputError
 from tests.dvc_project import ROOT
-from tests.flows.served import Served, descendants, start, wait_until, write_checkout
+from tests.flows.served import Served, descendants, start, write_checkout
+from tests.waiting import SECONDS, wait_until
 
 OPEN = {"/health", "/ready"}  # whether it runs: nothing of any run
 SOCKETS = ["events/in", "events/out", "logs/out", "task_runs/subscriptions/scheduled", "work_pools/x/workers/connect"]
@@ -44,7 +45,7 @@ COMMANDS = re.findall(r"^(\.venv/bin/prefect .*?)(?: +#.*)?$", (ROOT / "README.m
 
 @pytest.fixture
 def requests() -> Iterator[httpx.Client]:
-    with httpx.Client(trust_env=False, timeout=60) as client:
+    with httpx.Client(trust_env=False, timeout=SECONDS) as client:
         yield client
 
 
@@ -91,7 +92,7 @@ def test_no_stream_without_the_secret_says_anything(served: Served, path: str, t
         url = f"{served.api}/{path}".replace("http", "ws", 1)
         async with websockets.connect(url, subprotocols=["prefect"], proxy=None) as stream:
             await stream.send(json.dumps({"type": "auth", "token": token}))
-            return str(await asyncio.wait_for(stream.recv(), 30))
+            return str(await asyncio.wait_for(stream.recv(), SECONDS))
 
     with pytest.raises((websockets.ConnectionClosed, websockets.InvalidStatus)):
         asyncio.run(listen())
@@ -107,7 +108,6 @@ def test_the_secret_is_its_owners_alone(served: Served):
     assert not any(served.secret in words for words in [*commands, served.log()])
 
 
-@pytest.mark.timeout(600)
 def test_with_it_readmes_command_runs_the_flow(served: Served):
     command = next(command for command in COMMANDS if command.endswith("--watch"))
     ended = served.shell(f"""{command} -p targets='["import_vae"]'""")
@@ -220,7 +220,7 @@ def test_its_own_page_asks_for_the_secret_and_then_shows_the_flow(connected: Ser
     page.goto(f"{connected.page}/deployments")
     page.get_by_role("textbox").fill(connected.secret)
     page.keyboard.press("Enter")
-    page.get_by_text("train-vqvae").first.wait_for(timeout=60_000)
+    page.get_by_text("train-vqvae").first.wait_for(timeout=1000 * SECONDS)
 
 
 # --- its parts ---------------------------------------------------------------------------------------------------
@@ -256,13 +256,13 @@ def test_what_others_could_reach_is_not_served(url: str):
 
 @contextmanager
 def program(code: str) -> Iterator[subprocess.Popen]:
-    with subprocess.Popen([sys.executable, "-c", code]) as process:
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.DEVNULL) as process:
         yield process
         process.kill()
 
 
 def test_a_part_that_ends_ends_all():
-    with program("input()") as worker, program("import time; time.sleep(60)") as server:
+    with program("input()") as worker, program("import time; time.sleep(600)") as server:
         with pytest.raises(serve.EndedError, match=r"^the worker ended with exit code 1; "):
             serve._watch(LocalServer("127.0.0.1", 1), {"server": server, "worker": worker})
         assert server.poll() is None
@@ -271,7 +271,7 @@ def test_a_part_that_ends_ends_all():
 def test_a_server_that_falls_silent_ends_all(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(serve, "HEALTH_SECONDS", 0.1)
     monkeypatch.setattr(serve, "SILENCE_SECONDS", 1.0)
-    with create_server(("127.0.0.1", 0)) as silent, program("import time; time.sleep(60)") as process:
+    with create_server(("127.0.0.1", 0)) as silent, program("import time; time.sleep(600)") as process:
         monkeypatch.setattr(local_server_module, "ANSWER_SECONDS", 0.1)
         with pytest.raises(serve.EndedError, match=r"^the server has not answered for \d+ s"):
             serve._watch(LocalServer("127.0.0.1", silent.getsockname()[1]), {"server": process})
@@ -280,8 +280,8 @@ def test_a_server_that_falls_silent_ends_all(monkeypatch: pytest.MonkeyPatch):
 def test_ctrl_c_ends_it_while_it_starts_although_the_caller_ignores_it(tmp_path: Path):
     write_checkout(tmp_path / "checkout")
     process = start(tmp_path / "checkout")
-    wait_until(lambda: len(descendants(process)) >= 2, 60)
+    wait_until(lambda: len(descendants(process)) >= 2)
     started = descendants(process)
     process.send_signal(signal.SIGINT)
-    assert process.wait(30) == 130
+    assert process.wait() == 130
     assert not any(child.is_running() for child in started)

@@ -64,7 +64,7 @@ def test_where_another_process_works_with_the_same_files_a_retry_may_help():
 
 
 def test_where_dvc_itself_is_killed_a_retry_may_help():
-    replace_stage("gate", "import time; print('on its way', flush=True); time.sleep(60)")
+    replace_stage("gate", "import time; print('on its way', flush=True); time.sleep(600)")
 
     def kill(line: str) -> None:
         if line == "on its way":

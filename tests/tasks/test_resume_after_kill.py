@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pandas as pd
@@ -15,6 +14,7 @@ import yaml
 from safetensors.torch import load_file
 
 from tasks.run import Settings, paths
+from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
 STEPS = 60
@@ -43,13 +43,9 @@ def run_dvc(*arguments: str) -> subprocess.Popen[str]:
 
 
 def kill_trainer_once_it_has_saved(dvc: subprocess.Popen[str]) -> None:
-    lock = paths.RESUME / "stage2.lock"
-    deadline = time.monotonic() + 120
-    while not list(paths.RESUME.glob("stage2/*/state.pt")):
-        assert dvc.poll() is None, dvc.communicate()[0]
-        assert time.monotonic() < deadline, "no state was saved"
-        time.sleep(0.01)
-    os.kill(int(lock.read_text()), signal.SIGKILL)
+    wait_until(lambda: list(paths.RESUME.glob("stage2/*/state.pt")) or dvc.poll() is not None)
+    assert dvc.poll() is None, dvc.communicate()[0]
+    os.kill(int((paths.RESUME / "stage2.lock").read_text()), signal.SIGKILL)
 
 
 def result() -> tuple[dict, pd.DataFrame, dict]:
@@ -59,7 +55,6 @@ def result() -> tuple[dict, pd.DataFrame, dict]:
     return metrics, history, load_file(paths.STAGE2 / "model.safetensors")
 
 
-@pytest.mark.timeout(300)
 def test_a_killed_stage_goes_on_where_it_was(dvc_project: Path):
     first = run_dvc("repro", "stage2")
     kill_trainer_once_it_has_saved(first)

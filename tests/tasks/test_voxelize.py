@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from contextlib import chdir
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from tasks.shards import open_shards
 from tests.faults import full, left_over, read_only, small_disk
 from tests.model.meshes.gltf_writer import box_writer
 from tests.model.meshes.truths import BOX
+from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
 
@@ -281,16 +281,13 @@ def test_an_empty_split_is_refused(here: Path) -> None:
 
 def test_ctrl_c_ends_the_stage_and_keeps_what_was_finished(here: Path) -> None:
     write_balls(here / "meshes", num=40)
-    settings_for()
+    settings_for(resolution=96)  # so that most of it is still to do, however late the signal comes
     command = [sys.executable, "-m", "tasks.voxelize"]
     process = subprocess.Popen(command, cwd=here, env=os.environ | {"PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE)
-    finished: list[Path] = []
-    deadline = time.monotonic() + 120
-    while not finished and process.poll() is None and time.monotonic() < deadline:
-        finished = list(VOXELIZE_SCRATCH.glob("*/*.parquet"))
-        time.sleep(0.01)
+    wait_until(lambda: list(VOXELIZE_SCRATCH.glob("*/*.parquet")) or process.poll() is not None)
+    finished = list(VOXELIZE_SCRATCH.glob("*/*.parquet"))
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate()
     assert process.returncode == 130
     assert b"interrupted" in errors
     assert b"Traceback" not in errors

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import pytest
 from tasks import voxelize as stage
 from tasks.run import SDF, VOXELIZE_SCRATCH
 from tests.tasks.test_voxelize import contents, in_scratch, settings_for, write_balls
+from tests.waiting import SECONDS, wait_until
 
 ROOT = Path(__file__).parents[2]
 
@@ -49,13 +49,13 @@ def scheduler() -> Iterator[str]:
     ]
     from distributed import Client
 
-    with Client(scheduler_file=str(file), timeout=60, set_as_default=False) as client:
-        client.wait_for_workers(2, timeout=60)
+    with Client(scheduler_file=str(file), timeout=SECONDS, set_as_default=False) as client:
+        client.wait_for_workers(2, timeout=SECONDS)
         address = client.scheduler.address
     yield address
     for process in reversed(started):
         os.killpg(process.pid, signal.SIGTERM)
-        process.wait(timeout=30)
+        process.wait()
 
 
 def test_a_cluster_writes_the_same_bytes_and_outlives_the_death_of_a_worker(here: Path, scheduler: str) -> None:
@@ -68,11 +68,10 @@ def test_a_cluster_writes_the_same_bytes_and_outlives_the_death_of_a_worker(here
     assert len(victims) == 2
 
     def kill_one_midway() -> None:
-        while len(in_scratch()) < 4:
-            time.sleep(0.005)
+        wait_until(lambda: len(in_scratch()) >= 4)
         os.kill(victims[0], signal.SIGKILL)
 
-    killer = threading.Thread(target=kill_one_midway)
+    killer = threading.Thread(target=kill_one_midway, daemon=True)
     killer.start()
     stage.voxelize_meshes(settings_for(dask_scheduler=scheduler))
     killer.join()
@@ -94,12 +93,9 @@ def test_after_a_kill_nothing_is_voxelized_twice(here: Path) -> None:
     command = [sys.executable, "-m", "tasks.voxelize"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
-    while len(in_scratch()) < 5:
-        time.sleep(0.005)
-        assert process.poll() is None
+    wait_until(lambda: len(in_scratch()) >= 5 or process.poll() is not None)
     process.kill()
-    process.wait()
-    time.sleep(1)  # its workers notice and end
+    process.wait()  # its workers may be at work a little longer
     finished = in_scratch()
     assert 5 <= len(finished) < 150
     subprocess.run(command, env=environment, stderr=subprocess.DEVNULL, check=True)

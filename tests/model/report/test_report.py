@@ -22,6 +22,7 @@ from model.metrics import Truth
 from model.report import PICTURED, Evaluation, Gallery, report_page
 from model.report.render import WHITE, render_mesh
 from model.report.viewer import FIXED_POINT, MAX_FACES, PackedMesh, pack_mesh, scene_of, simplify
+from tests.waiting import SECONDS
 
 CHROMIUMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 CHROMIUM = next(filter(None, map(shutil.which, CHROMIUMS)), None)
@@ -197,13 +198,13 @@ def test_a_browser_shows_each_mesh_in_its_place_and_asks_for_nothing(
         page.on("pageerror", lambda error: faults.append(str(error)))
         page.on("request", lambda request: requests.append(request.url))
         page.goto(file.as_uri())
-        page.wait_for_selector("#viewer[data-drawn]", timeout=120_000)
+        page.wait_for_selector("#viewer[data-drawn]", timeout=1000 * SECONDS)
         assert page.locator("#viewer").get_attribute("data-drawn") == "four"  # the middle one of three
         assert page.locator("#no-3d").is_hidden()
         assert page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth") == 0
         picture = page.evaluate("canvas.toDataURL('image/png')")
         page.locator("#viewer select").select_option(index=2)
-        page.wait_for_selector("#viewer[data-drawn^='kit/']", timeout=120_000)
+        page.wait_for_selector("#viewer[data-drawn^='kit/']", timeout=1000 * SECONDS)
         labels = page.locator("#viewer .labels small").all_inner_texts()
     assert [text.split()[0] for text in labels] == [f"{len(m.faces):,}" for m in gallery.meshes(HOSTILE)]
     assert faults == []
