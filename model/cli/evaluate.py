@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from ..errors import InputError
+from ..errors import reason_of
 from ..evaluation import (
     REPORT,
     Reconstructor,
@@ -19,7 +19,7 @@ from ..evaluation import (
 from ..files import write_whole
 from ..jobs import Limits
 from ..report import ROW_TITLES, Evaluation, Gallery, draw_usage, figures_of, report_page
-from .inputs import in_order, named_files, voxelize_files
+from .inputs import named_files, voxelize_files
 from .rejects import Rejects
 from .tokenizer import load_tokenizer
 
@@ -50,22 +50,22 @@ def evaluate_tokenizer(
     reconstructor = Reconstructor({ROW: loaded.vqvae}, loaded.device)
 
     def shapes() -> Iterator[TrueShape]:
-        num_usable = 0
-        for name, result in in_order(files, voxelize_files(files, loaded, limits, with_surface=True)):
+        for name, result in voxelize_files(files, loaded, limits, with_surface=True):
             if isinstance(result, str):
                 rejects.add(f"{files[name]}: {result}")
             else:
                 assert result.surface is not None
-                num_usable += 1
                 yield TrueShape(name, result.grid, result.surface)
-        if not num_usable:
-            raise InputError(f"none of the {len(files)} meshes could be used; expected at least one, see above")
+
+    def reject(name: str, error: Exception) -> None:
+        remedy = "simplify the mesh, or take --device cpu or a machine with more memory"
+        rejects.add(f"{files[name]}: {reason_of(error, given=files[name], more_memory=remedy)}")
 
     sampling = Sampling(num_points, FSCORE_THRESHOLDS, seed)
     with TemporaryDirectory() as scratch:
         gallery = Gallery(Path(scratch), rows=(ROW,))
         evaluation = evaluate_shapes(
-            shapes(), len(files), reconstructor, sampling, gallery, resolution=loaded.resolution
+            shapes(), len(files), reconstructor, sampling, gallery, resolution=loaded.resolution, reject=reject
         )
         page = report_page(
             evaluation,

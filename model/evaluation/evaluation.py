@@ -1,6 +1,6 @@
 """All that an evaluation gives: a line per shape and row, means, paired differences, ranking; and its files."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,10 @@ def evaluate_shapes(
     gallery: Gallery,
     *,
     resolution: int,
+    reject: Callable[[str, Exception], None] | None = None,
 ) -> Evaluation:
-    """Every shape, of which there are `total`, through every row. Their meshes go to the gallery."""
-    table, costs = measure_shapes(shapes, total, reconstructor, sampling, gallery)
+    """Every shape, of which there are `total`, through every row, as measure_shapes has it."""
+    table, costs = measure_shapes(shapes, total, reconstructor, sampling, gallery, reject=reject)
     aggregates = aggregate(table, seed=sampling.seed)
     metrics = summarise_rows(table, aggregates) | {
         "codebook": summarise_codes(reconstructor.use),

@@ -1,13 +1,15 @@
 """Every shape through every row, compared with its true mesh: a line of figures each, and what it cost."""
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import pandas as pd
 
+from ..errors import InputError
 from ..metrics import Truth, compare_sdf
 from ..progress import track
 from ..report import COSTS, Gallery
@@ -34,28 +36,63 @@ class Sampling(NamedTuple):
 
 
 def measure_shapes(
-    shapes: Iterable[TrueShape], total: int, reconstructor: Reconstructor, sampling: Sampling, gallery: Gallery
+    shapes: Iterable[TrueShape],
+    total: int,
+    reconstructor: Reconstructor,
+    sampling: Sampling,
+    gallery: Gallery,
+    *,
+    reject: Callable[[str, Exception], None] | None = None,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """One line per shape and row with every figure, and another table with what it cost. Meshes go to the gallery.
 
-    Networks run alone, so that their times and memory are their own; the rows are then compared side by side.
+    Networks run alone, so that their times and memory are their own; the rows are then compared side by side. Lines are
+    in the order of the shapes' names, whatever the order of the shapes. What goes wrong with one of them, such as too
+    little memory for it, is given to `reject` with its name, or raised. Raises InputError where no shape is left.
     """
     lines: list[dict[str, Any]] = []
     costs: list[dict[str, Any]] = []
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
-        for name, grid, surface in track(shapes, total, description="evaluate", unit="shape"):
-            results = [Reconstruction("reference", surface), *reconstructor.rows(grid)]
-            truth = Truth(surface, num_points=sampling.num_points, seed=sampling.seed)
-            geometries = compare_all(truth, grid, results, sampling, threads)
-            for result, geometry in zip(results, geometries, strict=True):
-                key = {"shape": name, "row": result.row}
-                field = compare_fields(result, grid)
-                lines.append(key | geometry | field | {"num_tokens": result.num_tokens, "bits": result.bits})
-                costs.append(key | {cost.column: getattr(result, cost.column) for cost in COSTS})
-            gallery.add(name, {"truth": surface} | {result.row: result.mesh for result in results})
+        for shape in track(shapes, total, description="evaluate", unit="shape"):
+            try:
+                results, of_shape = _measure(shape, reconstructor, sampling, threads)
+            except Exception as error:
+                if reject is None:
+                    raise
+                reject(shape.name, error)
+                continue
+            lines += of_shape
+            costs += [
+                {"shape": shape.name, "row": result.row} | {cost.column: getattr(result, cost.column) for cost in COSTS}
+                for result in results
+            ]
+            reconstructor.count_codes(shape.name)
+            gallery.add(shape.name, {"truth": shape.surface} | {result.row: result.mesh for result in results})
+    if not lines:
+        raise InputError(f"none of the {total} meshes could be used; expected at least one, see above")
+    for table_lines in (lines, costs):
+        table_lines.sort(key=itemgetter("shape"))
     table = pd.DataFrame(lines)
     numbers = table.columns.difference(["shape", "row", "failed"])
     return table.astype(dict.fromkeys(numbers, "float64") | {"num_tokens": "Int64"}), pd.DataFrame(costs)
+
+
+def _measure(
+    shape: TrueShape, reconstructor: Reconstructor, sampling: Sampling, threads: ThreadPoolExecutor
+) -> tuple[list[Reconstruction], list[dict[str, Any]]]:
+    """The rows of a shape, and a line with the figures of each."""
+    name, grid, surface = shape
+    results = [Reconstruction("reference", surface), *reconstructor.rows(grid)]
+    truth = Truth(surface, num_points=sampling.num_points, seed=sampling.seed)
+    geometries = compare_all(truth, grid, results, sampling, threads)
+    lines = [
+        {"shape": name, "row": result.row}
+        | geometry
+        | compare_fields(result, grid)
+        | {"num_tokens": result.num_tokens, "bits": result.bits}
+        for result, geometry in zip(results, geometries, strict=True)
+    ]
+    return results, lines
 
 
 def compare_all(

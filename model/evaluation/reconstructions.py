@@ -41,31 +41,38 @@ class Cost(NamedTuple):
 
 
 class CodeUse:
-    """A quantizer, and over all shapes so far their latents and the codes that these take."""
+    """A quantizer, and of all shapes that were counted their latents and the codes that these take."""
 
     def __init__(self, quantizer: ResidualQuantizer) -> None:
         self.quantizer = quantizer
-        self._latents: list[Tensor] = []
-        self._indices: list[Tensor] = []
+        self._last: tuple[Tensor, Tensor]
+        self._counted: dict[str, tuple[Tensor, Tensor]] = {}
 
     @torch.no_grad()
     def quantize(self, z_e: SparseTensor) -> SparseTensor:
         """Each latent replaced by its codes."""
         indices = self.quantizer.indices_of(z_e.feats)
-        self._latents.append(z_e.feats.cpu())
-        self._indices.append(indices.cpu())
+        self._last = z_e.feats.cpu(), indices.cpu()
         return z_e.with_feats(self.quantizer.codes_of(indices))
+
+    def count(self, name: str) -> None:
+        """What was quantized last, as the shape of this name."""
+        self._counted[name] = self._last
+
+    def _all(self, which: int) -> Tensor:
+        """In the order of names, whatever that of the shapes: sums of floats depend on it."""
+        return torch.cat([self._counted[name][which] for name in sorted(self._counted)])
 
     @property
     def counts(self) -> list[Int[Tensor, " codebook_size"]]:
         """How often each code of each level occurs."""
-        columns = torch.cat(self._indices).unbind(1)
+        columns = self._all(1).unbind(1)
         return [torch.bincount(c, minlength=size) for c, size in zip(columns, self.quantizer.num_codes, strict=True)]
 
     @property
     def normalised_error(self) -> float:
         """Its reference are the same latents, all that were measured."""
-        latents = torch.cat(self._latents)
+        latents = self._all(0)
         return normalised_error(latents, self.quantizer, reference=latents)
 
 
@@ -84,6 +91,11 @@ class Reconstructor:
         band = from_arrays(shape.coords, shape.sdf, extent=shape.resolution).to(self._device)
         for row in self._networks:
             yield self._through(row, band, shape.resolution)
+
+    def count_codes(self, name: str) -> None:
+        """Have the codes of the last shape count, under this name: its rows came out well."""
+        for use in self.use.values():
+            use.count(name)
 
     def _through(self, row: str, band: SparseTensor, resolution: int) -> Reconstruction:
         network, use = self._networks[row], self.use.get(row)

@@ -23,10 +23,12 @@ from model.meshes import SUFFIXES, load_mesh
 from model.metrics import compare
 from model.report import ROW_TITLES
 from model.sdf import SparseSDF, normalised_surface
+from model.sparse import SparseTensor
 from model.tokenizer import ShapeTokenizer
 from model.tokens import Tokens
 from model.tokens.files import json_line, tokens_of_json
 from model.tokens.tokens import read_parquet
+from model.vae import SparseSDFVAE
 from tests.faults import full, left_over, small_disk
 from tests.shapes import ring_and_box
 from tests.small_tokenizer import ROOT, small_tokenizer
@@ -397,6 +399,35 @@ def test_a_tokenizer_is_measured_on_any_meshes_and_two_are_compared(here: Path, 
     capsys.readouterr()
     assert run("compare", "mine", "again") == 0
     assert "0 of 3" in capsys.readouterr().out
+
+
+def test_a_shape_too_large_for_the_memory_is_listed_and_nothing_else_is_lost(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    """The evaluation is that of the others alone: the codes that the shape took before it failed do not count."""
+    write_shapes(here / "meshes")
+    small, large = "meshes/deep/can.obj", "meshes/box.glb"
+    tokenizer = small_tokenizer()
+    sizes = [len(tokenizer.encode(load_mesh(here / file))) for file in (small, large)]
+    assert sizes[0] < sizes[1]
+    decode = SparseSDFVAE.decode_in_parts
+
+    def decode_if_it_fits(vae: SparseSDFVAE, z: SparseTensor) -> SparseTensor:
+        if len(z.grid) > sizes[0]:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+        return decode(vae, z)
+
+    monkeypatch.setattr(SparseSDFVAE, "decode_in_parts", decode_if_it_fits)
+    evaluate = ("evaluate", "artifacts/tokenizer", "--num-points", "500", "--meshes", small)
+    assert run(*evaluate, "--out", "alone") == 0
+    assert run(*evaluate, "--meshes", large, "--out", "both") == 1
+    said = capsys.readouterr().err
+    assert f"rejected {large}: there was not enough memory for it; simplify the mesh, or take --device cpu" in said
+    assert "evaluated 1 of 2 meshes" in said
+    for name in ("evaluate.json", "per_shape.parquet", "report.html"):
+        assert (here / "both" / name).read_bytes() == (here / "alone" / name).read_bytes()
+    assert run("evaluate", "artifacts/tokenizer", "--meshes", large, "--out", "none") == 1
+    assert not (here / "none").exists()
 
 
 def test_meshes_of_which_none_can_be_used_are_no_evaluation(here: Path):
