@@ -4,10 +4,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from model.errors import hear_interrupts
 from tests.wheel import SPCONV, build_wheel, make_environment
 
+settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy")  # the machine may be: how long an example takes says nothing
 hear_interrupts()  # what tests start is told to stop by SIGINT, also where the caller of pytest ignores it
 
 

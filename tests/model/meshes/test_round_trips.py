@@ -19,7 +19,8 @@ from tests.model.meshes.test_off import off
 from tests.model.meshes.test_stl import PLAIN as STL
 from tests.model.meshes.test_stl import binary, facets
 
-often = settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+CHECKS = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+often = settings(max_examples=50, deadline=None, suppress_health_check=CHECKS)
 
 
 @st.composite
