@@ -16,6 +16,7 @@ import psutil
 from model.errors import InputError, printable
 
 ANSWER_SECONDS = 5.0
+FIRST_ANSWER_SECONDS = 120.0  # a server that has just started on a busy machine is slow
 ON_ITS_OWN = "127.0.0.1,localhost,::1"  # what never goes through a proxy
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
@@ -70,7 +71,7 @@ class LocalServer:
     def refuses_strangers(self) -> bool:
         """Whether a request without the secret is turned away."""
         try:
-            with _DIRECT.open(f"{self.api}/admin/version", timeout=ANSWER_SECONDS):
+            with _DIRECT.open(f"{self.api}/admin/version", timeout=FIRST_ANSWER_SECONDS):
                 return False
         except urllib.error.HTTPError as error:
             return error.code == HTTPStatus.UNAUTHORIZED

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 from dvc.repo import Repo
 from prefect.logging.handlers import APILogHandler
-from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
+from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_REQUEST_TIMEOUT, PREFECT_API_URL, temporary_settings
 
 from tests.dvc_project import write_project
 from tests.flows.served import Served, serving
+from tests.waiting import SECONDS
 
 
 def run(*command: str) -> str:
@@ -89,6 +90,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 @pytest.fixture
 def connected(served: Served) -> Iterator[Served]:
     """What uses Prefect in this process uses that server."""
-    with temporary_settings({PREFECT_API_URL: served.api, PREFECT_API_AUTH_STRING: served.secret}):
+    settings = {PREFECT_API_URL: served.api, PREFECT_API_AUTH_STRING: served.secret}
+    with temporary_settings(settings | {PREFECT_API_REQUEST_TIMEOUT: SECONDS}):
         yield served
         APILogHandler().flush()

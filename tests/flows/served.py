@@ -16,8 +16,12 @@ import psutil
 
 from flows.local_server import ON_ITS_OWN
 from tests.dvc_project import ROOT, write_project
-from tests.waiting import wait_until
+from tests.waiting import SECONDS, wait_until
 
+PATIENT = dict.fromkeys(
+    ("PREFECT_API_REQUEST_TIMEOUT", "PREFECT_SERVER_DATABASE_TIMEOUT", "PREFECT_SERVER_DATABASE_CONNECTION_TIMEOUT"),
+    str(SECONDS),
+)
 NO_WAY_OUT = {"http_proxy": "http://127.0.0.1:9", "all_proxy": "http://127.0.0.1:9"}  # where nobody listens
 
 
@@ -37,7 +41,7 @@ class Served:
 
     def shell(self, command: str) -> "subprocess.CompletedProcess[str]":
         """A command in another terminal, in the root of the checkout."""
-        environment = os.environ | {"NO_PROXY": ON_ITS_OWN}
+        environment = os.environ | {"NO_PROXY": ON_ITS_OWN} | PATIENT
         return subprocess.run(
             ["sh", "-c", command], cwd=self.root, env=environment, check=False, capture_output=True, text=True
         )
@@ -78,7 +82,7 @@ def start(root: Path) -> "subprocess.Popen[bytes]":
         return subprocess.Popen(
             ["sh", "-c", f"trap '' INT; exec {sys.executable} -m flows.serve"],
             cwd=root,
-            env=os.environ | NO_WAY_OUT,
+            env=os.environ | NO_WAY_OUT | PATIENT,
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,

@@ -191,8 +191,11 @@ def page() -> Iterator:
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser.new_page()
+        patience = 1000 * SECONDS
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"], timeout=patience)
+        page = browser.new_page()
+        page.set_default_timeout(patience)
+        yield page
         browser.close()
 
 
@@ -220,7 +223,7 @@ def test_its_own_page_asks_for_the_secret_and_then_shows_the_flow(connected: Ser
     page.goto(f"{connected.page}/deployments")
     page.get_by_role("textbox").fill(connected.secret)
     page.keyboard.press("Enter")
-    page.get_by_text("train-vqvae").first.wait_for(timeout=1000 * SECONDS)
+    page.get_by_text("train-vqvae").first.wait_for()
 
 
 # --- its parts ---------------------------------------------------------------------------------------------------

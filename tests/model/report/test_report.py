@@ -27,6 +27,7 @@ from tests.waiting import SECONDS
 CHROMIUMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 CHROMIUM = next(filter(None, map(shutil.which, CHROMIUMS)), None)
 SOFTWARE_3D = ["--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
+PATIENCE = 1000 * SECONDS  # milliseconds
 ROWS = ("reference", "floor", "vae", "stage1", "stage2", "twin")
 NO_FACES = trimesh.Trimesh(np.zeros((0, 3)), np.zeros((0, 3), int))
 HOSTILE = "kit/<i>&\"</script><script>alert('1')"
@@ -180,7 +181,7 @@ def browser() -> Iterator[Browser]:
     if CHROMIUM is None:
         pytest.skip(f"no browser to look at the page with: none of {', '.join(CHROMIUMS)} is on PATH")
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=SOFTWARE_3D)
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=SOFTWARE_3D, timeout=PATIENCE)
         yield browser
         browser.close()
 
@@ -194,17 +195,18 @@ def test_a_browser_shows_each_mesh_in_its_place_and_asks_for_nothing(
     faults: list[str] = []
     requests: list[str] = []
     with browser.new_page(viewport={"width": width, "height": 900}) as page:
+        page.set_default_timeout(PATIENCE)
         page.on("console", lambda message: faults.append(message.text))
         page.on("pageerror", lambda error: faults.append(str(error)))
         page.on("request", lambda request: requests.append(request.url))
         page.goto(file.as_uri())
-        page.wait_for_selector("#viewer[data-drawn]", timeout=1000 * SECONDS)
+        page.wait_for_selector("#viewer[data-drawn]")
         assert page.locator("#viewer").get_attribute("data-drawn") == "four"  # the middle one of three
         assert page.locator("#no-3d").is_hidden()
         assert page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth") == 0
         picture = page.evaluate("canvas.toDataURL('image/png')")
         page.locator("#viewer select").select_option(index=2)
-        page.wait_for_selector("#viewer[data-drawn^='kit/']", timeout=1000 * SECONDS)
+        page.wait_for_selector("#viewer[data-drawn^='kit/']")
         labels = page.locator("#viewer .labels small").all_inner_texts()
     assert [text.split()[0] for text in labels] == [f"{len(m.faces):,}" for m in gallery.meshes(HOSTILE)]
     assert faults == []
