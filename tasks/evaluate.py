@@ -1,9 +1,8 @@
 """Measure on the test split what the grid, the VAE, stage 1 and stage 2 each lose, and show it."""
 
 import json
-from collections.abc import Iterator, Mapping
-from pathlib import Path
-from tempfile import TemporaryDirectory
+from collections.abc import Iterator, Mapping, Sequence
+from shutil import rmtree
 from typing import Any
 
 import pandas as pd
@@ -11,6 +10,7 @@ import pyarrow as pa
 
 from model.checkpoint import load_vae
 from model.device import pick_device
+from model.distributed import LONG_TIMEOUT, in_process_group, own_span, rank, shared
 from model.errors import InputError
 from model.evaluation import (
     REPORT,
@@ -18,8 +18,9 @@ from model.evaluation import (
     Sampling,
     TrueShape,
     counts_of_levels,
-    evaluate_shapes,
+    measure_shapes,
     spread,
+    summarise_all,
     write_evaluation,
 )
 from model.files import whole_directory, write_whole
@@ -68,6 +69,7 @@ HEADLINE_FIGURES = {
 }
 
 
+@in_process_group(LONG_TIMEOUT)
 def evaluate(settings: Settings) -> None:
     params = settings.evaluate
     shards = open_shards(SDF)
@@ -78,11 +80,16 @@ def evaluate(settings: Settings) -> None:
     reconstructor = Reconstructor(load_networks(), pick_device())
     sampling = Sampling(params.num_points, params.fscore_thresholds, params.seed)
 
-    with TemporaryDirectory() as scratch:
-        gallery = Gallery(Path(scratch))
-        evaluation = evaluate_shapes(
-            shapes_to_test(shards), len(names), reconstructor, sampling, gallery, resolution=shards.resolution
-        )
+    own = [names[i] for i in own_span(shards.index.num_voxels[names].tolist())]
+
+    with shared(lambda: whole_directory(EVALUATION)) as directory:
+        scratch = directory / "meshes"
+        scratch.mkdir(exist_ok=True)
+        gallery = Gallery(scratch)
+        measured = measure_shapes(true_shapes(shards, own), len(own), reconstructor, sampling, gallery)
+        if rank() > 0:
+            return
+        evaluation = summarise_all(measured, reconstructor.use, sampling, resolution=shards.resolution)
         counts = counts_of_levels(reconstructor.use)
         plots = {
             "shapes.png": draw_shapes(evaluation.ranking, spread(evaluation.ranking, params.picture_shapes), gallery),
@@ -98,8 +105,8 @@ def evaluate(settings: Settings) -> None:
             codebook_plots={"usage_histogram.png": plots["usage_histogram.png"]} | codebook_pictures(),
             histories=histories,
         )
-        with whole_directory(EVALUATION) as directory:
-            write_evaluation(directory, evaluation, page)
+        write_evaluation(directory, evaluation, page)
+        rmtree(scratch)
     with whole_directory(PLOTS) as directory:
         for name, content in plots.items():
             write_whole(directory / name, content)
@@ -122,8 +129,8 @@ def unquantized(vae: SparseSDFVAE) -> VQVAE:
     return VQVAE(vae, ResidualQuantizer([], vae.config.latent_channels))
 
 
-def shapes_to_test(shards: Shards) -> Iterator[TrueShape]:
-    return (TrueShape(name, shards.read(name), shards.read_surface(name)) for name in shards.names("test"))
+def true_shapes(shards: Shards, names: Sequence[str]) -> Iterator[TrueShape]:
+    return (TrueShape(name, shards.read(name), shards.read_surface(name)) for name in names)
 
 
 def codebook_pictures() -> dict[str, bytes]:

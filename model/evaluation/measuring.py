@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from ..distributed import gather_lists
 from ..metrics import Truth, compare_sdf
 from ..progress import track
 from ..report import COSTS, Gallery
@@ -33,12 +34,26 @@ class Sampling(NamedTuple):
     seed: int
 
 
+class Measured(NamedTuple):
+    """A line per shape and row with every figure, and another with what it cost."""
+
+    lines: list[dict[str, Any]]
+    costs: list[dict[str, Any]]
+
+    @property
+    def table(self) -> pd.DataFrame:
+        table = pd.DataFrame(self.lines)
+        numbers = table.columns.difference(["shape", "row", "failed"])
+        return table.astype(dict.fromkeys(numbers, "float64") | {"num_tokens": "Int64"})
+
+
 def measure_shapes(
     shapes: Iterable[TrueShape], total: int, reconstructor: Reconstructor, sampling: Sampling, gallery: Gallery
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """One line per shape and row with every figure, and another table with what it cost. Meshes go to the gallery.
+) -> Measured:
+    """Every shape, of which there are `total`, through every row. Meshes go to the gallery.
 
-    Networks run alone, so that their times and memory are their own; the rows are then compared side by side.
+    Networks run alone, so that their times and memory are their own; the rows are then compared side by side. Several
+    ranks have shapes of their own: then all lines, meshes and codes are the first one's, in the order of ranks.
     """
     lines: list[dict[str, Any]] = []
     costs: list[dict[str, Any]] = []
@@ -53,9 +68,10 @@ def measure_shapes(
                 lines.append(key | geometry | field | {"num_tokens": result.num_tokens, "bits": result.bits})
                 costs.append(key | {cost.column: getattr(result, cost.column) for cost in COSTS})
             gallery.add(name, {"truth": surface} | {result.row: result.mesh for result in results})
-    table = pd.DataFrame(lines)
-    numbers = table.columns.difference(["shape", "row", "failed"])
-    return table.astype(dict.fromkeys(numbers, "float64") | {"num_tokens": "Int64"}), pd.DataFrame(costs)
+    gallery.gather()
+    for use in reconstructor.use.values():
+        use.gather()
+    return Measured(gather_lists(lines), gather_lists(costs))
 
 
 def compare_all(

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from ..distributed import gather_lists
 from ..metrics import Field
 from ..quantizer import ResidualQuantizer, normalised_error
 from ..sdf import SparseSDF, Surface
@@ -55,6 +56,10 @@ class CodeUse:
         self._latents.append(z_e.feats.cpu())
         self._indices.append(indices.cpu())
         return z_e.with_feats(self.quantizer.codes_of(indices))
+
+    def gather(self) -> None:
+        """The first rank takes over what all have seen, in their order."""
+        self._latents, self._indices = gather_lists(self._latents), gather_lists(self._indices)
 
     @property
     def counts(self) -> list[Int[Tensor, " codebook_size"]]:

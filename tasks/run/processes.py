@@ -25,13 +25,16 @@ LAUNCHER = "SHAPE_TOKENIZER_LAUNCHER"  # the process id of the launcher, for tho
 SECONDS_TO_SAVE = 600  # after which processes that were told to stop are killed
 PR_SET_PDEATHSIG = 1
 
-# The stages that can share their work (in_process_group), and among how many: each needs a shape of every batch, or a
-# vector. Not with their code, which is a dependency of DVC's, because no result depends on it.
+# The stages that can share their work (in_process_group), and among how many: in training each needs a shape of every
+# batch, or a vector; elsewhere one may have nothing to do. Not with their code, which is a dependency of DVC's, because
+# no result depends on it.
 MOST_PROCESSES: dict[str, Callable[[Settings], int]] = {
     "pretrain_vae": lambda settings: settings.pretrain_vae.shapes_at_least,
+    "encode": lambda _: sys.maxsize,
     "stage1": lambda settings: settings.stage1.batch_size,
     "stage2": lambda settings: settings.stage2.shapes_at_least,
     "twin": lambda settings: settings.stage2.shapes_at_least,
+    "evaluate": lambda _: sys.maxsize,
 }
 
 

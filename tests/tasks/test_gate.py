@@ -165,9 +165,7 @@ def test_duplicate_codes():
 
 def judged(wanted: Settings) -> list[Check]:
     """What the gate finds, without its pictures, which take a second."""
-    seen, heldout = (
-        read_vectors(latents_file(LATENTS, split), max_per_view=None, seed=0) for split in ("train", "val")
-    )
+    seen, heldout = (read_vectors(LATENTS, split, max_per_view=None, seed=0) for split in ("train", "val"))
     return judge(wanted.gate, "gate", load_codebooks(), OF_STAGE1, seen=seen, heldout=heldout)
 
 
