@@ -78,7 +78,8 @@ def test_two_processes_encode_to_the_bit_what_one_does(small_settings: Settings,
 
     code = "from tasks import encode; encode.VIEWS_PER_FILE = 3; encode.run_stage('encode', encode.encode)"
     process = start(2, ["-c", code])
-    assert process.wait(timeout=240) == 0, process.communicate()[0]
+    output = process.communicate(timeout=240)[0]
+    assert process.returncode == 0, output
     assert latents() == alone
 
     (paths.LATENTS / of_train[2]).unlink()
