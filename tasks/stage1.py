@@ -72,7 +72,7 @@ def stage1(settings: Settings) -> None:
         lambda step: draw_vectors(vectors, params, step),
         settings=params,
         resume=resume,
-        history=History(METRICS / "stage1_history.tsv"),
+        history=History(METRICS / "stage1_history.tsv", settings.tracking),
         validate=watch,
         validate_every=params.recon_every,
         after_step=steps.after,
