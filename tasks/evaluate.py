@@ -1,6 +1,5 @@
 """Measure on the test split what the grid, the VAE, stage 1 and stage 2 each lose, and show it."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from shutil import rmtree
 from typing import Any
@@ -45,7 +44,6 @@ from tasks.data import load_codebooks
 from tasks.run import (
     CODEBOOK_PLOTS,
     EVALUATION,
-    HEADLINE,
     METRICS,
     PLOTS,
     SDF,
@@ -59,14 +57,7 @@ from tasks.run import (
 )
 from tasks.shards import Shards, open_shards
 
-HEADLINE_ROWS = ("floor", "vae", "twin", "stage1", "stage2")
-HEADLINE_FIGURES = {
-    "cd_l1": "cd_l1",
-    "surface_iou": "s_iou",
-    "volume_iou": "v_iou",
-    "sign_errors": "sign_errors",
-    "num_tokens": "tokens",
-}
+HEADLINE_FIGURES = {"cd_l1": "cd_l1", "surface_iou": "s_iou", "volume_iou": "v_iou", "num_tokens": "tokens"}
 
 
 @in_process_group(LONG_TIMEOUT)
@@ -111,7 +102,7 @@ def evaluate(settings: Settings) -> None:
         for name, content in plots.items():
             write_whole(directory / name, content)
     write_metrics("evaluate", evaluation.metrics)
-    write_headline(evaluation.metrics)
+    write_metrics("headline", headline(evaluation.metrics))
     # Apart from the evaluation, whose bytes must not depend on the clock.
     write_table(TIMINGS / "evaluate.parquet", pa.Table.from_pandas(evaluation.costs, preserve_index=False))
     print_outcome(evaluation)
@@ -139,16 +130,13 @@ def codebook_pictures() -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in drawn if path.is_file()}
 
 
-def write_headline(metrics: Mapping[str, Mapping[str, Any]]) -> None:
-    """What `dvc metrics show` prints: a file a row, few figures, narrow enough for a terminal."""
-    with whole_directory(HEADLINE) as directory:
-        for row in (row for row in HEADLINE_ROWS if row in metrics):
-            figures = {short: metrics[row][name] for name, short in HEADLINE_FIGURES.items() if name in metrics[row]}
-            codes = metrics["codebook"].get(row)
-            if codes is not None:
-                figures |= {"usage": codes["usage"], "perplexity": codes["perplexity"]}
-            shown = {name: float(f"{value:.4g}") for name, value in figures.items()}
-            write_whole(directory / f"{row}.json", json.dumps(shown, indent=2) + "\n")
+def headline(metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    """Few figures under short names that no other file has, or `dvc exp show` would put the file before each: those of
+    stage 2, and the distances of what it was made from."""
+    figures = {short: metrics["stage2"][name] for name, short in HEADLINE_FIGURES.items() if name in metrics["stage2"]}
+    figures |= {name: metrics["codebook"]["stage2"][name] for name in ("usage", "perplexity")}
+    figures |= {f"{row}_cd_l1": metrics[row]["cd_l1"] for row in ("stage1", "vae")}
+    return {name: float(f"{value:.4g}") for name, value in figures.items()}
 
 
 def print_outcome(evaluation: Evaluation) -> None:
