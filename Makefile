@@ -3,7 +3,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help repro serve setup test wheel lint format lock
+.PHONY: help repro queue serve setup test wheel lint format lock
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -23,6 +23,10 @@ help: ## this list
 repro: $(SETUP) ## set up, then bring every result up to date (dvc repro)
 	$(BIN)/python -m tasks.inputs
 	SHELL=/bin/sh $(BIN)/dvc repro
+
+# Its workers start dvc by its name.
+queue: $(SETUP) ## work on what `dvc exp run --queue` queued (JOBS=2: two at a time)
+	SHELL=/bin/sh PATH="$(CURDIR)/$(BIN):$$PATH" dvc queue start --jobs $(or $(JOBS),1)
 
 serve: $(SETUP) ## Prefect's server, deployment and worker on this machine, until Ctrl-C
 	@$(BIN)/python -m flows.serve

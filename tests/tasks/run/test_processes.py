@@ -49,6 +49,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def start(mode: str) -> "subprocess.Popen[str]":
     environment = os.environ | {"PYTHONPATH": str(ROOT), "SHAPE_TOKENIZER_PROCESSES": "2"}
+    environment |= {"http_proxy": "http://127.0.0.1:9"}  # where nobody listens: they meet without it
     command = [sys.executable, "-c", STAGE, mode]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
