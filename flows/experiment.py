@@ -12,7 +12,7 @@ from typing import Any
 
 from dvc.exceptions import InvalidArgumentError
 from dvc.repo import Repo
-from dvc.scm import NoSCM, SCMError
+from dvc.scm import NoSCM, SCMError, map_scm_exception
 from dvc.utils.hydra import apply_overrides
 from dvc.utils.serialize import load_yaml
 
@@ -154,7 +154,8 @@ def _refuse_without_identity() -> None:
         if isinstance(repo.scm, NoSCM):
             raise InputError(f"{becomes}, and this is no git repository; git init, then commit what is here")
         try:
-            repo.scm.pygit2.committer  # noqa: B018 - what DVC will ask for
+            with map_scm_exception():
+                repo.scm.pygit2.committer  # noqa: B018 - what DVC will ask for
         except SCMError as error:
             raise InputError(
                 f"{becomes}, and git does not know whose; git config user.name NAME, git config user.email ADDRESS"
