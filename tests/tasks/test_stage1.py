@@ -87,7 +87,7 @@ def from_tokenizer(settings: Settings, *codebooks: torch.Tensor) -> Settings:
 def test_the_codes_of_a_tokenizer_are_where_its_fine_tuning_begins(small_project: Path, small_settings: Settings):
     codes = (codebook() + 0.05).half().float()
     stage1(from_tokenizer(small_settings, codes))
-    heldout = read_vectors(latents_file(LATENTS, "val"), max_per_view=None, seed=0)
+    heldout = read_vectors(LATENTS, "val", max_per_view=None, seed=0)
     expected = normalised_error(heldout, ResidualQuantizer.of([codes]), reference=heldout)
     assert metrics()["heldout_error_start"] == pytest.approx(expected, rel=1e-6)
     assert metrics()["heldout_error"] < expected
