@@ -3,7 +3,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help repro serve setup test wheel lint format lock
+.PHONY: help repro queue serve setup test wheel lint format lock
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -23,6 +23,10 @@ help: ## this list
 repro: $(SETUP) ## set up, then bring every result up to date (dvc repro)
 	$(BIN)/python -m tasks.inputs
 	SHELL=/bin/sh $(BIN)/dvc repro
+
+# Its workers start dvc by its name.
+queue: $(SETUP) ## work on what `dvc exp run --queue` queued (JOBS=2: two at a time)
+	SHELL=/bin/sh PATH="$(CURDIR)/$(BIN):$$PATH" dvc queue start --jobs $(or $(JOBS),1)
 
 serve: $(SETUP) ## Prefect's server, deployment and worker on this machine, until Ctrl-C
 	@$(BIN)/python -m flows.serve
@@ -60,7 +64,7 @@ lock: $(SETUP) ## resolve pyproject.toml into the lock files (UPGRADE=1: to the 
 # Done once, and again when a lock file changes. The two builds of spconv overwrite each other, so a change of device starts
 # from nothing.
 $(SETUP): $(LOCK) $(TORCH)
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed and %s is %s; run make PYTHON=python3.11" % (sys.executable, sys.version.split()[0]))'
+	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14) and "Python 3.11, 3.12 or 3.13 is needed, for which spconv is built, and %s is %s; run make PYTHON=python3.13" % (sys.executable, sys.version.split()[0]))'
 	$(PYTHON) -m venv $(if $(filter-out $(SETUP),$(wildcard .venv/.installed-*)),--clear) .venv
 	$(BIN)/python -m pip install --disable-pip-version-check --require-hashes --requirement $(LOCK)
 	$(BIN)/python -m pip install --disable-pip-version-check --requirement $(TORCH)

@@ -46,7 +46,7 @@ from benchmarks.codebook_recipe import load_latents, measure_recipe, of_size
 from model.quantizer import ResidualQuantizer, TrainedCodebook, codebook_statistics, lloyd_pass, normalised_error
 from model.tables import read_rows, write_rows
 from tasks import stage1
-from tasks.data import draw_vectors, latents_file
+from tasks.data import draw_vectors, latents_file, latents_files
 from tasks.run import LATENTS, METRICS, PARAMS_FILE, SDF, VAE, Settings, load_settings
 from tasks.training import History, ResumePoint, train
 
@@ -163,8 +163,9 @@ def measure_row(name: str, rate: float | None, settings: Settings, device: torch
 def measure_stage1() -> dict:
     """Wall time of the stage with its decoded validation shapes, on the latents of both splits, cut to 200 000."""
     remedy = "run dvc repro encode"
-    val = list(read_rows(latents_file(LATENTS, "val"), remedy=remedy))
-    whole = [*read_rows(latents_file(LATENTS, "train"), remedy=remedy), *val]
+    files = {split: latents_files(LATENTS, split) for split in ("train", "val")}
+    rows = {split: [row for file in of for row in read_rows(file, remedy=remedy)] for split, of in files.items()}
+    whole, val = [*rows["train"], *rows["val"]], rows["val"]
     lengths = np.array([len(row["mean"][0]) // row["latent_channels"][0].as_py() for row in whole])
     whole = whole[: int((lengths.cumsum() <= STAGE1_VECTORS).sum()) + 1]
     with tempfile.TemporaryDirectory() as folder:

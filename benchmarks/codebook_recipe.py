@@ -26,7 +26,6 @@ from tasks.data import (
     choose_views,
     draw_vectors,
     encode_views,
-    latents_file,
     load_targets,
     read_vectors,
     training_batches,
@@ -45,8 +44,8 @@ def of_size(settings: Settings, num_codes: int) -> Settings:
 @cache
 def load_latents(device: torch.device, cap: int | None, seed: int) -> tuple[Tensor, Tensor]:
     """The distinct training vectors, at most `cap` of a view, and those of held-out shapes."""
-    cached = read_vectors(latents_file(LATENTS, "train"), max_per_view=cap, seed=seed)
-    heldout = read_vectors(latents_file(LATENTS, "val"), max_per_view=None, seed=0)
+    cached = read_vectors(LATENTS, "train", max_per_view=cap, seed=seed)
+    heldout = read_vectors(LATENTS, "val", max_per_view=None, seed=0)
     return cached.to(device).unique(dim=0), heldout.to(device)
 
 

@@ -38,7 +38,7 @@ from model.report import Gallery, compare_rows
 from model.tokens import Tokens, Vocabulary
 from model.vqvae import VQVAE, load_vqvae
 from tasks.data import choose_views, encode_views, load_codebooks
-from tasks.evaluate import shapes_to_test, unquantized
+from tasks.evaluate import true_shapes, unquantized
 from tasks.run import PASS_TOKEN, SDF, STAGE2, TWIN, VAE, load_settings
 from tasks.shards import Shards, open_shards
 
@@ -136,7 +136,8 @@ def compare(folder: Path) -> dict[str, Any]:
     sampling = Sampling(params.num_points, params.fscore_thresholds, params.seed)
     with TemporaryDirectory() as scratch:
         gallery = Gallery(Path(scratch), rows=())
-        table, _ = measure_shapes(shapes_to_test(shards), len(shards.names("test")), reconstructor, sampling, gallery)
+        names = shards.names("test")
+        table = measure_shapes(true_shapes(shards, names), len(names), reconstructor, sampling, gallery).table
     rows = {}
     for row, lines in table.groupby("row", sort=False):
         means = lines[list(FIGURES)].mean().rename(FIGURES).dropna()

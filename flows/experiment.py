@@ -12,6 +12,7 @@ from typing import Any
 
 from dvc.exceptions import InvalidArgumentError
 from dvc.repo import Repo
+from dvc.scm import NoSCM, SCMError, map_scm_exception
 from dvc.utils.hydra import apply_overrides
 from dvc.utils.serialize import load_yaml
 
@@ -38,6 +39,7 @@ def overridden(params: Mapping[str, Any]) -> Iterator[None]:
     if not params:
         yield
         return
+    _refuse_without_identity()
     _refuse_edited_params()
     text = _with_overrides(params)
     _refuse_changed_outputs()
@@ -143,6 +145,21 @@ def _value_of(file: Path, key: str) -> Any:
     for part in key.split("."):
         value = value[part]
     return value
+
+
+def _refuse_without_identity() -> None:
+    """Before anything is trained: an experiment is a commit."""
+    becomes = "params: a run with other values becomes an experiment, which is a commit"
+    with Repo() as repo:
+        if isinstance(repo.scm, NoSCM):
+            raise InputError(f"{becomes}, and this is no git repository; git init, then commit what is here")
+        try:
+            with map_scm_exception():
+                repo.scm.pygit2.committer  # noqa: B018 - what DVC will ask for
+        except SCMError as error:
+            raise InputError(
+                f"{becomes}, and git does not know whose; git config user.name NAME, git config user.email ADDRESS"
+            ) from error
 
 
 def _refuse_edited_params() -> None:

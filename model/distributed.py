@@ -1,24 +1,31 @@
-"""Training in several processes: each works on its share of a batch, and all hold the same weights.
+"""Work in several processes: each has its share, of a batch while all hold the same weights, or of independent items.
 
 Outside in_process_group() there is one rank, and every function here is what it would be without this module.
 """
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
+from itertools import chain
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 TIMEOUT = timedelta(minutes=10)  # the longest that a rank may be behind the others
+LONG_TIMEOUT = timedelta(days=7)  # where they meet at the end only: one may have the slower GPU all the way
+
+CPU = torch.device("cpu")
+
+T = TypeVar("T")
 
 
 @contextmanager
-def in_process_group() -> Iterator[None]:
+def in_process_group(timeout: timedelta = TIMEOUT) -> Iterator[None]:
     """Within the block, or the function it decorates, this process is one of those that torchrun started, each with a
-    GPU of its own where there are any. Started otherwise, it is the only one.
+    GPU of its own where there are any. Started otherwise, it is the only one. None may be behind by the timeout.
 
     After an exception the group is left with the process and not here: the others, who fail without this one, must not
     do so before it has told why.
@@ -30,7 +37,7 @@ def in_process_group() -> Iterator[None]:
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         backend = "cpu:gloo,cuda:nccl"
-    dist.init_process_group(backend, timeout=TIMEOUT)
+    dist.init_process_group(backend, timeout=timeout)
     yield
     dist.destroy_process_group()
 
@@ -82,6 +89,40 @@ def all_reduce_min(values: Tensor) -> Tensor:
 def own_part(rows: Tensor) -> Tensor:
     """The rows of a whole that this rank works on; none where there are fewer than ranks."""
     return rows[rank() :: num_ranks()]
+
+
+def own_span(sizes: Sequence[float]) -> range:
+    """The indices of items, in one piece, that this rank works on: by size about as much as every other, or none.
+
+    Spans of ranks in their order are the items in theirs.
+    """
+    size = torch.tensor(sizes, dtype=torch.float64)
+    middles = size.cumsum(0) - size / 2
+    owners = (middles / size.sum() * num_ranks()).nan_to_num().long().clamp(max=num_ranks() - 1)
+    return range(int((owners < rank()).sum()), int((owners <= rank()).sum()))
+
+
+def gather_lists(own: list[T]) -> list[T]:
+    """The first rank gets the lists of all, one after the other; the others get none."""
+    if num_ranks() == 1:
+        return own
+    lists: list[Any] = [None] * num_ranks()
+    dist.gather_object(own, lists if rank() == 0 else None)
+    return list(chain.from_iterable(lists)) if rank() == 0 else []
+
+
+@contextmanager
+def shared(make: Callable[[], AbstractContextManager[T]]) -> Iterator[T]:
+    """All ranks get what the first gets of a context manager, such as a folder. It ends when all are at the end."""
+    if num_ranks() == 1:
+        with make() as made:
+            yield made
+        return
+    with make() if rank() == 0 else nullcontext() as own:
+        given: list[Any] = [own]
+        dist.broadcast_object_list(given, device=CPU)
+        yield given[0]
+        on_any_rank(False)  # waits for all
 
 
 def all_gather(rows: Tensor) -> Tensor:

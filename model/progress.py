@@ -1,5 +1,6 @@
 """How long work shows itself: a bar on a terminal, a plain line now and then where the output is piped."""
 
+import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -50,7 +51,10 @@ class Progress:
 
 
 def track(items: Iterable[Item], total: int, *, description: str, unit: str) -> Iterator[Item]:
-    """The items, shown as progress while they are used."""
+    """The items, shown as progress as they are used. Of several processes that share work, the first shows its own."""
+    if os.environ.get("RANK", "0") != "0":  # as torchrun sets it
+        yield from items
+        return
     with Progress(total, description=description, unit=unit) as progress:
         for item in items:
             yield item

@@ -1,9 +1,7 @@
 """Measure on the test split what the grid, the VAE, stage 1 and stage 2 each lose, and show it."""
 
-import json
-from collections.abc import Iterator, Mapping
-from pathlib import Path
-from tempfile import TemporaryDirectory
+from collections.abc import Iterator, Mapping, Sequence
+from shutil import rmtree
 from typing import Any
 
 import pandas as pd
@@ -11,6 +9,7 @@ import pyarrow as pa
 
 from model.checkpoint import load_vae
 from model.device import pick_device
+from model.distributed import LONG_TIMEOUT, in_process_group, own_span, rank, shared
 from model.errors import InputError
 from model.evaluation import (
     REPORT,
@@ -18,8 +17,9 @@ from model.evaluation import (
     Sampling,
     TrueShape,
     counts_of_levels,
-    evaluate_shapes,
+    measure_shapes,
     spread,
+    summarise_all,
     write_evaluation,
 )
 from model.files import whole_directory, write_whole
@@ -44,7 +44,6 @@ from tasks.data import load_codebooks
 from tasks.run import (
     CODEBOOK_PLOTS,
     EVALUATION,
-    HEADLINE,
     METRICS,
     PLOTS,
     SDF,
@@ -58,16 +57,10 @@ from tasks.run import (
 )
 from tasks.shards import Shards, open_shards
 
-HEADLINE_ROWS = ("floor", "vae", "twin", "stage1", "stage2")
-HEADLINE_FIGURES = {
-    "cd_l1": "cd_l1",
-    "surface_iou": "s_iou",
-    "volume_iou": "v_iou",
-    "sign_errors": "sign_errors",
-    "num_tokens": "tokens",
-}
+HEADLINE_FIGURES = {"cd_l1": "cd_l1", "surface_iou": "s_iou", "volume_iou": "v_iou", "num_tokens": "tokens"}
 
 
+@in_process_group(LONG_TIMEOUT)
 def evaluate(settings: Settings) -> None:
     params = settings.evaluate
     shards = open_shards(SDF)
@@ -78,11 +71,16 @@ def evaluate(settings: Settings) -> None:
     reconstructor = Reconstructor(load_networks(), pick_device())
     sampling = Sampling(params.num_points, params.fscore_thresholds, params.seed)
 
-    with TemporaryDirectory() as scratch:
-        gallery = Gallery(Path(scratch))
-        evaluation = evaluate_shapes(
-            shapes_to_test(shards), len(names), reconstructor, sampling, gallery, resolution=shards.resolution
-        )
+    own = [names[i] for i in own_span(shards.index.num_voxels[names].tolist())]
+
+    with shared(lambda: whole_directory(EVALUATION)) as directory:
+        scratch = directory / "meshes"
+        scratch.mkdir(exist_ok=True)
+        gallery = Gallery(scratch)
+        measured = measure_shapes(true_shapes(shards, own), len(own), reconstructor, sampling, gallery)
+        if rank() > 0:
+            return
+        evaluation = summarise_all(measured, reconstructor.use, sampling, resolution=shards.resolution)
         counts = counts_of_levels(reconstructor.use)
         plots = {
             "shapes.png": draw_shapes(evaluation.ranking, spread(evaluation.ranking, params.picture_shapes), gallery),
@@ -98,13 +96,13 @@ def evaluate(settings: Settings) -> None:
             codebook_plots={"usage_histogram.png": plots["usage_histogram.png"]} | codebook_pictures(),
             histories=histories,
         )
-        with whole_directory(EVALUATION) as directory:
-            write_evaluation(directory, evaluation, page)
+        write_evaluation(directory, evaluation, page)
+        rmtree(scratch)
     with whole_directory(PLOTS) as directory:
         for name, content in plots.items():
             write_whole(directory / name, content)
     write_metrics("evaluate", evaluation.metrics)
-    write_headline(evaluation.metrics)
+    write_metrics("headline", headline(evaluation.metrics))
     # Apart from the evaluation, whose bytes must not depend on the clock.
     write_table(TIMINGS / "evaluate.parquet", pa.Table.from_pandas(evaluation.costs, preserve_index=False))
     print_outcome(evaluation)
@@ -122,8 +120,8 @@ def unquantized(vae: SparseSDFVAE) -> VQVAE:
     return VQVAE(vae, ResidualQuantizer([], vae.config.latent_channels))
 
 
-def shapes_to_test(shards: Shards) -> Iterator[TrueShape]:
-    return (TrueShape(name, shards.read(name), shards.read_surface(name)) for name in shards.names("test"))
+def true_shapes(shards: Shards, names: Sequence[str]) -> Iterator[TrueShape]:
+    return (TrueShape(name, shards.read(name), shards.read_surface(name)) for name in names)
 
 
 def codebook_pictures() -> dict[str, bytes]:
@@ -132,16 +130,13 @@ def codebook_pictures() -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in drawn if path.is_file()}
 
 
-def write_headline(metrics: Mapping[str, Mapping[str, Any]]) -> None:
-    """What `dvc metrics show` prints: a file a row, few figures, narrow enough for a terminal."""
-    with whole_directory(HEADLINE) as directory:
-        for row in (row for row in HEADLINE_ROWS if row in metrics):
-            figures = {short: metrics[row][name] for name, short in HEADLINE_FIGURES.items() if name in metrics[row]}
-            codes = metrics["codebook"].get(row)
-            if codes is not None:
-                figures |= {"usage": codes["usage"], "perplexity": codes["perplexity"]}
-            shown = {name: float(f"{value:.4g}") for name, value in figures.items()}
-            write_whole(directory / f"{row}.json", json.dumps(shown, indent=2) + "\n")
+def headline(metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    """Few figures under short names that no other file has, or `dvc exp show` would put the file before each: those of
+    stage 2, and the distances of what it was made from."""
+    figures = {short: metrics["stage2"][name] for name, short in HEADLINE_FIGURES.items() if name in metrics["stage2"]}
+    figures |= {name: metrics["codebook"]["stage2"][name] for name in ("usage", "perplexity")}
+    figures |= {f"{row}_cd_l1": metrics[row]["cd_l1"] for row in ("stage1", "vae")}
+    return {name: float(f"{value:.4g}") for name, value in figures.items()}
 
 
 def print_outcome(evaluation: Evaluation) -> None:

@@ -11,7 +11,7 @@ from model.device import pick_device
 from model.files import whole_directory, write_whole
 from model.quantizer import Lloyd, codebook_statistics, lloyd_pass
 from model.report import draw_codebook
-from tasks.data import latents_file, load_codebooks, read_vectors
+from tasks.data import load_codebooks, read_vectors
 from tasks.run import (
     CODEBOOK_PLOTS,
     LATENTS,
@@ -66,9 +66,7 @@ OF_STAGE1 = Remedies(
 def gate(settings: Settings) -> None:
     """Write metrics/gate.json always, the pass token only when every figure is good enough."""
     PASS_TOKEN.unlink(missing_ok=True)
-    seen, heldout = (
-        read_vectors(latents_file(LATENTS, split), max_per_view=None, seed=0) for split in ("train", "val")
-    )
+    seen, heldout = (read_vectors(LATENTS, split, max_per_view=None, seed=0) for split in ("train", "val"))
     codebooks = load_codebooks()
     checks = judge(settings.gate, "gate", codebooks, OF_STAGE1, seen=seen, heldout=heldout)
     with whole_directory(CODEBOOK_PLOTS) as directory:

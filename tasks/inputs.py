@@ -24,9 +24,19 @@ _SHOWN = 10
 
 
 def prepare_dvc() -> None:
-    """Mend what DVC would fail on and can do without."""
+    """Mend what DVC would fail on and can do without. Raises InputError where nothing can be written."""
+    _refuse_read_only()
     _mend_locks()
     _do_without_git()
+
+
+def _refuse_read_only() -> None:
+    here = Path.cwd()
+    if not os.access(here, os.W_OK):
+        raise InputError(
+            f"{here} can't be written to, and results, metrics/ and dvc.lock are written into the checkout; "
+            f"work in a copy, or git clone {here} ELSEWHERE, with a link to this .venv in it"
+        )
 
 
 def _do_without_git() -> None:

@@ -60,7 +60,7 @@ def train_jointly(
         training_batches(shards, params, device),
         settings=params,
         resume=resume,
-        history=History(METRICS / f"{stage}_history.tsv"),
+        history=History(METRICS / f"{stage}_history.tsv", settings.tracking),
         validate=watch,
         validate_every=params.validate_every,
         after_step=steps.after,

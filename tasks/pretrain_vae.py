@@ -60,7 +60,7 @@ def pretrain_vae(settings: Settings) -> None:
         training_batches(shards, params, device),
         settings=params,
         resume=resume,
-        history=History(METRICS / "pretrain_vae_history.tsv"),
+        history=History(METRICS / "pretrain_vae_history.tsv", settings.tracking),
         validate=check,
         validate_every=params.validate_every,
         description="pretrain_vae",

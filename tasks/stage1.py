@@ -33,7 +33,6 @@ from tasks.data import (
     Codebooks,
     VectorBatch,
     draw_vectors,
-    latents_file,
     load_codebooks,
     read_vectors,
     save_codebooks,
@@ -48,18 +47,17 @@ def stage1(settings: Settings) -> None:
     params, sizes = settings.stage1, settings.codebook.per_level
     device = pick_device()
     torch.manual_seed(params.seed)
-    files = {split: latents_file(LATENTS, split) for split in ("train", "val")}
-    cached = read_vectors(files["train"], max_per_view=params.max_vectors_per_view, seed=params.seed)
+    cached = read_vectors(LATENTS, "train", max_per_view=params.max_vectors_per_view, seed=params.seed)
     # a pattern that every shape has must not draw all codes
     vectors = distinct_vectors(cached.to(device), max(sizes))
-    heldout = read_vectors(files["val"], max_per_view=None, seed=params.seed).to(device)
+    heldout = read_vectors(LATENTS, "val", max_per_view=None, seed=params.seed).to(device)
     dim = vectors.shape[1]
     if settings.codebook.dim not in ("auto", dim):
         raise InputError(
             f"latents have {dim} channels but codebook.dim is {settings.codebook.dim}; set codebook.dim: auto"
         )
 
-    inputs = [*files.values(), SDF / "index.parquet", *VAE.iterdir()]
+    inputs = [*LATENTS.iterdir(), SDF / "index.parquet", *VAE.iterdir()]
     resume = ResumePoint("stage1", fingerprint("stage1", [params, settings.codebook], inputs))
     start = start_levels(vectors, sizes, params, resume)
     shared = settings.codebook
@@ -74,7 +72,7 @@ def stage1(settings: Settings) -> None:
         lambda step: draw_vectors(vectors, params, step),
         settings=params,
         resume=resume,
-        history=History(METRICS / "stage1_history.tsv"),
+        history=History(METRICS / "stage1_history.tsv", settings.tracking),
         validate=watch,
         validate_every=params.recon_every,
         after_step=steps.after,

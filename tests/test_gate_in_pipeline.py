@@ -45,9 +45,9 @@ sys.path.insert(0, {str(ROOT)!r})
 import torch
 from model.quantizer import (kmeans)
 from tasks.data import (save_codebooks)
-from tasks.data import (latents_file, read_vectors)
+from tasks.data import (read_vectors)
 folder = pathlib.Path({str(paths.CODEBOOK)!r})
-vectors = read_vectors(latents_file(pathlib.Path({str(paths.LATENTS)!r}), "train"), max_per_view=None, seed=0)
+vectors = read_vectors(pathlib.Path({str(paths.LATENTS)!r}), "train", max_per_view=None, seed=0)
 generator = torch.Generator().manual_seed(0)
 iterations = yaml.safe_load(open("params.yaml"))["stage1"]["kmeans_iterations"]
 codes = 30 + 0.1 * torch.randn({SIZE}, 8, generator=generator)

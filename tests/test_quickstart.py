@@ -85,7 +85,8 @@ def leave_what_stages_leave() -> None:
     grid = tokenizer.voxelize(trimesh.Trimesh(mesh.vertices, mesh.faces, process=False))
     paths.SDF.mkdir()
     places = shards.write_shards(paths.SDF, [shards.shape_row("body1", grid)], shapes_per_shard=1)
-    index = pd.DataFrame([{"name": "body1", "split": "test", **place._asdict()} for place in places])
+    of_body1 = {"name": "body1", "split": "test", "num_voxels": len(grid.coords)}
+    index = pd.DataFrame([of_body1 | place._asdict() for place in places])
     shards.write_index(paths.SDF / shards.INDEX, index, resolution=grid.resolution, truncation_voxels=2.0)
     surface = normalised_surface(mesh.vertices, mesh.faces)
     shards.write_surfaces(paths.SDF / shards.SURFACES, [("body1", surface)])

@@ -12,8 +12,9 @@ from ..evaluation import (
     Sampling,
     TrueShape,
     counts_of_levels,
-    evaluate_shapes,
+    measure_shapes,
     spread,
+    summarise_all,
     write_evaluation,
 )
 from ..files import write_whole
@@ -64,9 +65,8 @@ def evaluate_tokenizer(
     sampling = Sampling(num_points, FSCORE_THRESHOLDS, seed)
     with TemporaryDirectory() as scratch:
         gallery = Gallery(Path(scratch), rows=(ROW,))
-        evaluation = evaluate_shapes(
-            shapes(), len(files), reconstructor, sampling, gallery, resolution=loaded.resolution, reject=reject
-        )
+        measured = measure_shapes(shapes(), len(files), reconstructor, sampling, gallery, reject=reject)
+        evaluation = summarise_all(measured, reconstructor.use, sampling, resolution=loaded.resolution)
         page = report_page(
             evaluation,
             gallery,

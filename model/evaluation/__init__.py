@@ -4,7 +4,7 @@ evaluate and `shape-tokenizer evaluate` measure with it. Grids, surfaces and net
 other room of model/ but cli. A figure that is added in measuring.py gets its name and meaning in model.report.
 """
 
-from .evaluation import REPORT, evaluate_shapes, write_evaluation, write_per_shape
+from .evaluation import REPORT, summarise_all, write_evaluation, write_per_shape
 from .measuring import Sampling, TrueShape, measure_shapes
 from .reconstructions import CodeUse, Reconstructor
 from .tables import aggregate, counts_of_levels, rank, spread, summarise_pairs, summarise_rows
@@ -17,10 +17,10 @@ __all__ = [
     "TrueShape",
     "aggregate",
     "counts_of_levels",
-    "evaluate_shapes",
     "measure_shapes",
     "rank",
     "spread",
+    "summarise_all",
     "summarise_pairs",
     "summarise_rows",
     "write_evaluation",

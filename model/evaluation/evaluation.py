@@ -1,6 +1,6 @@
 """All that an evaluation gives: a line per shape and row, means, paired differences, ranking; and its files."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,34 +8,25 @@ import pandas as pd
 import pyarrow as pa
 
 from ..files import write_whole
-from ..report import PER_SHAPE, Evaluation, Gallery
+from ..report import PER_SHAPE, Evaluation
 from ..tables import write_table
-from .measuring import Sampling, TrueShape, measure_shapes
-from .reconstructions import Reconstructor
+from .measuring import Measured, Sampling
+from .reconstructions import CodeUse
 from .tables import aggregate, aggregates_table, rank, summarise_codes, summarise_pairs, summarise_rows
 
 REPORT = "report.html"
 
 
-def evaluate_shapes(
-    shapes: Iterable[TrueShape],
-    total: int,
-    reconstructor: Reconstructor,
-    sampling: Sampling,
-    gallery: Gallery,
-    *,
-    resolution: int,
-    reject: Callable[[str, Exception], None] | None = None,
-) -> Evaluation:
-    """Every shape, of which there are `total`, through every row, as measure_shapes has it."""
-    table, costs = measure_shapes(shapes, total, reconstructor, sampling, gallery, reject=reject)
+def summarise_all(measured: Measured, use: Mapping[str, CodeUse], sampling: Sampling, *, resolution: int) -> Evaluation:
+    """What measure_shapes gave, summarised; and how codes were used by it."""
+    table = measured.table
     aggregates = aggregate(table, seed=sampling.seed)
     metrics = summarise_rows(table, aggregates) | {
-        "codebook": summarise_codes(reconstructor.use),
+        "codebook": summarise_codes(use),
         "paired": summarise_pairs(table, seed=sampling.seed),
     }
     conditions = {"resolution": resolution, "num_points": sampling.num_points, "seed": sampling.seed}
-    return Evaluation(table, costs, aggregates, rank(table), metrics, conditions)
+    return Evaluation(table, pd.DataFrame(measured.costs), aggregates, rank(table), metrics, conditions)
 
 
 def write_evaluation(directory: Path, evaluation: Evaluation, report: str) -> None:

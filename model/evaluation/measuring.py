@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from ..distributed import gather_lists, rank
 from ..errors import InputError
 from ..metrics import Truth, compare_sdf
 from ..progress import track
@@ -35,6 +36,19 @@ class Sampling(NamedTuple):
     seed: int
 
 
+class Measured(NamedTuple):
+    """A line per shape and row with every figure, and another with what it cost."""
+
+    lines: list[dict[str, Any]]
+    costs: list[dict[str, Any]]
+
+    @property
+    def table(self) -> pd.DataFrame:
+        table = pd.DataFrame(self.lines)
+        numbers = table.columns.difference(["shape", "row", "failed"])
+        return table.astype(dict.fromkeys(numbers, "float64") | {"num_tokens": "Int64"})
+
+
 def measure_shapes(
     shapes: Iterable[TrueShape],
     total: int,
@@ -43,12 +57,14 @@ def measure_shapes(
     gallery: Gallery,
     *,
     reject: Callable[[str, Exception], None] | None = None,
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """One line per shape and row with every figure, and another table with what it cost. Meshes go to the gallery.
+) -> Measured:
+    """Every shape, of which there are `total`, through every row. Meshes go to the gallery.
 
     Networks run alone, so that their times and memory are their own; the rows are then compared side by side. Lines are
     in the order of the shapes' names, whatever the order of the shapes. What goes wrong with one of them, such as too
-    little memory for it, is given to `reject` with its name, or raised. Raises InputError where no shape is left.
+    little memory for it, is given to `reject` with its name, or raised. Several
+    ranks have shapes of their own: then all lines, meshes and codes are the first one's. Raises InputError where no
+    shape is left.
     """
     lines: list[dict[str, Any]] = []
     costs: list[dict[str, Any]] = []
@@ -68,13 +84,13 @@ def measure_shapes(
             ]
             reconstructor.count_codes(shape.name)
             gallery.add(shape.name, {"truth": shape.surface} | {result.row: result.mesh for result in results})
-    if not lines:
+    gallery.gather()
+    for use in reconstructor.use.values():
+        use.gather()
+    lines, costs = (sorted(gather_lists(own), key=itemgetter("shape")) for own in (lines, costs))
+    if rank() == 0 and not lines:
         raise InputError(f"none of the {total} meshes could be used; expected at least one, see above")
-    for table_lines in (lines, costs):
-        table_lines.sort(key=itemgetter("shape"))
-    table = pd.DataFrame(lines)
-    numbers = table.columns.difference(["shape", "row", "failed"])
-    return table.astype(dict.fromkeys(numbers, "float64") | {"num_tokens": "Int64"}), pd.DataFrame(costs)
+    return Measured(lines, costs)
 
 
 def _measure(

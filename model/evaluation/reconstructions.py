@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from ..distributed import gather_lists
 from ..metrics import Field
 from ..quantizer import ResidualQuantizer, normalised_error
 from ..sdf import SparseSDF, Surface
@@ -62,6 +63,10 @@ class CodeUse:
     def _all(self, which: int) -> Tensor:
         """In the order of names, whatever that of the shapes: sums of floats depend on it."""
         return torch.cat([self._counted[name][which] for name in sorted(self._counted)])
+
+    def gather(self) -> None:
+        """The first rank takes over what all have counted."""
+        self._counted = dict(gather_lists(list(self._counted.items())))
 
     @property
     def counts(self) -> list[Int[Tensor, " codebook_size"]]:

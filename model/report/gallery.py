@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
+from ..distributed import gather_lists, rank
 from ..meshes import Mesh
 from ..metrics import AnyMesh, checked_mesh
 from .figures import ROW_TITLES
@@ -24,7 +25,8 @@ class Gallery:
 
     def __init__(self, scratch: Path, rows: Sequence[str] = PICTURED) -> None:
         self.titles = {"truth": "truth"} | {row: ROW_TITLES[row] for row in rows}  # of what is kept, in this order
-        self._scratch = scratch
+        self._scratch = scratch / str(rank())
+        self._scratch.mkdir()
         self._files: dict[str, Path] = {}
         self.pictures = cache(self._pictures)
 
@@ -37,6 +39,10 @@ class Gallery:
             arrays |= {f"{row}_vertices": mesh.vertices.astype(np.float32), f"{row}_faces": mesh.faces.astype(np.int32)}
         np.savez(path, **arrays)
         self._files[shape] = path
+
+    def gather(self) -> None:
+        """The first rank takes over what all have been given, in their order; they share the scratch directory."""
+        self._files = dict(gather_lists(list(self._files.items())))
 
     def meshes(self, shape: str) -> list[Mesh]:
         """In the order of `titles`."""

@@ -8,6 +8,14 @@ from tasks.data.codebook import (
     load_codebooks,
     save_codebooks,
 )
-from tasks.data.dataset import ShapeBatch, load_targets, training_batches
-from tasks.data.latents import ShapeLatents, VectorBatch, draw_vectors, latents_file, read_vectors, write_latents
+from tasks.data.dataset import ShapeBatch, View, load_targets, training_batches
+from tasks.data.latents import (
+    ShapeLatents,
+    VectorBatch,
+    draw_vectors,
+    latents_file,
+    latents_files,
+    read_vectors,
+    write_latents,
+)
 from tasks.data.views import choose_views, encode_views

@@ -1,7 +1,8 @@
-"""The file in which encode leaves latents for stage 1 and the gate: one row per shape and symmetry; batches of them."""
+"""Files in which encode leaves latents for stage 1 and the gate, one row per shape and symmetry; batches of them."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,8 +37,15 @@ class ShapeLatents(NamedTuple):
     mean: Tensor  # [M, latent_channels]
 
 
-def latents_file(directory: Path, split: str) -> Path:
-    return directory / f"{split}.parquet"
+def latents_file(directory: Path, split: str, number: int = 0, of: int = 1) -> Path:
+    return directory / f"{split}-{number:05d}-of-{of:05d}.parquet"
+
+
+def latents_files(directory: Path, split: str) -> list[Path]:
+    """Those of a split, in order: as many as the first says that there are, so that a missing one is missed."""
+    found = sorted(directory.glob(f"{split}-*.parquet"))
+    of = int(found[0].stem.rpartition("-")[2]) if found else 1
+    return [latents_file(directory, split, number, of) for number in range(of)]
 
 
 def write_latents(file: Path, views: Iterable[ShapeLatents]) -> int:
@@ -65,24 +73,29 @@ def _row(latents: ShapeLatents) -> pa.RecordBatch:
     return pa.record_batch([pa.array(c, f.type) for c, f in zip(columns, _SCHEMA, strict=True)], schema=_SCHEMA)
 
 
-def read_vectors(file: Path, *, max_per_view: int | None, seed: int) -> Float[Tensor, "num_vectors latent_channels"]:
+def read_vectors(
+    directory: Path, split: str, *, max_per_view: int | None, seed: int
+) -> Float[Tensor, "num_vectors latent_channels"]:
     """All latent vectors of a split, at most max_per_view drawn from each shape and symmetry.
 
-    They are read view by view, so that what is not drawn takes no memory. Raises InputError where the file is missing,
-    damaged or empty, or holds NaN or infinity.
+    They are read view by view, so that what is not drawn takes no memory. Raises InputError where a file is missing or
+    damaged, and where all hold no view, or NaN or infinity.
     """
     rng = np.random.default_rng(seed)
     parts = []
-    for view in read_rows(file, remedy=REMEDY):
+    files = latents_files(directory, split)
+    for view in chain.from_iterable(read_rows(file, remedy=REMEDY) for file in files):
         vectors = view["mean"][0].values.to_numpy().reshape(-1, view["latent_channels"][0].as_py())
         if max_per_view is not None and len(vectors) > max_per_view:
             vectors = vectors[np.sort(rng.choice(len(vectors), max_per_view, replace=False))]
         parts.append(vectors.copy())
     if not parts:
-        raise InputError(f"{file} holds no shape; raise voxelize.val_share, or add meshes")
+        raise InputError(f"{files[0]} holds no shape; raise voxelize.val_share, or add meshes")
     vectors = torch.from_numpy(np.concatenate(parts))
     if not vectors.isfinite().all():
-        raise InputError(f"{file} holds NaN or infinity; look at metrics/import_vae.json, then run dvc repro -f encode")
+        raise InputError(
+            f"{directory} holds NaN or infinity, in {split}; look at metrics/import_vae.json, then {REMEDY}"
+        )
     return vectors
 
 

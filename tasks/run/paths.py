@@ -16,11 +16,12 @@ TWIN = Path("artifacts/twin")
 EVALUATION = Path("artifacts/evaluation")
 
 METRICS = Path("metrics")
-HEADLINE = METRICS / "headline"  # a small file a row of the evaluation: what `dvc metrics show` prints
+HEADLINE = METRICS / "headline.json"  # evaluate's, few figures: what `dvc metrics` and `dvc exp show` print
 CODEBOOK_PLOTS = METRICS / "codebook"  # the gate's
 PLOTS = METRICS / "plots"  # evaluate's
 
-# What neither DVC nor git sees: seconds and megabytes, which differ from run to run, and unfinished work.
+# What neither DVC nor git sees: seconds and megabytes, which differ from run to run, unfinished work, others' logs.
 TIMINGS = Path("artifacts/timings")
 VOXELIZE_SCRATCH = Path("artifacts/.scratch/voxelize")
 RESUME = Path("artifacts/.resume")
+TRACKING = Path("artifacts/tracking")

@@ -1,4 +1,4 @@
-"""A stage on every GPU of the machine: torch's elastic launcher starts a process for each, and they end as one."""
+"""A stage on all GPUs, of several machines too: torch's elastic launcher starts a process on each; they end as one."""
 
 import ctypes
 import json
@@ -22,16 +22,20 @@ if TYPE_CHECKING:
 
 LIMIT = "SHAPE_TOKENIZER_PROCESSES"
 LAUNCHER = "SHAPE_TOKENIZER_LAUNCHER"  # the process id of the launcher, for those that it started
+NODES, MEETING, RUN_ID = "PET_NNODES", "PET_RDZV_ENDPOINT", "PET_RDZV_ID"  # torchrun's, where it is not told otherwise
 SECONDS_TO_SAVE = 600  # after which processes that were told to stop are killed
 PR_SET_PDEATHSIG = 1
 
-# The stages that can share their work (in_process_group), and among how many: each needs a shape of every batch, or a
-# vector. Not with their code, which is a dependency of DVC's, because no result depends on it.
+# The stages that can share their work (in_process_group), and among how many: in training each needs a shape of every
+# batch, or a vector; elsewhere one may have nothing to do. Not with their code, which is a dependency of DVC's, because
+# no result depends on it.
 MOST_PROCESSES: dict[str, Callable[[Settings], int]] = {
     "pretrain_vae": lambda settings: settings.pretrain_vae.shapes_at_least,
+    "encode": lambda _: sys.maxsize,
     "stage1": lambda settings: settings.stage1.batch_size,
     "stage2": lambda settings: settings.stage2.shapes_at_least,
     "twin": lambda settings: settings.stage2.shapes_at_least,
+    "evaluate": lambda _: sys.maxsize,
 }
 
 
@@ -64,9 +68,27 @@ def num_processes(stage: str, settings: Settings) -> int:
     return min(wanted, most)
 
 
-def launch(stage: str, number: int) -> End | None:
-    """Run this process's own command in so many processes; None where all ended well. Raises KeyboardInterrupt when
-    SIGINT or SIGTERM asked to stop, after they have saved."""
+def num_nodes(stage: str) -> int:
+    """How many machines the stage is started on at the same time, one unless torchrun's own variables say otherwise.
+
+    It is 1 in a process that torchrun or this module started, and for a stage that can't share. Raises InputError.
+    """
+    nodes = os.environ.get(NODES, "1")
+    if "RANK" in os.environ or stage not in MOST_PROCESSES or nodes == "1":
+        return 1
+    if not nodes.isdecimal() or int(nodes) == 0 or not {MEETING, RUN_ID} <= os.environ.keys():
+        raise InputError(
+            f"{NODES} is {nodes!r}; it takes a number of machines, 1 or more, and with more {MEETING}, the HOST:PORT "
+            f"of one of them, and {RUN_ID}, the same on all"
+        )
+    return int(nodes)
+
+
+def launch(stage: str, number: int, nodes: int) -> End | None:
+    """Run this process's own command in so many processes, on each of so many machines; None where all ended well.
+
+    Raises KeyboardInterrupt when SIGINT or SIGTERM asked to stop, after they have saved.
+    """
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -76,14 +98,14 @@ def launch(stage: str, number: int) -> End | None:
     logging.disable(logging.ERROR)  # how they ended is told below, once
     with TemporaryDirectory() as scratch:
         config = LaunchConfig(
-            min_nodes=1,
-            max_nodes=1,
+            min_nodes=nodes,
+            max_nodes=nodes,
             nproc_per_node=number,
             max_restarts=0,  # whoever started the stage knows what to do
-            run_id=uuid.uuid4().hex,
+            run_id=uuid.uuid4().hex if nodes == 1 else os.environ[RUN_ID],
             rdzv_backend="c10d",
-            rdzv_endpoint="localhost:0",
-            local_addr="localhost",  # a machine need not know its own name
+            rdzv_endpoint="localhost:0" if nodes == 1 else os.environ[MEETING],
+            local_addr="localhost" if nodes == 1 else None,  # a machine alone need not know its own name
             logs_specs=DefaultLogsSpecs(log_dir=scratch),
             signals_to_handle="SIGINT,SIGTERM",  # not SIGHUP, which nohup ignores
             shutdown_timeout=SECONDS_TO_SAVE,
@@ -91,7 +113,7 @@ def launch(stage: str, number: int) -> End | None:
         try:
             elastic_launch(config, sys.executable)(*sys.orig_argv[1:])
         except ChildFailedError as error:
-            return _first_cause(stage, _told(Path(scratch)), error.failures, number)
+            return _first_cause(stage, _told(Path(scratch)), error.failures, number * nodes)
         except SignalException:
             failed = [end for end in _told(Path(scratch)) if end.code != INTERRUPTED]
             if failed:

@@ -4,6 +4,7 @@ There are no defaults here; params.yaml is the only place that holds a value.
 """
 
 import re
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple, Self
 
@@ -48,6 +49,21 @@ class Upstream(Section):
     pretrain_vae: Run
     fetch_vae: Run
     twin: Run
+
+
+class Tracking(Section):
+    """Where histories go besides metrics/, while training runs."""
+
+    writer: Literal["tensorboard", "dvclive", "wandb", "trackio"] | None
+
+    @model_validator(mode="after")
+    def is_installed(self) -> Self:
+        if self.writer and find_spec(self.writer) is None:
+            raise ValueError(
+                f"writer is {self.writer}, which is not installed; .venv/bin/python -m pip install --editable "
+                f"'.[{self.writer}]', or set writer: null"
+            )
+        return self
 
 
 def _one_version(requirement: str) -> str:
@@ -239,6 +255,7 @@ class Evaluate(Section):
 class Settings(Section):
     version: int
     upstream: Upstream
+    tracking: Tracking
     fetch_meshes: FetchMeshes
     voxelize: Voxelize
     pretrain_vae: PretrainVae

@@ -12,7 +12,7 @@ from typing import Any
 from model.errors import INTERRUPTED, InputError, hear_interrupts, is_of_environment, printable, told_of_environment
 from model.files import write_whole
 from tasks.run.paths import METRICS, RESUME
-from tasks.run.processes import End, hand_over, is_launched, launch, num_processes, stop_with_launcher
+from tasks.run.processes import End, hand_over, is_launched, launch, num_nodes, num_processes, stop_with_launcher
 from tasks.run.settings import ParameterError, Settings, load_settings
 
 ALREADY_RUNNING = 75  # EX_TEMPFAIL of sysexits.h: try again later
@@ -52,8 +52,9 @@ def _end_of(name: str, stage: Callable[[Settings], None]) -> End | None:
     first = os.environ.get("RANK", "0") == "0"  # of the processes that share the work: it holds the lock for all
     try:
         settings = load_settings()
-        if (number := num_processes(name, settings)) > 1:
-            return launch(name, number)
+        number, nodes = num_processes(name, settings), num_nodes(name)
+        if number * nodes > 1:
+            return launch(name, number, nodes)
         with only_one(name) if first else nullcontext():
             stage(settings)
     except AlreadyRunningError as error:

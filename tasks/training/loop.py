@@ -21,8 +21,9 @@ from model.distributed import all_reduce_mean, average_gradients, num_ranks, on_
 from model.errors import InputError
 from model.files import write_whole
 from model.progress import Progress
-from tasks.run import TIMINGS, Training
+from tasks.run import TIMINGS, Tracking, Training
 from tasks.training.resume import ResumePoint
+from tasks.training.tracking import tracker
 
 
 class Batch(Protocol):
@@ -64,6 +65,7 @@ class History:
     """
 
     path: Path
+    tracking: Tracking | None = None  # where rows go besides, once each is whole
     rows: list[dict[str, float]] = field(default_factory=list)
 
     def append(self, row: dict[str, float]) -> None:
@@ -126,7 +128,8 @@ def train(
     window = _Window(description, scaler)
 
     progress = Progress(settings.steps, description=description, unit="step", done=step)
-    with _stop_signals() as stop, progress:
+    sends = tracker(history.tracking, description, resume.directory.name, step)
+    with _stop_signals() as stop, progress, sends as send:
         for batch in window.waiting_for(batches_from(step) if step < settings.steps else iter(())):
             if num_ranks() > 1:  # noise of its own on each rank, the same when the run is resumed
                 torch.manual_seed((settings.seed * settings.steps + step) * num_ranks() + rank())
@@ -160,6 +163,7 @@ def train(
                     resume.save(_state_of(stateful, history, step, on_cuda, validated=False))
                     row |= check()
                     history.write()
+                send(row)
                 note = f"loss {row['loss']:.4f}"
                 window.start()
             if rank() == 0:

@@ -1,6 +1,8 @@
 """Other parameters for one run: what is refused, what is kept, and that the checkout is left as it was."""
 
+import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,7 @@ import pytest
 from flows.experiment import SNAPSHOT, _with_overrides, overridden, save
 from model.errors import InputError
 from tasks.run import load_settings
+from tests.dvc_project import ROOT
 from tests.flows.conftest import changes, outdated, params_text, repro, run
 
 pytestmark = pytest.mark.usefixtures("checkout")
@@ -39,6 +42,20 @@ def test_a_run_that_ends_well_is_an_experiment_and_the_checkout_is_as_before():
     subprocess.run(["dvc", "exp", "apply", "calm-otter"], check=False)
     assert "lr: 0.5" in params_text()
     assert outdated() == {}
+
+
+def test_a_name_for_the_experiment_is_asked_for_before_anything_runs(tmp_path: Path):
+    if subprocess.run(["git", "config", "--system", "user.name"], capture_output=True, check=False).returncode == 0:
+        pytest.skip("everybody has a name on this machine")
+    for name in ("user.name", "user.email"):
+        run("git", "config", "--unset", name)
+    code = "from flows.experiment import overridden\nwith overridden({'stage2.lr': 0.5}): print('it runs')"
+    environment = os.environ | {"HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert "InputError: params: a run with other values becomes an experiment" in done.stderr
+    assert "git config user.name NAME" in done.stderr
+    assert not done.stdout
+    assert changes() == ""
 
 
 def test_comments_stay_where_they_are():

@@ -110,7 +110,7 @@ def kinds(made_once: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
             ),
             "latents": Kind(
                 latents_file(LATENTS, "val"),
-                lambda: bits(read_vectors(latents_file(LATENTS, "val"), max_per_view=None, seed=0).numpy()),
+                lambda: bits(read_vectors(LATENTS, "val", max_per_view=None, seed=0).numpy()),
             ),
             "codebook": Kind(CODEBOOK_FILE, lambda: bits([codes.numpy() for codes in load_codebooks()])),
             "tokenizer": Kind(Path("tokenizer/model.safetensors"), lambda: tokenizer_in("tokenizer")),

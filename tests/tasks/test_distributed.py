@@ -1,4 +1,4 @@
-"""Stage 2 in two processes: the same training as in one, one end, and no half of it survives the other."""
+"""Stages in two processes: the same as in one, one end, and no half of it survives the other."""
 
 import json
 import os
@@ -14,13 +14,17 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from model.errors import InputError
+from tasks import encode
+from tasks.data import latents_files, read_vectors
 from tasks.data.dataset import TrainingView, View, share_of
 from tasks.run import Settings, paths
+from tasks.run.processes import LIMIT
 from tests.tasks.conftest import forget_training
 from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
-TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 HISTORY = paths.METRICS / "stage2_history.tsv"
 
 
@@ -30,16 +34,17 @@ def write_params(settings: Settings, **stage2: object) -> None:
     Path("params.yaml").write_text(yaml.safe_dump(values))
 
 
-def start(num_processes: int, *, by: Sequence[str] = ()) -> "subprocess.Popen[str]":
-    """The stage by its plain command, as on a machine with so many GPUs, or by another launcher than its own."""
-    command = [sys.executable, *by, "-m", "tasks.stage2"]
+def start(num_processes: int, command: Sequence[str] = ("-m", "tasks.stage2")) -> "subprocess.Popen[str]":
+    """A stage by its plain command, as on a machine with so many GPUs, or by another launcher than its own."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    environment["SHAPE_TOKENIZER_PROCESSES"] = str(num_processes)
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    environment[LIMIT] = str(num_processes)
+    return subprocess.Popen(
+        [sys.executable, *command], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
 
 
 def train(num_processes: int, *, by: Sequence[str] = ()) -> str:
-    process = start(num_processes, by=by)
+    process = start(num_processes, [*by, "-m", "tasks.stage2"])
     output = process.communicate()[0]
     assert process.returncode == 0, output
     return output
@@ -60,6 +65,31 @@ def test_ranks_share_a_batch_by_voxels():
     assert sorted(view for share in shares for view in share) == sorted(batch)
     assert [sum(sizes[view.view.name] for view in share) for share in shares] == [80, 80]
     assert share_of(batch, sizes, rank=0, num_ranks=1) != []
+
+
+@pytest.mark.usefixtures("small_project")
+def test_two_processes_encode_to_the_bit_what_one_does(small_settings: Settings, monkeypatch: pytest.MonkeyPatch):
+    write_params(small_settings)
+    monkeypatch.setattr(encode, "VIEWS_PER_FILE", 3)
+    encode.encode(small_settings)
+    alone = latents()
+    of_train, of_val = ([path.name for path in latents_files(paths.LATENTS, split)] for split in ("train", "val"))
+    assert (len(of_train), len(of_val)) == (4, 2)
+    assert [*alone] == [*of_train, *of_val]
+
+    code = "from tasks import encode; encode.VIEWS_PER_FILE = 3; encode.run_stage('encode', encode.encode)"
+    process = start(2, ["-c", code])
+    output = process.communicate(timeout=240)[0]
+    assert process.returncode == 0, output
+    assert latents() == alone
+
+    (paths.LATENTS / of_train[2]).unlink()
+    with pytest.raises(InputError, match=r"train-00002-of-00004\.parquet does not exist; run dvc repro -f encode"):
+        read_vectors(paths.LATENTS, "train", max_per_view=None, seed=0)
+
+
+def latents() -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(paths.LATENTS.iterdir())}
 
 
 @pytest.mark.usefixtures("small_project")
@@ -111,7 +141,7 @@ def test_two_processes_stop_as_one_and_the_run_resumes_to_the_bit(small_settings
 @pytest.mark.usefixtures("small_project")
 def test_torchrun_is_refused_more_processes_than_shapes_and_the_stage_itself_starts_no_more(small_settings: Settings):
     write_params(small_settings, batch_voxels=16000, steps=5)
-    run = start(1, by=TORCHRUN)
+    run = start(1, [*TORCHRUN, "-m", "tasks.stage2"])
     output = run.communicate()[0]
     assert run.returncode != 0
     assert "stage2: batch_voxels is 16000 but 2 processes share a batch" in output

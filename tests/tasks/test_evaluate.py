@@ -1,5 +1,8 @@
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import chdir
 from pathlib import Path
@@ -9,6 +12,7 @@ import pandas as pd
 import pytest
 import torch
 import trimesh
+import yaml
 from PIL import Image
 
 from model.checkpoint import save_vae
@@ -24,6 +28,7 @@ from model.vqvae import VQVAE
 from tasks.data import save_codebooks
 from tasks.evaluate import evaluate, load_networks
 from tasks.run import Evaluate, Settings, paths, run_stage
+from tasks.run.processes import LIMIT
 from tasks.shards import open_shards
 from tasks.shards.shards import INDEX, SURFACES, shape_row, write_index, write_shards, write_surfaces
 from tests.dvc_project import ROOT
@@ -50,7 +55,12 @@ def write_shapes() -> None:
         for name, mesh in shapes().items()
     }
     places = write_shards(paths.SDF, [shape_row(name, grid) for name, grid in grids.items()], shapes_per_shard=2)
-    index = pd.DataFrame([{"name": n, "split": "test", **p._asdict()} for n, p in zip(grids, places, strict=True)])
+    index = pd.DataFrame(
+        [
+            {"name": name, "split": "test", "num_voxels": len(grid.coords), **place._asdict()}
+            for (name, grid), place in zip(grids.items(), places, strict=True)
+        ]
+    )
     write_index(paths.SDF / INDEX, index, resolution=RESOLUTION, truncation_voxels=2.0)
     surfaces = []
     for name, mesh in shapes().items():
@@ -149,12 +159,16 @@ def test_times_are_in_a_table_apart(project: Path, table: pd.DataFrame, metrics:
 
 
 def test_the_headline_has_the_same_figures_in_short(project: Path, metrics: dict):
-    for row in ("floor", "vae", "stage1", "stage2"):
-        headline = json.loads((paths.HEADLINE / f"{row}.json").read_text())
-        assert headline["cd_l1"] == pytest.approx(metrics[row]["cd_l1"], rel=1e-3)
-        assert ("usage" in headline) == (row in metrics["codebook"])
-        assert headline["s_iou"] == pytest.approx(metrics[row]["surface_iou"], rel=1e-3)
-        assert headline["v_iou"] == pytest.approx(metrics[row]["volume_iou"], rel=1e-3)
+    of_codes = {name: metrics["codebook"]["stage2"][name] for name in ("usage", "perplexity")}
+    expected = of_codes | {
+        "cd_l1": metrics["stage2"]["cd_l1"],
+        "s_iou": metrics["stage2"]["surface_iou"],
+        "v_iou": metrics["stage2"]["volume_iou"],
+        "tokens": metrics["stage2"]["num_tokens"],
+        "stage1_cd_l1": metrics["stage1"]["cd_l1"],
+        "vae_cd_l1": metrics["vae"]["cd_l1"],
+    }
+    assert json.loads(paths.HEADLINE.read_text()) == pytest.approx(expected, rel=1e-3)
 
 
 def test_pairs_are_in_the_metrics_file(metrics: dict, table: pd.DataFrame):
@@ -192,11 +206,34 @@ def test_a_twin_is_a_row_of_its_own_where_it_was_trained(project: Path):
 
 
 def test_rerun_writes_the_same_bytes(project: Path):
-    folders = (paths.HEADLINE, paths.PLOTS, paths.EVALUATION)
-    kept = [paths.METRICS / "evaluate.json", *(file for folder in folders for file in sorted(folder.iterdir()))]
+    folders = (paths.PLOTS, paths.EVALUATION)
+    kept = [
+        paths.METRICS / "evaluate.json",
+        paths.HEADLINE,
+        *(file for folder in folders for file in sorted(folder.iterdir())),
+    ]
     before = [path.read_bytes() for path in kept]
     evaluate(SETTINGS)
     assert [path.read_bytes() for path in kept] == before
+
+
+def test_two_processes_evaluate_to_the_bit_what_one_does(project: Path, tmp_path: Path):
+    shutil.copytree(project, tmp_path, dirs_exist_ok=True)
+    kept = [path.relative_to(project) for path in sorted(project.rglob("*")) if path.is_file()]
+    for folder in (paths.EVALUATION, paths.PLOTS):
+        shutil.rmtree(tmp_path / folder)
+    (tmp_path / paths.HEADLINE).unlink()
+    values = yaml.safe_load((ROOT / "params.yaml").read_text()) | {"evaluate": PARAMS.model_dump(mode="json")}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(values))
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", LIMIT: "2"}
+    subprocess.run([sys.executable, "-m", "tasks.evaluate"], cwd=tmp_path, env=environment, check=True)
+    for path in kept:
+        if path.is_relative_to(paths.TIMINGS):
+            continue
+        assert (tmp_path / path).read_bytes() == (project / path).read_bytes(), path
+    costs = pd.read_parquet(tmp_path / paths.TIMINGS / "evaluate.parquet")
+    assert list(costs["shape"].unique()) == sorted(shapes())
+    assert not left_over(tmp_path)
 
 
 def test_plots_are_small_pictures(project: Path):

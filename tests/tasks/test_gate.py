@@ -165,9 +165,7 @@ def test_duplicate_codes():
 
 def judged(wanted: Settings) -> list[Check]:
     """What the gate finds, without its pictures, which take a second."""
-    seen, heldout = (
-        read_vectors(latents_file(LATENTS, split), max_per_view=None, seed=0) for split in ("train", "val")
-    )
+    seen, heldout = (read_vectors(LATENTS, split, max_per_view=None, seed=0) for split in ("train", "val"))
     return judge(wanted.gate, "gate", load_codebooks(), OF_STAGE1, seen=seen, heldout=heldout)
 
 
@@ -217,20 +215,20 @@ def test_latents_that_are_not_finite(split: str):
     spoilt = around(codes().repeat(PER_CODE, 1))
     spoilt[3, 1] = torch.inf
     write_latents(split, spoilt)
-    with pytest.raises(InputError, match=rf"{split}\.parquet holds NaN or infinity; .*dvc repro -f encode"):
+    with pytest.raises(InputError, match=rf"latents holds NaN or infinity, in {split}; .*dvc repro -f encode"):
         gate(settings())
 
 
 def test_no_held_out_shapes():
     write_latents("val", torch.zeros(0, 2))
-    with pytest.raises(InputError, match=r"val\.parquet holds no shape; raise voxelize\.val_share"):
+    with pytest.raises(InputError, match=r"val-00000-of-00001\.parquet holds no shape; raise voxelize\.val_share"):
         gate(settings())
 
 
 @pytest.mark.parametrize("damage", [lambda f: f.unlink(), lambda f: f.write_bytes(f.read_bytes()[:-20])])
 def test_damaged_latents(damage):
     damage(latents_file(LATENTS, "val"))
-    with pytest.raises(InputError, match=r"val\.parquet .*; run dvc repro -f encode"):
+    with pytest.raises(InputError, match=r"val-00000-of-00001\.parquet .*; run dvc repro -f encode"):
         gate(settings())
 
 

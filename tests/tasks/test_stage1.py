@@ -89,7 +89,7 @@ def from_tokenizer(settings: Settings, *codebooks: torch.Tensor) -> Settings:
 def test_the_codes_of_a_tokenizer_are_where_its_fine_tuning_begins(small_project: Path, small_settings: Settings):
     codes = (codebook() + 0.05).half().float()
     stage1(from_tokenizer(small_settings, codes))
-    heldout = read_vectors(latents_file(LATENTS, "val"), max_per_view=None, seed=0)
+    heldout = read_vectors(LATENTS, "val", max_per_view=None, seed=0)
     expected = normalised_error(heldout, ResidualQuantizer.of([codes]), reference=heldout)
     assert metrics()["heldout_error_start"] == pytest.approx(expected, rel=1e-6)
     assert metrics()["heldout_error"] < expected
@@ -146,7 +146,7 @@ def test_a_network_that_changed_would_be_noticed(
 
 def test_the_codebook_is_the_better_of_the_two_on_held_out_shapes(small_project: Path, small_settings: Settings):
     figures = metrics()
-    heldout = read_vectors(latents_file(LATENTS, "val"), max_per_view=None, seed=0)
+    heldout = read_vectors(LATENTS, "val", max_per_view=None, seed=0)
     assert codebook().shape == (small_settings.codebook.num_codes, small_settings.codebook.dim)
     assert figures["heldout_error"] == min(figures["heldout_error_start"], figures["heldout_error_trained"])
     assert figures["heldout_error"] == pytest.approx(
@@ -332,14 +332,13 @@ def test_views_encoded_several_at_a_time_have_the_latents_of_one_at_a_time(small
 
 
 def test_big_shapes_are_capped(small_project: Path):
-    file = latents_file(LATENTS, "train")
-    everything = read_vectors(file, max_per_view=None, seed=0)
-    capped = read_vectors(file, max_per_view=5, seed=0)
+    everything = read_vectors(LATENTS, "train", max_per_view=None, seed=0)
+    capped = read_vectors(LATENTS, "train", max_per_view=5, seed=0)
     assert len(capped) == 5 * 5 * 2  # shapes, symmetries
     known = {tuple(row) for row in everything.tolist()}
     assert all(tuple(row) in known for row in capped.tolist())
-    assert torch.equal(read_vectors(file, max_per_view=5, seed=0), capped)
-    assert not torch.equal(read_vectors(file, max_per_view=5, seed=1), capped)
+    assert torch.equal(read_vectors(LATENTS, "train", max_per_view=5, seed=0), capped)
+    assert not torch.equal(read_vectors(LATENTS, "train", max_per_view=5, seed=1), capped)
 
 
 # --- its figures -----------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 
 from model.errors import InputError
 from tasks.run import load_settings, only_one
-from tasks.run.processes import MOST_PROCESSES, num_processes
+from tasks.run.processes import MOST_PROCESSES, num_nodes, num_processes
 
 ROOT = Path(__file__).parents[3]
 STAGE = """
@@ -47,8 +48,9 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def start(mode: str) -> "subprocess.Popen[str]":
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "SHAPE_TOKENIZER_PROCESSES": "2"}
+def start(mode: str, **more: str) -> "subprocess.Popen[str]":
+    environment = os.environ | more | {"PYTHONPATH": str(ROOT), "SHAPE_TOKENIZER_PROCESSES": "2"}
+    environment |= {"http_proxy": "http://127.0.0.1:9"}  # where nobody listens: they meet without it
     command = [sys.executable, "-c", STAGE, mode]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
@@ -111,6 +113,24 @@ def test_a_limit_that_is_no_number_is_refused(limit: str, monkeypatch: pytest.Mo
         num_processes("stage1", load_settings())
 
 
+def test_two_machines_work_as_one():
+    """Both are this one; each starts two processes."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        meeting = f"localhost:{free.getsockname()[1]}"
+    runs = [start("good", PET_NNODES="2", PET_RDZV_ENDPOINT=meeting, PET_RDZV_ID="test") for _ in range(2)]
+    said = [run.communicate(timeout=120) for run in runs]
+    assert [run.returncode for run in runs] == [0, 0], said
+    assert sum(out.startswith("10 from all") for out, _ in said) == 1
+
+
+@pytest.mark.parametrize("nodes", ["2", "0", "two"])
+def test_machines_that_have_no_place_to_meet_are_refused(nodes: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("PET_NNODES", nodes)
+    with pytest.raises(InputError, match=f"PET_NNODES is '{nodes}'; .*PET_RDZV_ENDPOINT, the HOST:PORT"):
+        num_nodes("stage1")
+
+
 def test_the_stages_that_can_share_their_work_are_started_so():
-    sharing = {file.stem for file in (ROOT / "tasks").glob("*.py") if "\n@in_process_group()\n" in file.read_text()}
+    sharing = {file.stem for file in (ROOT / "tasks").glob("*.py") if "\n@in_process_group(" in file.read_text()}
     assert sharing == set(MOST_PROCESSES)
