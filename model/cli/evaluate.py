@@ -53,7 +53,7 @@ def evaluate_tokenizer(
         num_usable = 0
         for name, result in in_order(files, voxelize_files(files, loaded, limits, with_surface=True)):
             if isinstance(result, str):
-                rejects.add(f"{files[name]}: {result}")
+                rejects.add(files[name], result)
             else:
                 assert result.surface is not None
                 num_usable += 1

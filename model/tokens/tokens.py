@@ -142,7 +142,7 @@ class Tokens:
         except Exception as error:  # zip, deflate and numpy's header each fail in their own ways
             if is_of_environment(error):
                 raise
-            raise _unreadable(path, error) from error
+            raise unreadable(path, error) from error
 
 
 def _array(name: str, value: Any) -> np.ndarray:
@@ -199,7 +199,7 @@ def read_rows(path: Path) -> Iterator[tuple[str, Tokens | InputError]]:
     except Exception as error:  # what is damaged makes the reader fail in many ways
         if isinstance(error, InputError) or is_of_environment(error):
             raise
-        raise _unreadable(path, error) from error
+        raise unreadable(path, error) from error
 
 
 def _tokens_of(table: pa.Table, row: int) -> Tokens | InputError:
@@ -221,7 +221,7 @@ def _tokens_of(table: pa.Table, row: int) -> Tokens | InputError:
         return error
 
 
-def _unreadable(path: Path, error: Exception) -> InputError:
+def unreadable(path: Path, error: Exception) -> InputError:
     if not path.is_file():
         return InputError(f"{path} does not exist; expected a file of tokens; check its path")
     reason = " ".join(f"{type(error).__name__}: {error}".split())
