@@ -6,11 +6,13 @@ readable.
 
 from .dataset import Dataset, open_dataset
 from .files import Found, check_suffix, count_shapes, inside, read_tokens, row_of, write_tokens
-from .tokens import Tokens, Vocabulary
+from .grammar import SequenceReader, Vocabulary
+from .tokens import Tokens
 
 __all__ = [
     "Dataset",
     "Found",
+    "SequenceReader",
     "Tokens",
     "Vocabulary",
     "check_suffix",
