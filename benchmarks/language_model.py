@@ -7,8 +7,8 @@
 The training split's shapes, each under some of the cube's symmetries, become sequences; a causal transformer learns to
 continue them, the grammar's mask over its logits. Its bits a shape on the test split stand beside those of a uniform
 code, a unigram and an order-2 context code, which know the grammar too: what is left to be learnt is which voxels and
-which codes. The validation split chooses the weights that are kept, and how the codes that count blend their orders. Then samples are drawn with ShapeLogitsProcessor
-and decoded, beside masked random tokens and the test shapes themselves.
+which codes. The validation split chooses the weights that are kept, and how the codes that count blend their orders.
+Then samples are drawn with ShapeLogitsProcessor and decoded, beside masked random tokens and the test shapes.
 """
 
 import argparse
@@ -289,7 +289,7 @@ def draw_batch(shapes: Sequence[Shape], rng: np.random.Generator, options: argpa
     batch: list[Shape] = []
     num_tokens = 0
     while num_tokens < options.batch_tokens:
-        shape = shapes[rng.integers(len(shapes))]
+        shape = shapes[int(rng.integers(len(shapes)))]
         first = rng.integers(max(1, len(shape.sequence) - options.context + 1))
         part = slice(first, first + options.context)
         batch.append(Shape(shape.codes, shape.sequence[part], shape.kinds[part]))

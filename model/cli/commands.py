@@ -1,7 +1,6 @@
 """The arguments, help and exit codes of `shape-tokenizer`; what is heavy is imported where a command's work begins."""
 
 import sys
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -167,12 +166,12 @@ def encode(
 
     limits = Limits(max_seconds, max_memory_gb)
     if folder_format == PARQUET:
-        work = partial(encode_dataset, dask_scheduler=dask, max_tokens=max_tokens)
-    elif dask or max_tokens:
+        return encode_dataset(
+            meshes, out, limits=limits, tokenizer=tokenizer, device=device, dask_scheduler=dask, max_tokens=max_tokens
+        )
+    if dask or max_tokens:
         raise click.UsageError(f"{'--dask' if dask else '--max-tokens'} needs --format parquet")
-    else:
-        work = encode_files
-    return work(meshes, out, limits=limits, tokenizer=tokenizer, device=device)
+    return encode_files(meshes, out, limits=limits, tokenizer=tokenizer, device=device)
 
 
 @commands.command(epilog=EXAMPLES, short_help="Tokens to mesh files.")

@@ -84,7 +84,7 @@ class _Run:
         rest = {name: self.files[name] for name in self.wanted if name not in self.noted}
         markers = self.dataset.folder / _MARKERS if dask_scheduler else None
         grids = voxelize_files(rest, self.tokenizer, limits, dask_scheduler=dask_scheduler, markers=markers)
-        for name, grid in track(grids, len(rest), description="encode", unit="mesh"):
+        for name, grid in track(grids, len(rest), description="encode", unit="file"):
             row = self._row(name, encode_grid(grid, self.tokenizer))
             if self.hashes[name] != _hash_of(self.files[name]):
                 row = {"reason": "the file changed while it was read; wait until it is written, then run again"}

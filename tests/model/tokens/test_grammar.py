@@ -127,7 +127,7 @@ def test_a_thousand_samples_over_random_scores_are_shapes():
 
 
 def test_rows_may_change_places_and_a_new_generation_may_begin():
-    """As in beam search: whatever the rows were, each is masked as it is now."""
+    """As in beam search: whatever the rows were, each is masked as it is now, and one that went astray is let end."""
     processor, generator = ShapeLogitsProcessor(SMALL, offset=OFFSET), torch.Generator().manual_seed(1)
     rows = torch.full((4, 1), TEXT)
     for step in range(30):
@@ -137,6 +137,9 @@ def test_rows_may_change_places_and_a_new_generation_may_begin():
         alone = ShapeLogitsProcessor(SMALL, offset=OFFSET)
         scores = torch.zeros(4, OFFSET + SMALL.size)
         assert torch.equal(processor(rows, scores), alone(rows, scores))
+    rows[1, -1] = TEXT  # at a score of -inf
+    scores = processor(torch.cat([rows, rows[:, -1:]], 1), torch.zeros(4, OFFSET + SMALL.size))
+    assert torch.isfinite(scores[1]).nonzero().tolist() == [[OFFSET + SMALL.end]]
     grow(processor, torch.full((2, 1), TEXT), generator)
 
 
