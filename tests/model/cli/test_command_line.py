@@ -368,7 +368,7 @@ def test_a_data_set_that_was_killed_goes_on_and_is_the_same(
     assert len(seen) == 2  # what changed, and what could not be used
     assert run("decode", "whole", "--out", "decoded") == 0
     cone = trimesh.load_mesh("decoded/deep/cone.ply")
-    np.testing.assert_allclose(cone.extents, (1.8, 1.8, 1.2), atol=0.1)
+    np.testing.assert_allclose(cone.extents, (1.8, 1.8, 1.2), atol=0.15)
     assert len(list(Path("decoded").rglob("*.ply"))) == 5
 
 
