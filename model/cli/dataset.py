@@ -27,7 +27,7 @@ def encode_dataset(
     out: Path,
     *,
     limits: Limits,
-    tokenizer: str,
+    tokenizer: str | None,
     device: str | None,
     dask_scheduler: str | None,
     max_tokens: int | None,
