@@ -30,6 +30,7 @@ OF_MODULES |= {("np", "save"), ("pq", "write_table"), ("shutil", "copy")}
 
 ALLOWED = {
     "model/files.py": "is the room",
+    "model/tokens/dataset.py": "a journal, which a killed process leaves on purpose",
     "model/jobs/fanout.py": "markers of attempts, which a killed process leaves on purpose",
     "model/report/gallery.py": "meshes of one run in its own temporary folder",
     "model/evaluation/memory.py": "/proc",

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 PROGRAM = "shape-tokenizer"
 FORMATS = ("ply", "glb", "obj")
+NPZ, PARQUET = "npz", "parquet"
 LAYOUTS = ("published", "spconv")
 ROWS = ("reference", "floor", "vae", "twin", "stage1", "stage2")
 SOME_FAILED = 1
@@ -23,6 +24,7 @@ EXAMPLES = """\
 Examples:
   shape-tokenizer encode meshes/ --out tokens.jsonl      a line of integers for each mesh, for a language model
   shape-tokenizer encode chair.glb table.stl --out t     t/chair.npz and t/table.npz
+  shape-tokenizer encode meshes/ --out t --format parquet   a data set, in shards; run it again and it goes on
   shape-tokenizer decode tokens.jsonl --out decoded      decoded/NAME.ply, in the frame of each original
   shape-tokenizer decode samples.jsonl --format glb      what a model wrote: {"tokens": [...]} a line will do
 
@@ -128,6 +130,20 @@ _max_memory_gb = click.option("--max-memory-gb", type=float, default=3.0, metava
     help="FILE.jsonl: a flat sequence a line; FILE.parquet: a row a mesh; else a folder of npz files.",
     **_path("PATH"),
 )
+@click.option(
+    "--format",
+    "folder_format",
+    type=click.Choice((NPZ, PARQUET)),
+    default=NPZ,
+    help="Of a folder. parquet is a data set: shards of flat sequences, to which a run adds what is not there yet.",
+)
+@click.option(
+    "--max-tokens",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Of --format parquet: list the shapes whose sequence is longer, in OUT_longer_than_N.csv; they stay in.",
+)
+@click.option("--dask", metavar="tcp://HOST:PORT", help="Of --format parquet: read and voxelize on this Dask cluster.")
 @_max_seconds
 @_max_memory_gb
 @_tokenizer
@@ -135,6 +151,9 @@ _max_memory_gb = click.option("--max-memory-gb", type=float, default=3.0, metava
 def encode(
     meshes: tuple[Path, ...],
     out: Path,
+    folder_format: str,
+    max_tokens: int | None,
+    dask: str | None,
     max_seconds: float,
     max_memory_gb: float,
     tokenizer: str | None,
@@ -142,9 +161,17 @@ def encode(
 ) -> int:
     """Mesh files (.obj, .stl, .ply, .glb, .gltf, .off), and folders of them at any depth, to tokens."""
     from ..jobs import Limits
+    from .dataset import encode_dataset
     from .encode import encode_files
 
-    return encode_files(meshes, out, limits=Limits(max_seconds, max_memory_gb), tokenizer=tokenizer, device=device)
+    limits = Limits(max_seconds, max_memory_gb)
+    if folder_format == PARQUET:
+        return encode_dataset(
+            meshes, out, limits=limits, tokenizer=tokenizer, device=device, dask_scheduler=dask, max_tokens=max_tokens
+        )
+    if dask or max_tokens:
+        raise click.UsageError(f"{'--dask' if dask else '--max-tokens'} needs --format parquet")
+    return encode_files(meshes, out, limits=limits, tokenizer=tokenizer, device=device)
 
 
 @commands.command(epilog=EXAMPLES, short_help="Tokens to mesh files.")

@@ -38,11 +38,11 @@ def decode_files(
         try:
             written.add(_decode(found, loaded, out, mesh_format, written))
         except InputError as error:
-            rejects.add(f"{found.place}: {error}")
+            rejects.add(found.place, str(error))
         except Exception as error:  # one shape must not end the run, and its line says what happened
             if is_of_environment(error):
                 raise
-            rejects.add(f"{found.place}: {fault_of_ours(error)}")
+            rejects.add(found.place, fault_of_ours(error))
     rejects.conclude(f"decoded {len(written)} of {len(written) + rejects.num} into {out}")
     return rejects.num
 

@@ -33,9 +33,9 @@ def encode_files(
     def encoded() -> Iterator[tuple[str, Tokens]]:
         nonlocal num_tokens, num_encoded
         grids = track(voxelize_files(files, loaded, limits), len(files), description="encode", unit="file")
-        for name, result in in_order(files, ((name, _encode(grid, loaded)) for name, grid in grids)):
+        for name, result in in_order(files, ((name, encode_grid(grid, loaded)) for name, grid in grids)):
             if isinstance(result, str):
-                rejects.add(f"{files[name]}: {result}")
+                rejects.add(files[name], result)
             else:
                 num_encoded, num_tokens = num_encoded + 1, num_tokens + len(result)
                 yield name, result
@@ -45,7 +45,7 @@ def encode_files(
     return rejects.num
 
 
-def _encode(result: Voxelized | str, tokenizer: ShapeTokenizer) -> Tokens | str:
+def encode_grid(result: Voxelized | str, tokenizer: ShapeTokenizer) -> Tokens | str:
     """The tokens, or the reason why there are none."""
     if isinstance(result, str):
         return result

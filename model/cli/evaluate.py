@@ -53,7 +53,7 @@ def evaluate_tokenizer(
     def shapes() -> Iterator[TrueShape]:
         for name, result in voxelize_files(files, loaded, limits, with_surface=True):
             if isinstance(result, str):
-                rejects.add(f"{files[name]}: {result}")
+                rejects.add(files[name], result)
             else:
                 assert result.surface is not None
                 yield TrueShape(name, result.grid, result.surface)

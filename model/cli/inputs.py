@@ -3,6 +3,7 @@
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TypeVar
@@ -30,11 +31,11 @@ def named_files(given: Iterable[Path], rejects: Rejects) -> dict[str, Path]:
             below = find_meshes(path)
             found += below.items()
             if not below:
-                rejects.add(f"{path}: there is no file ending in {', '.join(SUFFIXES)} below it")
+                rejects.add(path, f"there is no file ending in {', '.join(SUFFIXES)} below it")
         elif path.suffix.lower() not in SUFFIXES:
-            rejects.add(f"{path}: expected a file ending in {', '.join(SUFFIXES)}, or a folder")
+            rejects.add(path, f"expected a file ending in {', '.join(SUFFIXES)}, or a folder")
         elif not path.exists():
-            rejects.add(f"{path}: there is no such file")
+            rejects.add(path, "there is no such file")
         else:
             found.append((printable(path.stem), path))
     count = Counter(name for name, _ in found)
@@ -42,25 +43,33 @@ def named_files(given: Iterable[Path], rejects: Rejects) -> dict[str, Path]:
 
 
 def voxelize_files(
-    files: Mapping[str, Path], tokenizer: ShapeTokenizer, limits: Limits, *, with_surface: bool = False
+    files: Mapping[str, Path],
+    tokenizer: ShapeTokenizer,
+    limits: Limits,
+    *,
+    with_surface: bool = False,
+    dask_scheduler: str | None = None,
+    markers: Path | None = None,
 ) -> Iterator[tuple[str, Voxelized | str]]:
     """The grid of each file, or the reason why it has none, as they are done.
 
-    Reading and voxelizing is done by other processes, which a hostile file may take down without harm.
+    Reading and voxelizing is done by other processes, which a hostile file may take down without harm: this machine's,
+    or those of a Dask cluster, which must see the files and the folder `markers` at the same paths.
     """
     if not files:
         return
     grid = tuple(tokenizer.grid_options.items())
-    jobs = [VoxelizeJob(name, path, grid, limits.memory_gb, with_surface) for name, path in files.items()]
+    jobs = [VoxelizeJob(name, path.absolute(), grid, limits.memory_gb, with_surface) for name, path in files.items()]
     compile_kernels()
-    with TemporaryDirectory() as markers:
-        for job, result in run_all(voxelize_file, jobs, limits=limits, markers=Path(markers)):
+    with nullcontext(markers) if markers else TemporaryDirectory() as place:
+        results = run_all(voxelize_file, jobs, limits=limits, markers=Path(place), dask_scheduler=dask_scheduler)
+        for job, result in results:
             if isinstance(result, Failure):
                 remedy = "--max-seconds" if result.out_of_time else "--max-memory-gb"
                 yield job.name, f"{result.reason}; simplify the mesh or raise {remedy}"
                 continue
             for note in result.notes if isinstance(result, Voxelized) else ():
-                say(f"note on {job.path}: {note}")
+                say(f"note on {files[job.name]}: {note}")
             yield job.name, result
 
 

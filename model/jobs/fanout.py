@@ -184,7 +184,7 @@ def _dask_workers(scheduler: str) -> Iterator[Workers]:
         from distributed import Client, KilledWorker
     except ImportError:
         raise InputError(
-            f"dask_scheduler is {scheduler} but Dask is not installed; pip install '.[dask]', or set it to null"
+            f"{scheduler} is to run jobs but Dask is not installed; pip install '.[dask]', or name no scheduler"
         ) from None
     try:
         client = Client(scheduler, timeout=10, set_as_default=False)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import trimesh
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from ..bricks import BRICK_SIZE, BRICK_VOXELS
 from ..checkpoint import CONFIG_FILE
@@ -219,6 +219,15 @@ class ShapeTokenizer:
         """
         codes = self.vocabulary.parse(sequence)
         return Tokens(codes.coords, codes.indices, np.asarray(center), scale, self.fingerprint)
+
+    def allowed_next(self, prefix: Sequence[int] | Int[np.ndarray, " length"]) -> Bool[np.ndarray, " size"]:
+        """Which integers of the vocabulary may follow the beginning of a sequence; none after its end.
+
+        It reads the whole prefix. For one that grows, keep a SequenceReader(tokenizer.vocabulary), which takes each new
+        integer alone; for a language model, see ShapeLogitsProcessor. Raises InputError naming the place where the
+        prefix is not the beginning of a shape.
+        """
+        return self.vocabulary.read(prefix).allowed
 
 
 def shipped_tokenizer() -> Path:

@@ -4,16 +4,22 @@ Needs neither torch nor a network. The sequence's grammar and the files are form
 readable.
 """
 
-from .files import Found, check_suffix, count_shapes, inside, read_tokens, write_tokens
-from .tokens import Tokens, Vocabulary
+from .dataset import Dataset, open_dataset
+from .files import Found, check_suffix, count_shapes, inside, read_tokens, row_of, write_tokens
+from .grammar import SequenceReader, Vocabulary
+from .tokens import Tokens
 
 __all__ = [
+    "Dataset",
     "Found",
+    "SequenceReader",
     "Tokens",
     "Vocabulary",
     "check_suffix",
     "count_shapes",
     "inside",
+    "open_dataset",
     "read_tokens",
+    "row_of",
     "write_tokens",
 ]

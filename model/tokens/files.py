@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 
 from ..errors import InputError, is_of_environment
 from ..files import DIGEST, digest_of, is_as_written, whole_file
+from .dataset import UNFINISHED, is_of_sequences, read_sequences
 from .tokens import Tokens, read_rows, write_parquet
 
 if TYPE_CHECKING:  # it brings torch along
@@ -90,6 +91,10 @@ def _files_below(folder: Path) -> list[Path]:
 
 def _read_folder(folder: Path, tokenizer: "ShapeTokenizer") -> Iterator[Found]:
     files = _files_below(folder)
+    if (folder / UNFINISHED).exists():
+        yield Found(
+            str(folder), reason="encode was interrupted there; run it again to have the shapes that are missing"
+        )
     if not files:
         yield Found(str(folder), reason="there is no .jsonl, .parquet or .npz file below it; expected tokens")
     for file in files:
@@ -103,6 +108,9 @@ def _read_file(path: Path, tokenizer: "ShapeTokenizer") -> Iterator[Found]:
         for number, line in enumerate(_lines(path), 1):
             if line.strip():
                 yield _read_line(f"{path}, line {number}", _numbered(path, number), line, tokenizer)
+    elif path.suffix == PARQUET and is_of_sequences(path):
+        for number, row in enumerate(read_sequences(path), 1):
+            yield _read_row(f"{path}, row {number}", _numbered(path, number), row, tokenizer)
     elif path.suffix == PARQUET:
         for number, (name, tokens) in enumerate(read_rows(path), 1):
             place = f"{path}, row {number}"
@@ -127,10 +135,18 @@ def _lines(path: Path) -> Iterator[str]:
 
 def _read_line(place: str, default_name: str, line: str, tokenizer: "ShapeTokenizer") -> Found:
     try:
-        name, tokens, note = tokens_of_json(line, tokenizer)
+        row = _row_of_json(line)
     except InputError as error:
         long = f", after the first {MAX_LINE} bytes of a line that is longer" if len(line) >= MAX_LINE else ""
         return Found(place, reason=f"{error}{long}")
+    return _read_row(place, default_name, row, tokenizer)
+
+
+def _read_row(place: str, default_name: str, row: Mapping[str, Any], tokenizer: "ShapeTokenizer") -> Found:
+    try:
+        name, tokens, note = _tokens_of_row(row, tokenizer)
+    except InputError as error:
+        return Found(place, reason=str(error))
     return Found(place, name or default_name, tokens, note=note)
 
 
@@ -140,6 +156,11 @@ def _numbered(path: Path, number: int) -> str:
 
 
 def json_line(name: str, tokens: Tokens, tokenizer: "ShapeTokenizer") -> str:
+    """The row of a shape as a line."""
+    return json.dumps(row_of(name, tokens, tokenizer), separators=(",", ":")) + "\n"
+
+
+def row_of(name: str, tokens: Tokens, tokenizer: "ShapeTokenizer") -> dict[str, Any]:
     """One shape: its flat sequence, and beside it what that leaves out."""
     fields = {
         "tokens": tokenizer.to_sequence(tokens),
@@ -148,7 +169,7 @@ def json_line(name: str, tokens: Tokens, tokenizer: "ShapeTokenizer") -> str:
         "fingerprint": tokens.fingerprint,
     }
     digests = {DIGEST: _digest_of(fields), NAME_DIGEST: digest_of([name])[-NAME_DIGITS:]}
-    return json.dumps({"name": name, **fields, **digests}, separators=(",", ":")) + "\n"
+    return {"name": name, **fields, **digests}
 
 
 def _digest_of(fields: Mapping[str, Any]) -> str:
@@ -167,12 +188,20 @@ def tokens_of_json(line: str, tokenizer: "ShapeTokenizer") -> Line:
     Without center and scale the shape stays in the [-1, 1] cube. Raises InputError for anything else than that, and
     where tokens, frame or fingerprint are not those that were written.
     """
+    return _tokens_of_row(_row_of_json(line), tokenizer)
+
+
+def _row_of_json(line: str) -> dict[str, Any]:
     try:
         fields: Any = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise InputError(f"it is no JSON ({' '.join(str(error).split())}); expected a line as encode writes") from error
     if not isinstance(fields, dict) or "tokens" not in fields:
         raise InputError('it is no JSON object with the key "tokens"; expected a line as encode writes')
+    return fields
+
+
+def _tokens_of_row(fields: Mapping[str, Any], tokenizer: "ShapeTokenizer") -> Line:
     if not is_as_written(fields, _digest_of(fields), required="fingerprint" in fields):
         raise InputError(
             'its "digest" is not that of tokens, center, scale and fingerprint; it is damaged or was edited: encode '
@@ -184,7 +213,7 @@ def tokens_of_json(line: str, tokenizer: "ShapeTokenizer") -> Line:
     if (center is None) != (scale is None):
         raise InputError('only one of "center" and "scale" is there; expected both or neither')
     frame = {} if center is None else {"center": center, "scale": scale}
-    tokens = tokenizer.from_sequence(fields["tokens"], **frame)
+    tokens = tokenizer.from_sequence(fields.get("tokens", ()), **frame)
     renamed = DIGEST in fields and fields.get(NAME_DIGEST) != digest_of([name])[-NAME_DIGITS:]
     note = f"{name!r} is not the name that it was written with" if renamed else ""
     return Line(name, replace(tokens, fingerprint=fields.get("fingerprint", tokens.fingerprint)), note)

@@ -1,8 +1,11 @@
 """shape-tokenizer as a shell calls it: real files in, exit codes, listings and files out."""
 
 import dataclasses
+import hashlib
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -11,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow.dataset
 import pytest
 import torch
 import trimesh
@@ -299,6 +303,77 @@ def test_a_bad_line_ends_no_decode(
     assert [path.name for path in Path("decoded").iterdir()] == ["good"]
 
 
+# --- a data set ------------------------------------------------------------------------------------------------------
+
+KILLED = """
+import os, signal
+from model.cli import main
+from model.tokens import Dataset
+import model.tokens.dataset
+model.tokens.dataset.SHAPES_PER_SHARD = 2
+note, count = Dataset.note, 0
+def kill_after_four(self, row):
+    global count
+    note(self, row)
+    count += 1
+    if count == 4:
+        os.kill(os.getpid(), signal.SIGKILL)
+Dataset.note = kill_after_four
+main()
+"""
+
+
+def test_a_data_set_that_was_killed_goes_on_and_is_the_same(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("model.tokens.dataset.SHAPES_PER_SHARD", 2)
+    write_shapes(Path("meshes"))
+    trimesh.creation.cone(radius=0.6, height=1.2).export("meshes/deep/cone.ply")
+    Path("meshes/flat.off").write_text("OFF\n3 1 0\n0 0 0\n1 0 0\n0 1 0\n3 0 1 2\n")
+    encode = ("encode", "meshes", "--format", "parquet", "--out")
+    assert run(*encode, "whole", "--max-tokens", "280") == 1
+    errors = capsys.readouterr().err
+    assert re.search(r"5 shapes in whole, 6 meshes in this run, [\d.e+-]+ a second; 1 could not be used", errors)
+
+    program = [sys.executable, "-c", KILLED, *encode, "killed"]
+    killed = subprocess.run(program, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert run("decode", "killed", "--out", "part") == 1
+    assert "rejected killed: encode was interrupted there; run it again" in capsys.readouterr().err
+
+    seen: list[SparseSDF] = []
+    encode_one = ShapeTokenizer.encode
+    monkeypatch.setattr(ShapeTokenizer, "encode", lambda self, grid: seen.append(grid) or encode_one(self, grid))
+    assert run(*encode, "killed") == 1
+    assert "4 of 6 meshes are done already" in capsys.readouterr().err
+    assert len(seen) == 2
+    for name in ("tokens-00000.parquet", "tokens-00001.parquet", "tokens-00002.parquet"):
+        assert Path("killed", name).read_bytes() == Path("whole", name).read_bytes()
+    assert len(list(Path("killed").iterdir())) == len(list(Path("whole").iterdir())) == 3
+    rejects = Path("killed_rejects.csv").read_text()
+    assert rejects == Path("whole_rejects.csv").read_text()
+    assert rejects.startswith("file,reason\nmeshes/flat.off,no voxel is inside it")
+
+    rows = {row["name"]: row for row in pyarrow.dataset.dataset("whole").to_table().to_pylist()}
+    tokenizer = small_tokenizer()
+    for name in ("ring.ply", "deep/can.obj"):
+        tokens = encode_one(tokenizer, Path("meshes", name))
+        assert rows[name[:-4]]["tokens"] == tokenizer.to_sequence(tokens)
+        assert rows[name[:-4]]["mesh_sha256"] == hashlib.sha256(Path("meshes", name).read_bytes()).hexdigest()
+    longer = sorted((name, str(row["length"])) for name, row in rows.items() if row["length"] > 280)
+    assert 0 < len(longer) < 5
+    assert [tuple(line.split(",")) for line in Path("whole_longer_than_280.csv").read_text().split()[1:]] == longer
+
+    trimesh.creation.cone(radius=0.9, height=1.2).export("meshes/deep/cone.ply")
+    seen.clear()
+    assert run(*encode, "whole") == 1
+    assert len(seen) == 2  # what changed, and what could not be used
+    assert run("decode", "whole", "--out", "decoded") == 0
+    cone = trimesh.load_mesh("decoded/deep/cone.ply")
+    np.testing.assert_allclose(cone.extents, (1.8, 1.8, 1.2), atol=0.15)
+    assert len(list(Path("decoded").rglob("*.ply"))) == 5
+
+
 @pytest.mark.parametrize(("center", "scale"), [((448262.125, 5411932.625, 312.5), 3.7), ((0.1, -0.2, 0.3), 1e-9)])
 def test_far_and_tiny_meshes_are_written_as_they_are(here: Path, center: tuple[float, ...], scale: float):
     """What is read back is the mesh of `decode`, which is in float64, to 1e-6 of its size."""
@@ -357,6 +432,7 @@ def test_files_that_hold_no_tokens_are_listed(here: Path, capsys: pytest.Capture
     [
         (["encode", "x.ply", "--tokenizer", "nowhere"], "nowhere: not a saved tokenizer"),
         (["encode", "x.ply", "--out", "tokens.csv"], "tokens.csv: tokens go to .jsonl, to .parquet or"),
+        (["encode", "x.ply", "--format", "parquet"], "--out is tokens.jsonl; expected a folder for --format parquet"),
         (["encode", "x.ply", "--device", "abacus"], "--device is abacus; expected cpu or cuda"),
         pytest.param(
             ["encode", "x.ply", "--device", "cuda"],
@@ -438,6 +514,7 @@ def test_meshes_of_which_none_can_be_used_are_no_evaluation(here: Path):
 
 
 def test_wrong_arguments_end_with_2_and_help_with_examples(capsys: pytest.CaptureFixture[str]):
+    assert run("encode", "x", "--dask", "tcp://h:1") == run("encode", "x", "--max-tokens", "0") == 2
     assert run() == run("melt") == run("encode") == run("decode", "x", "--format", "doc") == 2
     assert run("compare") == run("export-vae", "a", "b", "--layout", "spconf") == 2
     capsys.readouterr()

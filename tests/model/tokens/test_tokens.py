@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from model.errors import InputError
 from model.tokens import Tokens, Vocabulary
-from model.tokens.tokens import Codes, morton_coords, morton_keys, read_parquet, write_parquet
+from model.tokens.grammar import Codes, morton_coords, morton_keys
+from model.tokens.tokens import read_parquet, write_parquet
 
 SMALL = Vocabulary((10,), grid_size=4)  # 10 codes, 255 occupancies, start 265, end 266, levels 267 and 268
 TWO_LEVELS = Vocabulary((10, 5), grid_size=4)  # 15 codes, 255 occupancies, start 270, end 271, levels 272 and 273
@@ -184,9 +185,8 @@ def test_a_cell_beyond_a_grid_of_no_power_of_two_is_refused():
     three = Vocabulary((10,), grid_size=3)
     sequence = SMALL.flatten(Codes(np.array([[0, 0, 3]], np.int32), np.array([5])))
     assert three.octree_levels == SMALL.octree_levels
-    with pytest.raises(
-        InputError, match=r"1 latent voxels are outside the grid, the first at \[0, 0, 3\]; expected 0 to 2"
-    ):
+    words = r"position 4 of the sequence is occupancy 2; expected an occupancy of cells within the grid of 3 a side"
+    with pytest.raises(InputError, match=words):
         three.parse(sequence)
 
 
