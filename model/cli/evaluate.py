@@ -60,7 +60,7 @@ def evaluate_tokenizer(
 
     def reject(name: str, error: Exception) -> None:
         remedy = "simplify the mesh, or take --device cpu or a machine with more memory"
-        rejects.add(f"{files[name]}: {reason_of(error, given=files[name], more_memory=remedy)}")
+        rejects.add(files[name], reason_of(error, given=files[name], more_memory=remedy))
 
     sampling = Sampling(num_points, FSCORE_THRESHOLDS, seed)
     with TemporaryDirectory() as scratch:
