@@ -116,7 +116,7 @@ def _hash_of(path: Path) -> str:
 
 def _list(dataset: Dataset, rejects: Rejects, max_tokens: int | None) -> None:
     """The tables beside the folder."""
-    folder = dataset.folder
+    folder = dataset.folder if dataset.folder.name else dataset.folder.absolute()  # as in --out .
     rejects.write(folder.with_name(f"{folder.name}_rejects.csv"))
     if max_tokens is None:
         return

@@ -138,9 +138,10 @@ class Dataset:
             for line in lines:
                 try:
                     row = json.loads(line)
-                except ValueError:  # cut short, or the empty line at the beginning
+                    _, _, fingerprint = row["name"], row["mesh_sha256"], row["fingerprint"]
+                except (ValueError, KeyError, TypeError):  # cut short, or the empty line at the beginning
                     continue
-                self._check(path, row["fingerprint"])
+                self._check(path, fingerprint)
                 yield row
 
     def _check(self, path: Path, fingerprint: str) -> None:
