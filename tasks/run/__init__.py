@@ -9,7 +9,6 @@ from tasks.run.paths import (
     CODEBOOK_PLOTS,
     EVALUATION,
     FETCHED,
-    HEADLINE,
     LATENTS,
     MESHES,
     METRICS,
