@@ -21,7 +21,7 @@ from flows.local_server import ON_ITS_OWN, LocalServer, bypass_proxies, local_se
 from model.errors import INTERRUPTED, InputError
 
 KEEPER = Path(__file__).with_name("keeper.py")
-START_SECONDS = 300.0  # a first start makes the database; a server that fails ends the wait at once
+START_SECONDS = 600.0  # a first start makes the database; a server that fails ends the wait at once
 REQUEST_SECONDS = 10.0  # for the server to finish what it is asked
 TRAINER_SECONDS = 40.0  # for a worker to end its run, whose trainer saves its state first
 LOOK_SECONDS = 0.5

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 
-SECONDS = 300.0  # after which something hangs
+SECONDS = 800.0  # after which something hangs; less than the timeout of a test in pyproject.toml
 
 
 def wait_until(condition: Callable[[], object]) -> None:
