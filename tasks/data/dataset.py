@@ -92,9 +92,9 @@ def load_targets(shards: Shards, names: Sequence[str], *, device: torch.device) 
 def load_bands(
     shards: Shards, views: Sequence[View], *, batch_voxels: int, device: torch.device
 ) -> Iterator[SparseTensor]:
-    """The bands of all views on the device, in order, in batches as filled makes them; loaded ahead for a GPU."""
+    """The bands of all views on the device, in order, in batches as _filled makes them; loaded ahead for a GPU."""
     sizes = shards.index.num_voxels
-    batches = filled(views, lambda view: sizes[view.name], batch_voxels)
+    batches = _filled(views, lambda view: sizes[view.name], batch_voxels)
     dataset = WholeShapes(shards.resolution, beyond=False)
     places = ([(shards.locate(view.name), view) for view in batch] for batch in batches)
     for packed in DataLoader(dataset, batch_sampler=places, collate_fn=collate, **_loading(device)):
@@ -120,10 +120,10 @@ def draw_batches(
     seeds follow from the seed and the epoch alone.
     """
     views = _draw_views(list(sizes), augment=augment, seed=seed)
-    return islice(filled(views, lambda view: sizes[view.view.name], batch_voxels), start, None)
+    return islice(_filled(views, lambda view: sizes[view.view.name], batch_voxels), start, None)
 
 
-def filled(items: Iterable[Item], size_of: Callable[[Item], int], limit: int) -> Iterator[list[Item]]:
+def _filled(items: Iterable[Item], size_of: Callable[[Item], int], limit: int) -> Iterator[list[Item]]:
     """One after the other, as many together as the limit has room for, or one that is larger."""
     batch: list[Item] = []
     room = limit
