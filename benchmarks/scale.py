@@ -33,13 +33,13 @@ import torch
 import yaml
 from dvc.repo import Repo
 
-from benchmarks import ROOT, command, command_line, processor, seconds_of_stage, write_json
+from benchmarks import ROOT, command, command_line, processor, write_json
 from model.meshes import find_meshes, irregular_files
 from model.sdf import SparseSDF
 from tasks.data import ShapeLatents, dataset, latents_file, read_vectors, write_latents
 from tasks.encode import VIEWS_PER_FILE
 from tasks.run import PARAMS_FILE, SDF, VOXELIZE_SCRATCH, ShapeTraining, load_settings
-from tasks.shards import INDEX, Place, open_shards, shape_row, write_index, write_shards
+from tasks.shards import INDEX, Place, open_shards, read_packed, shape_row, write_index, write_shards
 from tasks.voxelization import Outcome, forget_all_but, split_of, splits_brought
 
 SHAPES_PER_SHARD = 64
@@ -50,7 +50,6 @@ SHAPES_A_BATCH, NUM_BATCHES = 64, 10
 CHANGED_SHARE = 0.01
 SHAPES_PER_SHARD_TRIED = (16, 64, 256, 1024)
 NUM_REWRITTEN = 3000  # shapes, four times over
-NUM_MESHES = 200  # that go through the whole stage voxelize
 MB = 1e6
 Row = dict[str, Any]
 
@@ -329,21 +328,6 @@ def tetrahedron(number: int) -> str:
     return f"# {number}\nv 0 0 0\nv 1 0 0\nv 0 1 0\nv 0 0 {1 + number / 1e6}\nf 1 3 2\nf 1 2 4\nf 1 4 3\nf 2 3 4\n"
 
 
-def whole_stage(folder: Path) -> Row:
-    """voxelize itself on small meshes, then again with all of them known."""
-    for number in range(NUM_MESHES):
-        (folder / "meshes").mkdir(parents=True, exist_ok=True)
-        (folder / "meshes" / f"{number}.obj").write_text(tetrahedron(number * 1000))
-    params = yaml.safe_load((ROOT / PARAMS_FILE).read_text())
-    params["voxelize"] |= {"meshes": "meshes", "resolution": 24}
-    (folder / PARAMS_FILE).write_text(yaml.safe_dump(params))
-    row: Row = {"num_meshes": NUM_MESHES}
-    for what in ("fresh", "nothing_changed"):
-        with clock(row, what):
-            seconds_of_stage("voxelize", folder)
-    return row
-
-
 def reading_shards(folder: Path) -> Row:
     """Milliseconds of CPU to read a shape from shards of several lengths."""
     row: Row = {}
@@ -354,7 +338,7 @@ def reading_shards(folder: Path) -> Row:
         shards = open_shards(directory)
         started = cpu_seconds()
         for name in islice(names * 16, 64):
-            shards.read_packed(name)
+            read_packed(shards.locate(name))
         row[str(length)] = (cpu_seconds() - started) / 64 * 1e3
     return row
 
@@ -413,8 +397,6 @@ def main() -> None:
     result["changes"] = alone(changes, root / "changes", NUM_REWRITTEN)
     if options.shards:
         result["real_shards"] = alone(real_shards, options.shards)
-    (root / "stage").mkdir()
-    result["voxelize"] = alone(whole_stage, root / "stage")
     result["read_ms_by_shapes_per_shard"] = alone(reading_shards, root / "lengths")
     few, many = options.shapes
     small, large = (result["sizes"][str(num)] for num in options.shapes)
