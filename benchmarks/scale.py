@@ -81,7 +81,7 @@ def rows_of(names: list[str], changed: Set[str] = frozenset()) -> Iterator[pa.Re
 def index_of(names: list[str], places: list[Place]) -> pd.DataFrame:
     """The columns of voxelize's."""
     digests = [hashlib.sha256(name.encode()).hexdigest() for name in names]
-    constant = {"num_faces": 4, "num_dropped_faces": 0, "watertight": True, "notes": "", "mode": "solid"}
+    constant: Row = {"num_faces": 4, "num_dropped_faces": 0, "watertight": True, "notes": "", "mode": "solid"}
     constant |= {"bad_flip_ratio": 0.0, "lost_area_share": 0.0, "inside_share": 0.5, "num_voxels": NUM_VOXELS}
     index = pd.DataFrame({"name": names, "sha256": digests, "surface_hash": [digest[:16] for digest in digests]})
     split = [split_of(digest, val_share=0.05, test_share=0.05) for digest in digests]
@@ -308,7 +308,7 @@ def meshes(folder: Path, num: int) -> Row:
         assert len(splits_brought(home, found) or {}) == num
     with clock(row, "check_inputs"):
         irregular_files(home)
-    facts = index_of(["a"], [Place("", 0)]).iloc[0].to_dict()
+    facts: Row = {str(key): value for key, value in index_of(["a"], [Place("", 0)]).iloc[0].items()}
     outcomes = [Outcome(name, hashlib.sha256(name.encode()).hexdigest(), "0" * 64, dict(facts)) for name in names]
     row["with_outcomes"] = memory()
     for part in range(256):

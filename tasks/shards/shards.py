@@ -205,8 +205,8 @@ class Shards:
 
     def locate(self, name: str) -> Located:
         """What read_packed takes."""
-        shard, row_group = (self.index.at[name, column] for column in ("shard", "row_group"))
-        return Located(self.directory / str(shard), int(row_group), name)
+        shard, row_group = self.index.shard[name], self.index.row_group[name]
+        return Located(self.directory / shard, int(row_group), name)
 
     def read_surface(self, name: str) -> Surface:
         """The truth mesh of a test shape, in the [-1, 1] cube."""
