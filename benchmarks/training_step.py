@@ -96,8 +96,8 @@ def first_shape(folder: Path) -> tuple[str, SDFTarget]:
 
     shards = open_shards(folder)
     name = str(shards.index.index[0])
-    dataset = ShapeDataset(shards, shape_voxels=2**31, outside_share=OUTSIDE_SHARE)
-    return name, dataset[TrainingView(View(name, 0), seed=0)].unfold()
+    dataset = ShapeDataset(shards.resolution, shape_voxels=2**31, outside_share=OUTSIDE_SHARE)
+    return name, dataset[shards.locate(name), TrainingView(View(name, 0), seed=0)].unfold()
 
 
 def as_target(coords: np.ndarray, sdf: np.ndarray, beyond: np.ndarray, signs: np.ndarray, resolution: int) -> SDFTarget:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import count, islice
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -18,8 +18,9 @@ from model.sparse import SYMMETRIES, SparseTensor
 from model.vae import SDFTarget
 from tasks.data.packed import PackedBatch, batch_of_one, collate, crop
 from tasks.run import ShapeTraining
-from tasks.shards import Shards
+from tasks.shards import Located, Shards, read_packed
 
+Item = TypeVar("Item")
 WORKERS_PER_GPU = 12  # on a CPU-only machine the main process loads: every core is busy with the network
 
 
@@ -50,63 +51,53 @@ class ShapeBatch:
         return "batch_voxels and shape_voxels, or outside_share, or set recompute: true,"
 
 
+@dataclass(frozen=True)
 class ShapeDataset(Dataset[PackedBatch]):
-    def __init__(self, shards: Shards, *, shape_voxels: int, outside_share: float):
-        self.shards = shards
-        self.shape_voxels = shape_voxels
-        self.outside_share = outside_share
+    """Shapes to train on; its indices say where they are, so that no worker holds a list of all shapes."""
 
-    def __getitem__(self, item: TrainingView) -> PackedBatch:
+    resolution: int
+    shape_voxels: int
+    outside_share: float
+
+    def __getitem__(self, index: tuple[Located, TrainingView]) -> PackedBatch:
+        place, item = index
         rng = np.random.default_rng(item.seed)
-        shape = crop(self.shards.read_packed(item.view.name), self.shape_voxels, rng)
+        shape = crop(read_packed(place), self.shape_voxels, rng)
         drawn = rng.random(len(shape.brick_coords)) < self.outside_share
-        return batch_of_one(
-            item.view.name, shape, symmetry=item.view.symmetry, compared=drawn, resolution=self.shards.resolution
-        )
+        return batch_of_one(place.name, shape, symmetry=item.view.symmetry, compared=drawn, resolution=self.resolution)
 
 
 @dataclass(frozen=True)
 class WholeShapes(Dataset[PackedBatch]):
-    """Views one by one, in order, nothing cropped."""
+    """Views with nothing cropped, by where their shapes are."""
 
-    shards: Shards
-    views: Sequence[View]
+    resolution: int
     beyond: bool
 
-    def __len__(self) -> int:
-        return len(self.views)
-
-    def __getitem__(self, index: int) -> PackedBatch:
-        name, symmetry = self.views[index]
-        shape = self.shards.read_packed(name)
+    def __getitem__(self, index: tuple[Located, View]) -> PackedBatch:
+        place, view = index
+        shape = read_packed(place)
         compared = np.full(len(shape.brick_coords), self.beyond)
-        return batch_of_one(name, shape, symmetry=symmetry, compared=compared, resolution=self.shards.resolution)
+        return batch_of_one(place.name, shape, symmetry=view.symmetry, compared=compared, resolution=self.resolution)
 
 
 def load_targets(shards: Shards, names: Sequence[str], *, device: torch.device) -> Iterator[SDFTarget]:
     """All voxels of each shape on the device, in order; loaded ahead where that is a GPU."""
-    dataset = WholeShapes(shards, [View(name, 0) for name in names], beyond=True)
-    for packed in DataLoader(dataset, batch_size=None, **_loading(device)):
+    dataset = WholeShapes(shards.resolution, beyond=True)
+    views = ((shards.locate(name), View(name, 0)) for name in names)
+    for packed in DataLoader(dataset, sampler=views, batch_size=None, **_loading(device)):
         yield packed.to(device).unfold()
 
 
 def load_bands(
     shards: Shards, views: Sequence[View], *, batch_voxels: int, device: torch.device
 ) -> Iterator[SparseTensor]:
-    """The bands of all views on the device, in order; loaded ahead where that is a GPU.
-
-    A batch has as many views as have `batch_voxels` together, or one that has more.
-    """
-    batches: list[list[int]] = []
-    room = 0
-    for index, size in enumerate(shards.index.num_voxels[[view.name for view in views]]):
-        if not batches or size > room:
-            batches.append([])
-            room = batch_voxels
-        batches[-1].append(index)
-        room -= size
-    dataset = WholeShapes(shards, views, beyond=False)
-    for packed in DataLoader(dataset, batch_sampler=batches, collate_fn=collate, **_loading(device)):
+    """The bands of all views on the device, in order, in batches as _filled makes them; loaded ahead for a GPU."""
+    sizes = shards.index.num_voxels
+    batches = _filled(views, lambda view: sizes[view.name], batch_voxels)
+    dataset = WholeShapes(shards.resolution, beyond=False)
+    places = ([(shards.locate(view.name), view) for view in batch] for batch in batches)
+    for packed in DataLoader(dataset, batch_sampler=places, collate_fn=collate, **_loading(device)):
         yield packed.to(device).unfold().band
 
 
@@ -128,19 +119,23 @@ def draw_batches(
     `sizes` are band voxels by name, none above `batch_voxels`. Every shape comes once per epoch; order, symmetries and
     seeds follow from the seed and the epoch alone.
     """
-    return islice(_filled(_draw_views(list(sizes), augment=augment, seed=seed), sizes, batch_voxels), start, None)
+    views = _draw_views(list(sizes), augment=augment, seed=seed)
+    return islice(_filled(views, lambda view: sizes[view.view.name], batch_voxels), start, None)
 
 
-def _filled(views: Iterator[TrainingView], sizes: Mapping[str, int], batch_voxels: int) -> Iterator[list[TrainingView]]:
-    batch: list[TrainingView] = []
-    room = batch_voxels
-    for view in views:
-        size = sizes[view.view.name]
-        if size > room:
+def _filled(items: Iterable[Item], size_of: Callable[[Item], int], limit: int) -> Iterator[list[Item]]:
+    """One after the other, as many together as the limit has room for, or one that is larger."""
+    batch: list[Item] = []
+    room = limit
+    for item in items:
+        size = size_of(item)
+        if batch and size > room:
             yield batch
-            batch, room = [], batch_voxels
-        batch.append(view)
+            batch, room = [], limit
+        batch.append(item)
         room -= size
+    if batch:
+        yield batch
 
 
 def _draw_views(names: Sequence[str], *, augment: bool, seed: int) -> Iterator[TrainingView]:
@@ -165,9 +160,15 @@ def share_of(batch: list[TrainingView], sizes: Mapping[str, int], *, rank: int, 
 
 
 def load_batches(shards: Shards, params: ShapeTraining, *, start: int, device: torch.device) -> Iterator[ShapeBatch]:
-    """Batches of the training split, without end, on the device; worker processes load ahead where there is a GPU.
+    """Batches of the training split, without end, on the device; raises as batch_loader does."""
+    loader = batch_loader(shards, params, start=start, device=device)
+    yield from _prepared_ahead(loader, device) if device.type == "cuda" else map(_prepared, loader)
 
-    Several ranks share each batch. Raises InputError where it may have fewer shapes than there are ranks.
+
+def batch_loader(shards: Shards, params: ShapeTraining, *, start: int, device: torch.device) -> DataLoader[PackedBatch]:
+    """This rank's parts of the batches of the training split; worker processes load ahead where there is a GPU.
+
+    Raises InputError where a batch may have fewer shapes than there are ranks.
     """
     if params.batch_voxels < num_ranks() * params.shape_voxels:
         raise InputError(
@@ -180,13 +181,13 @@ def load_batches(shards: Shards, params: ShapeTraining, *, start: int, device: t
     batches = draw_batches(
         sizes, batch_voxels=params.batch_voxels, augment=params.augment, seed=params.seed, start=start
     )
-    loader = DataLoader(
-        ShapeDataset(shards, shape_voxels=params.shape_voxels, outside_share=params.outside_share),
-        batch_sampler=(share_of(batch, sizes, rank=rank(), num_ranks=num_ranks()) for batch in batches),
+    shares = (share_of(batch, sizes, rank=rank(), num_ranks=num_ranks()) for batch in batches)
+    return DataLoader(
+        ShapeDataset(shards.resolution, params.shape_voxels, params.outside_share),
+        batch_sampler=([(shards.locate(item.view.name), item) for item in share] for share in shares),
         collate_fn=collate,
         **_loading(device),
     )
-    yield from _prepared_ahead(loader, device) if device.type == "cuda" else map(_prepared, loader)
 
 
 def _prepared(packed: PackedBatch) -> ShapeBatch:

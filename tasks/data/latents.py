@@ -18,6 +18,7 @@ from model.tables import read_rows, write_rows
 from tasks.run import Stage1
 
 REMEDY = "run dvc repro -f encode"
+MAX_VECTORS = 10_000_000  # that are read: a thousand for each of 8192 codes, 2.6 GB at 64 channels
 
 _SCHEMA = pa.schema(
     [
@@ -78,19 +79,30 @@ def read_vectors(
 ) -> Float[Tensor, "num_vectors latent_channels"]:
     """All latent vectors of a split, at most max_per_view drawn from each shape and symmetry.
 
-    They are read view by view, so that what is not drawn takes no memory. Raises InputError where a file is missing or
+    They are read view by view, so that what is not drawn takes no memory. Where more than MAX_VECTORS come together, an
+    even draw of them stays, and that is printed. Raises InputError where a file is missing or
     damaged, and where all hold no view, or NaN or infinity.
     """
     rng = np.random.default_rng(seed)
-    parts = []
+    parts: list[np.ndarray] = []
+    num_kept = num_read = 0
+    share = 1.0
     files = latents_files(directory, split)
     for view in chain.from_iterable(read_rows(file, remedy=REMEDY) for file in files):
         vectors = view["mean"][0].values.to_numpy().reshape(-1, view["latent_channels"][0].as_py())
         if max_per_view is not None and len(vectors) > max_per_view:
             vectors = vectors[np.sort(rng.choice(len(vectors), max_per_view, replace=False))]
-        parts.append(vectors.copy())
+        num_read += len(vectors)
+        parts.append(vectors[rng.random(len(vectors)) < share] if share < 1 else vectors.copy())
+        num_kept += len(parts[-1])
+        while num_kept > MAX_VECTORS:
+            share /= 2
+            parts = [part[rng.random(len(part)) < 0.5] for part in parts]
+            num_kept = sum(map(len, parts))
     if not parts:
         raise InputError(f"{files[0]} holds no shape; raise voxelize.val_share, or add meshes")
+    if share < 1:
+        print(f"{split}: {num_kept} of {num_read} latents, drawn at random: {MAX_VECTORS} are used at most")
     vectors = torch.from_numpy(np.concatenate(parts))
     if not vectors.isfinite().all():
         raise InputError(

@@ -4,11 +4,12 @@ One shape is one row and one row group, so that any shape is read alone. Two 512
 are in the band and which are inside; the SDF lists the band's values in that order.
 """
 
+import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -70,6 +71,14 @@ class Place(NamedTuple):
     row_group: int
 
 
+class Located(NamedTuple):
+    """All that a worker of a data loader has to know of a shape; with the index, each of them would hold a copy."""
+
+    path: Path
+    row_group: int
+    name: str
+
+
 def shape_row(name: str, shape: SparseSDF) -> pa.RecordBatch:
     """One shape as a batch of one row, its schema carrying resolution, truncation and every convention."""
     metadata = {**_CONVENTIONS, "resolution": str(shape.resolution), "truncation_voxels": str(shape.truncation_voxels)}
@@ -122,14 +131,26 @@ def shape_of(row: pa.RecordBatch) -> SparseSDF:
 
 
 def write_shards(directory: Path, rows: Iterable[pa.RecordBatch], *, shapes_per_shard: int) -> list[Place]:
-    """Shapes into shards of bounded length, in the order given; each shard appears whole or not at all."""
+    """Shapes into shards, in the order given; each shard appears whole or not at all.
+
+    A shard has `shapes_per_shard` on average, at most four times as many: it ends where the hash of a name says, so
+    that a mesh more or less changes the shard that it is in and no other, of which DVC then stores nothing anew.
+    """
     places: list[Place] = []
     rest = iter(rows)
-    for first in rest:
-        shard = f"shard_{len(places) // shapes_per_shard:05d}.parquet"
-        num_groups = write_rows(directory / shard, chain([first], islice(rest, shapes_per_shard - 1)))
+    for number, first in enumerate(rest):
+        shard = f"shard_{number:05d}.parquet"
+        num_groups = write_rows(directory / shard, _up_to_an_end(chain([first], rest), shapes_per_shard))
         places.extend(Place(shard, group) for group in range(num_groups))
     return places
+
+
+def _up_to_an_end(rows: Iterable[pa.RecordBatch], shapes_per_shard: int) -> Iterator[pa.RecordBatch]:
+    for number, row in enumerate(rows, 1):
+        yield row
+        digest = hashlib.sha256(row.column("name")[0].as_py().encode()).digest()
+        if number == 4 * shapes_per_shard or int.from_bytes(digest[:8]) % shapes_per_shard == 0:
+            return
 
 
 def write_lone_shape(path: Path, shape: SparseSDF, facts: dict[str, Any]) -> None:
@@ -165,7 +186,7 @@ def _one_row(values: list, schema: pa.Schema) -> pa.RecordBatch:
 
 @dataclass(frozen=True)
 class Shards:
-    """What voxelize wrote. Files are opened shape by shape, so it travels cheaply to the workers of a data loader."""
+    """What voxelize wrote. Files are opened shape by shape."""
 
     directory: Path
     index: pd.DataFrame = field(repr=False)  # by name: split, shard, row_group, sha256, ...
@@ -180,20 +201,12 @@ class Shards:
 
     def read(self, name: str) -> SparseSDF:
         """One shape. Raises InputError naming the file when it is missing or damaged."""
-        return shape_of(self._row(name))
+        return shape_of(_read_named_row(*self.locate(name)))
 
-    def read_packed(self, name: str) -> PackedSDF:
-        """One shape's bricks; raises as read does."""
-        return packed_of(self._row(name))
-
-    def _row(self, name: str) -> pa.RecordBatch:
-        place = self._places[name]
-        return _read_named_row(self.directory / place.shard, place.row_group, name)
-
-    @cached_property
-    def _places(self) -> dict[str, Place]:
-        columns = zip(self.index.index, self.index.shard, self.index.row_group.astype(int), strict=True)
-        return {name: Place(shard, row_group) for name, shard, row_group in columns}
+    def locate(self, name: str) -> Located:
+        """What read_packed takes."""
+        shard, row_group = self.index.shard[name], self.index.row_group[name]
+        return Located(self.directory / shard, int(row_group), name)
 
     def read_surface(self, name: str) -> Surface:
         """The truth mesh of a test shape, in the [-1, 1] cube."""
@@ -206,6 +219,11 @@ class Shards:
     @cached_property
     def _surface_groups(self) -> dict[str, int]:
         return {name: group for group, name in enumerate(self.names("test"))}
+
+
+def read_packed(place: Located) -> PackedSDF:
+    """One shape's bricks; raises as Shards.read does."""
+    return packed_of(_read_named_row(*place))
 
 
 def open_shards(directory: Path) -> Shards:

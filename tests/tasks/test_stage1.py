@@ -19,7 +19,7 @@ from model.sparse import find_rows, from_arrays, transform_coords
 from model.vae import SparseSDFVAE, VAEConfig
 from model.vqvae import VQVAE, save_vqvae
 from tasks import stage1 as module
-from tasks.data import CODEBOOK_FILE, choose_views, draw_vectors, encode_views, latents_file, read_vectors
+from tasks.data import CODEBOOK_FILE, choose_views, draw_vectors, encode_views, latents, latents_file, read_vectors
 from tasks.encode import encode
 from tasks.import_vae import import_vae
 from tasks.run import LATENTS, METRICS, RESUME, SDF, VAE, Settings
@@ -339,6 +339,20 @@ def test_big_shapes_are_capped(small_project: Path):
     assert all(tuple(row) in known for row in capped.tolist())
     assert torch.equal(read_vectors(LATENTS, "train", max_per_view=5, seed=0), capped)
     assert not torch.equal(read_vectors(LATENTS, "train", max_per_view=5, seed=1), capped)
+
+
+def test_more_latents_than_memory_has_room_for_are_drawn_evenly(
+    small_project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    everything = read_vectors(LATENTS, "train", max_per_view=None, seed=0)
+    assert "drawn at random" not in capsys.readouterr().out
+    monkeypatch.setattr(latents, "MAX_VECTORS", most := len(everything) // 3)
+    fewer = read_vectors(LATENTS, "train", max_per_view=None, seed=0)
+    assert most / 3 < len(fewer) <= most
+    assert f"{len(fewer)} of {len(everything)} latents, drawn at random" in capsys.readouterr().out
+    rows = {tuple(row): place for place, row in enumerate(everything.tolist())}
+    places = [rows[tuple(row)] for row in fewer.tolist()]
+    assert min(places) < most / 2 < len(everything) - most / 2 < max(places)  # from the first views and from the last
 
 
 # --- its figures -----------------------------------------------------------------------------------------------------

@@ -87,8 +87,8 @@ def test_the_target_is_every_voxel_of_the_bricks_once(small_project: Path):
 def sample(*, symmetry: int, outside_share: float, seed: int = 7, shape_voxels: int = 100_000) -> PackedBatch:
     shards = open_shards(SDF)
     view = View(shards.names("train")[0], symmetry)
-    dataset = ShapeDataset(shards, shape_voxels=shape_voxels, outside_share=outside_share)
-    return dataset[TrainingView(view, seed)]
+    dataset = ShapeDataset(shards.resolution, shape_voxels=shape_voxels, outside_share=outside_share)
+    return dataset[shards.locate(view.name), TrainingView(view, seed)]
 
 
 def test_a_share_of_the_bricks_is_compared_beyond_the_band(small_project: Path):

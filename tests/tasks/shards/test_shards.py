@@ -2,10 +2,12 @@ import pickle
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import trimesh
@@ -74,12 +76,28 @@ def test_surfaces_of_the_test_split_are_kept_and_no_others(written: Path, shapes
         shards.read_surface("c")
 
 
-def test_shards_are_bounded_and_hold_one_shape_per_row_group(written: Path) -> None:
+def test_shards_hold_one_shape_per_row_group(written: Path) -> None:
     files = sorted(written.glob("shard_*.parquet"))
-    assert [pq.ParquetFile(file).num_row_groups for file in files] == [2, 2, 1]
+    assert sum(pq.ParquetFile(file).num_row_groups for file in files) == len(NAMES)
     assert all(pq.ParquetFile(file).metadata.row_group(0).num_rows == 1 for file in files)
     conventions = {key.decode() for key in pq.read_schema(files[0]).metadata}
     assert {"resolution", "truncation_voxels", "sign", "frame", "layout"} <= conventions
+
+
+def test_a_mesh_more_or_less_changes_its_shard_alone(shapes: dict[str, SparseSDF], tmp_path: Path) -> None:
+    row = shape_row("", shapes["b"])
+
+    def write_all(where: str, names: list[str]) -> list[bytes]:
+        rows = (row.set_column(0, "name", pa.array([name])) for name in names)
+        shards = [place.shard for place in write_shards(tmp_path / where, rows, shapes_per_shard=8)]
+        assert max(Counter(shards).values()) <= 4 * 8
+        return [(tmp_path / where / shard).read_bytes() for shard in dict.fromkeys(shards)]
+
+    names = [f"{number:03d}" for number in range(160)]
+    before = write_all("before", names)
+    assert 10 <= len(before) <= 40  # 20 on average
+    for number, other in enumerate((names[1:], [*names[:70], "069 more", *names[70:]], [*names[:100], *names[101:]])):
+        assert len(set(write_all(f"after {number}", other)) - set(before)) <= 2  # two where a shard's end comes or goes
 
 
 def test_writing_again_gives_the_same_bytes(written: Path, shapes: dict[str, SparseSDF], tmp_path: Path) -> None:
@@ -95,7 +113,7 @@ def test_shards_survive_the_way_to_a_worker(written: Path, shapes: dict[str, Spa
 
 @pytest.mark.parametrize("damage", ["missing", "cut short", "text", "a flipped bit"])
 def test_a_damaged_shard_is_named_with_the_remedy(directory: Path, damage: str) -> None:
-    file = directory / "shard_00001.parquet"
+    file = directory / "shard_00002.parquet"
     content = bytearray(file.read_bytes())
     shards = open_shards(directory)
     if damage == "missing":
@@ -108,7 +126,7 @@ def test_a_damaged_shard_is_named_with_the_remedy(directory: Path, damage: str) 
         column = pq.ParquetFile(file).metadata.row_group(0).column(4)  # the sdf
         content[column.data_page_offset + column.total_compressed_size // 2] ^= 1
         file.write_bytes(content)
-    with pytest.raises(InputError, match=r"shard_00001\.parquet.*dvc repro -f voxelize"):
+    with pytest.raises(InputError, match=r"shard_00002\.parquet.*dvc repro -f voxelize"):
         shards.read("c")
     assert len(shards.read("b").sdf)  # the others are still good
 
@@ -122,7 +140,7 @@ def test_a_missing_shard_is_noticed_when_opening(directory: Path) -> None:
 def test_shards_in_the_wrong_place_are_noticed(directory: Path) -> None:
     shutil.copy(directory / "shard_00000.parquet", directory / "shard_00001.parquet")
     with pytest.raises(InputError, match="holds a/ball where"):
-        open_shards(directory).read("c")
+        open_shards(directory).read("b")
 
 
 @pytest.mark.parametrize("content", [None, b"", b"PAR1 and nothing"])
