@@ -5,12 +5,12 @@ from pathlib import Path
 
 import trimesh
 
-from tests.small_tokenizer import ROOT, small_tokenizer
+from tests.wheel import ROOT, run
 
 _SECTION = re.search(r"^## Use it\n(.*?)^## ", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
 assert _SECTION is not None
 SECTION = _SECTION[1]
-MESH = Path("data/meshes/coffeemachine/body1.stl")
+MESH = Path("chair.glb")
 
 
 def the_block(language: str) -> str:
@@ -20,9 +20,12 @@ def the_block(language: str) -> str:
 
 
 def make_project(folder: Path, environment: Path) -> None:
-    """What make repro leaves, as far as the section uses it: a tokenizer, a mesh, and .venv, which is `environment`."""
-    small_tokenizer().save_pretrained(folder / "artifacts" / "tokenizer")
-    (folder / MESH).parent.mkdir(parents=True)
+    """A mesh, and .venv, which is `environment`."""
+    folder.mkdir(exist_ok=True)
     mesh = trimesh.creation.capsule(height=1.0, radius=0.4).apply_scale(30).apply_translation([7, -80, 900])
     mesh.export(folder / MESH)
     (folder / ".venv").symlink_to(environment)
+
+
+def run_shell_lines(folder: Path) -> None:
+    run(["sh", "-e", "-c", 'PATH="$PWD/.venv/bin:$PATH"\n' + the_block("sh")], folder)

@@ -13,15 +13,15 @@ from model.checkpoint import save_vae
 from model.meshes import load_mesh
 from model.metrics import compare
 from model.sdf import normalised_surface
+from model.tokenizer import ShapeTokenizer
 from model.tokens import Tokens, Vocabulary
 from model.vqvae import save_vqvae
 from tasks.data import save_codebooks
 from tasks.evaluate import evaluate
 from tasks.run import load_settings, paths
 from tasks.shards import shards
-from tests.readme import MESH, SECTION, make_project, the_block
-from tests.small_tokenizer import ROOT, small_tokenizer
-from tests.wheel import run
+from tests.readme import MESH, SECTION, make_project, run_shell_lines, the_block
+from tests.wheel import ROOT, run
 
 
 @pytest.fixture(scope="module")
@@ -33,18 +33,18 @@ def project(tmp_path_factory: pytest.TempPathFactory, environment: Path) -> Path
 
 @pytest.fixture(scope="module")
 def printed(project: Path) -> str:
-    """By the Python lines, which leave body1.ply and body1.npz."""
+    """By the Python lines, which leave chair_decoded.ply and chair.npz."""
     return run([".venv/bin/python", "-c", the_block("python")], project)
 
 
 def test_the_python_lines_work_as_written(project: Path, printed: str):
     truth = trimesh.load_mesh(project / MESH)
-    tokenizer = small_tokenizer()
+    tokenizer = ShapeTokenizer.from_pretrained()
     expected = tokenizer.encode(truth)
     assert printed.split("\n")[-2].startswith(f"{len(expected)} [")
-    assert Tokens.load(project / "body1.npz") == expected
+    assert Tokens.load(project / "chair.npz") == expected
 
-    decoded = trimesh.load_mesh(project / "body1.ply")
+    decoded = trimesh.load_mesh(project / "chair_decoded.ply")
     np.testing.assert_allclose(decoded.bounds, truth.bounds, atol=1.5)  # a voxel is 1.2
     in_cube = trimesh.Trimesh((decoded.vertices - expected.center) / expected.scale, decoded.faces, process=False)
     surface = normalised_surface(truth.vertices, truth.faces)
@@ -55,7 +55,7 @@ def test_the_python_lines_work_as_written(project: Path, printed: str):
 def test_the_reconstruction_is_as_far_from_the_mesh_as_evaluate_says(
     project: Path, printed: str, monkeypatch: pytest.MonkeyPatch
 ):
-    """What the lines left in body1.ply, measured as evaluate does: with the same points.
+    """What the lines left in chair_decoded.ply, measured as evaluate does: with the same points.
 
     The file's coordinates are float32 in the mesh's frame, which moves points by 2e-6 of the cube; the figure has 1e-2.
     """
@@ -65,31 +65,31 @@ def test_the_reconstruction_is_as_far_from_the_mesh_as_evaluate_says(
     evaluate(settings)
     table = pd.read_parquet(paths.EVALUATION / "per_shape.parquet").set_index(["shape", "row"])
 
-    tokens, decoded = Tokens.load("body1.npz"), trimesh.load_mesh("body1.ply")
+    tokens, decoded = Tokens.load("chair.npz"), trimesh.load_mesh("chair_decoded.ply")
     in_cube = trimesh.Trimesh((decoded.vertices - tokens.center) / tokens.scale, decoded.faces, process=False)
     metrics = compare(
         in_cube,
-        shards.open_shards(paths.SDF).read_surface("body1"),
+        shards.open_shards(paths.SDF).read_surface("chair"),
         num_points=settings.evaluate.num_points,
         seed=settings.evaluate.seed,
     )
-    row = table.loc[("body1", "stage2")]
+    row = table.loc[("chair", "stage2")]
     assert (metrics.cd_l1, metrics.cd_l2) == pytest.approx((row.cd_l1, row.cd_l2), rel=1e-3)
-    assert row.num_tokens == len(tokens)
+    assert row.num_tokens == tokens.indices.size
 
 
 def leave_what_stages_leave() -> None:
     """The mesh as the only one of the test split, the VAE, a codebook, and histories of training."""
-    tokenizer = small_tokenizer()
+    tokenizer = ShapeTokenizer.from_pretrained()
     mesh = load_mesh(MESH)
     grid = tokenizer.voxelize(trimesh.Trimesh(mesh.vertices, mesh.faces, process=False))
-    paths.SDF.mkdir()
-    places = shards.write_shards(paths.SDF, [shards.shape_row("body1", grid)], shapes_per_shard=1)
-    of_body1 = {"name": "body1", "split": "test", "num_voxels": len(grid.coords)}
-    index = pd.DataFrame([of_body1 | place._asdict() for place in places])
+    paths.SDF.mkdir(parents=True)
+    places = shards.write_shards(paths.SDF, [shards.shape_row("chair", grid)], shapes_per_shard=1)
+    chair = {"name": "chair", "split": "test", "num_voxels": len(grid.coords)}
+    index = pd.DataFrame([chair | place._asdict() for place in places])
     shards.write_index(paths.SDF / shards.INDEX, index, resolution=grid.resolution, truncation_voxels=2.0)
     surface = normalised_surface(mesh.vertices, mesh.faces)
-    shards.write_surfaces(paths.SDF / shards.SURFACES, [("body1", surface)])
+    shards.write_surfaces(paths.SDF / shards.SURFACES, [("chair", surface)])
     save_vae(tokenizer.vqvae.vae, paths.VAE)
     paths.STAGE2.mkdir()
     save_vqvae(tokenizer.vqvae, paths.STAGE2)
@@ -101,10 +101,10 @@ def leave_what_stages_leave() -> None:
 
 
 def test_the_shell_lines_work_as_written(project: Path):
-    run(["sh", "-e", "-c", the_block("sh")], project)
+    run_shell_lines(project)
     (line,) = (project / "tokens.jsonl").read_text().splitlines()
     fields = json.loads(line)
-    tokenizer = small_tokenizer()
+    tokenizer = ShapeTokenizer.from_pretrained()
     tokens = tokenizer.encode(trimesh.load_mesh(project / MESH))
     assert fields["tokens"] == tokenizer.to_sequence(tokens)
     decoded = trimesh.load_mesh(project / "decoded" / f"{fields['name']}.glb")
@@ -114,10 +114,10 @@ def test_the_shell_lines_work_as_written(project: Path):
 def test_the_numbers_of_the_text_are_those_of_the_settings():
     vocabularies = re.search(r"(\d+) integers here, (\d+) at the published size", SECTION)
     assert vocabularies is not None
-    expected = [size_of_vocabulary(ROOT / name) for name in ("params.yaml", "presets/published.yaml")]
-    assert [int(number) for number in vocabularies.groups()] == expected
+    shipped = ShapeTokenizer.from_pretrained().vocabulary.size
+    assert [int(number) for number in vocabularies.groups()] == [shipped, published_vocabulary()]
 
 
-def size_of_vocabulary(parameters: Path) -> int:
-    settings = load_settings(parameters)
+def published_vocabulary() -> int:
+    settings = load_settings(ROOT / "presets/published.yaml")
     return Vocabulary(settings.codebook.per_level, settings.voxelize.resolution // 8).size

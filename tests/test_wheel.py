@@ -13,7 +13,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from tests.readme import make_project, the_block
+from tests.readme import make_project, run_shell_lines, the_block
 from tests.wheel import ROOT, SPCONV, copy_sources, make_environment, metadata, pip, required, run
 
 LIBRARY = sorted(path for path in (ROOT / "model").rglob("*") if path.is_file() and "__pycache__" not in path.parts)
@@ -104,7 +104,7 @@ def test_a_full_install_of_what_the_ranges_allow_runs_readmes_lines(wheel: Path,
     print(run([sys.executable, "-m", "pip", "--python", python, "list"], tmp_path))
     make_project(tmp_path / "project", tmp_path / "environment")
     printed = run([python, "-c", the_block("python")], tmp_path / "project")
-    run(["sh", "-e", "-c", the_block("sh")], tmp_path / "project")
+    run_shell_lines(tmp_path / "project")
     sequence = json.loads((tmp_path / "project" / "tokens.jsonl").read_text())["tokens"]
     assert int(printed.split()[0]) < len(sequence)
     absent = f"import importlib.util; print(*(name for name in {ABSENT!r} if importlib.util.find_spec(name)))"

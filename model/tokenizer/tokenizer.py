@@ -26,7 +26,7 @@ from .card import model_card
 __all__ = ["ShapeTokenizer", "Tokens"]
 
 CARD_FILE = "README.md"
-SHIPPED = "tokenizer_64"
+SHIPPED = "tokenizer_128"
 Shape = str | Path | Mesh | trimesh.Trimesh | SparseSDF  # a path is that of a mesh file
 
 
