@@ -222,16 +222,24 @@ def _lower_distances(
                     normal = wp.cross(rb - ra, ra - rc)
                     beyond = 1.001 * band * wp.length(normal)  # times a height above the plane: surely out of reach
                     # voxel n of the brick lies at n - 3.5 from its centre
-                    lo = wp.min(wp.min(ra, rb), rc) + wp.vec3(3.5 - band)
-                    hi = wp.max(wp.max(ra, rb), rc) + wp.vec3(3.5 + band)
+                    box_low = wp.min(wp.min(ra, rb), rc)
+                    box_high = wp.max(wp.max(ra, rb), rc)
+                    lo = box_low + wp.vec3(3.5 - band)
+                    hi = box_high + wp.vec3(3.5 + band)
                     for x in range(wp.max(int(wp.ceil(lo[0])), 0), wp.min(int(wp.floor(hi[0])), 7) + 1):
                         for y in range(wp.max(int(wp.ceil(lo[1])), 0), wp.min(int(wp.floor(hi[1])), 7) + 1):
                             for z in range(wp.max(int(wp.ceil(lo[2])), 0), wp.min(int(wp.floor(hi[2])), 7) + 1):
                                 p = wp.vec3(float(x) - 3.5, float(y) - 3.5, float(z) - 3.5)
-                                if wp.abs(wp.dot(normal, p - ra)) <= beyond:
+                                voxel = slot * 512 + (x * 8 + y) * 8 + z
+                                apart = p - wp.min(wp.max(p, box_low), box_high)
+                                # not those that are nearer to another triangle than to this one's bounding box
+                                if (
+                                    wp.dot(apart, apart) <= 1.0001 * squared[voxel]
+                                    and wp.abs(wp.dot(normal, p - ra)) <= beyond
+                                ):
                                     gap2 = _triangle_squared(p, ra, rb, rc)
                                     if gap2 < band * band:
-                                        wp.atomic_min(squared, slot * 512 + (x * 8 + y) * 8 + z, gap2)
+                                        wp.atomic_min(squared, voxel, gap2)
 
 
 @wp.kernel
@@ -257,10 +265,10 @@ def find_voxel(voxel: wp.vec3i, bricks: int, slots: wp.array[wp.int32]) -> int:
     """Where a voxel's value is among those of the stored bricks, or -1."""
     if wp.min(voxel) < 0 or wp.max(voxel) >= bricks * 8:
         return -1
-    slot = slots[place_of(voxel / 8, bricks)]
+    slot = slots[((voxel[0] >> 3) * bricks + (voxel[1] >> 3)) * bricks + (voxel[2] >> 3)]
     if slot < 0:
         return -1
-    return slot * 512 + voxel[0] % 8 * 64 + voxel[1] % 8 * 8 + voxel[2] % 8
+    return slot * 512 + (voxel[0] & 7) * 64 + (voxel[1] & 7) * 8 + (voxel[2] & 7)
 
 
 @wp.kernel

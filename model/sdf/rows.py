@@ -90,15 +90,19 @@ def _count_flips(
 ) -> None:
     """Along one line of 8 voxels, compared with their next neighbours on all axes: sign changes, and bad ones."""
     line = wp.tid()
+    brick = bricks[line // 64]
+    place = wp.vec3i(line // 8 % 8, line % 8, 0)  # in the brick
     found = int(0)
     bad = int(0)
     for z in range(8):
-        here = bricks[line // 64] * 8 + wp.vec3i(line // 8 % 8, line % 8, z)
+        place[2] = z
         i = line * 8 + z
         for axis in range(3):
-            there = here
-            there[axis] = here[axis] + 1
-            j = find_voxel(there, bricks_a_side, slots)
+            j = i + (64 >> 3 * axis)
+            if place[axis] == 7:  # in the next brick
+                there = brick * 8 + place
+                there[axis] = there[axis] + 1
+                j = find_voxel(there, bricks_a_side, slots)
             if j >= 0 and inside[i] != inside[wp.max(j, 0)]:
                 found += 1
                 if distance[i] + distance[j] > 1.0001:
