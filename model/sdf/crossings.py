@@ -152,11 +152,7 @@ def _rolled(v: wp.vec3d, axis: int) -> wp.vec3d:
 
 @wp.kernel
 def _step(
-    corners: wp.array[wp.vec3d],
-    resolution: int,
-    offset: wp.vec3d,
-    slots: wp.array[wp.int32],
-    steps: wp.array[wp.int32],
+    corners: wp.array[wp.vec3d], resolution: int, offset: wp.vec3d, slots: wp.array[wp.int32], steps: wp.array[wp.int32]
 ) -> None:
     """Adds each crossing to the voxel after it on its line along one axis."""
     axis, t = wp.tid()

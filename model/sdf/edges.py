@@ -6,11 +6,14 @@ All edges are sorted on the device, so that those of one pair of vertices are ne
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from ..warp import wp
 
 wp.set_module_options({"enable_backward": False})  # no gradients here: half the code to compile
+
+Vertices = Float[np.ndarray, "num_vertices 3"]
+Faces = Int[np.ndarray, "num_faces 3"]  # indices of vertices, counterclockwise from outside
 
 
 class Edges(NamedTuple):
@@ -20,7 +23,7 @@ class Edges(NamedTuple):
     patch: Int[np.ndarray, " num_faces"]  # int32, the lowest face among those joined to it across edges of two faces
 
 
-def find_edges(faces: Int[np.ndarray, "num_faces 3"], num_vertices: int, *, device: str) -> Edges:
+def find_edges(faces: Faces, num_vertices: int, *, device: str) -> Edges:
     """Boundary is where an edge is not run through equally often in both directions: so it is for any triangles."""
     num_edges = 3 * len(faces)
     triangles = wp.array(faces.astype(np.int32), dtype=wp.vec3i, device=device)
@@ -44,9 +47,7 @@ def find_edges(faces: Int[np.ndarray, "num_faces 3"], num_vertices: int, *, devi
     return Edges(mis_wound, boundary.repeat(np.abs(sums[at]), 0), branching, patch.numpy())
 
 
-def number_edges(
-    faces: Int[np.ndarray, "num_faces 3"],
-) -> tuple[Int[np.ndarray, " three_a_face"], Int[np.ndarray, " num_pairs"]]:
+def number_edges(faces: Faces) -> tuple[Int[np.ndarray, " three_a_face"], Int[np.ndarray, " num_pairs"]]:
     """For each edge of each face, on the host, the number of its pair of vertices, and how many edges each pair has."""
     start, end = faces.reshape(-1), np.roll(faces, -1, 1).reshape(-1)
     keys = np.minimum(start, end) * (faces.max() + 1) + np.maximum(start, end)

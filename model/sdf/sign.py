@@ -15,7 +15,7 @@ from scipy.sparse.csgraph import connected_components
 from ..warp import wp
 from .crossings import count_crossings
 from .distance import Bricks, split_long
-from .edges import number_edges
+from .edges import Faces, Vertices, number_edges
 from .insides import decide_insides
 
 wp.set_module_options({"enable_backward": False})  # no gradients here: half the code to compile
@@ -87,9 +87,7 @@ def _differs_from_zero(whole: wp.array[wp.int32], inside: wp.array[wp.int8]) -> 
     inside[i] = wp.int8(wp.where(whole[i] != 0, 1, 0))
 
 
-def cap_holes(
-    vertices: Float[np.ndarray, "num_vertices 3"], boundary: Int[np.ndarray, "num_edges 2"]
-) -> Float[np.ndarray, "num_edges 3 3"]:
+def cap_holes(vertices: Vertices, boundary: Int[np.ndarray, "num_edges 2"]) -> Float[np.ndarray, "num_edges 3 3"]:
     """Triangles that make the mesh closed: each loop of its boundary (see find_edges), joined to its mean vertex.
 
     Corners 0 and 1 are those of the edge.
@@ -153,7 +151,7 @@ def _walk(from_: Int[np.ndarray, " num_edges"], to: Int[np.ndarray, " num_edges"
     return loop
 
 
-def orient_consistently(faces: Int[np.ndarray, "num_faces 3"]) -> Int[np.ndarray, "num_faces 3"]:
+def orient_consistently(faces: Faces) -> Faces:
     """Faces flipped so that neighbours across every two-face edge agree; per patch, the fewer faces are flipped.
 
     Edges of one or of more than two faces join nothing. A patch that can't be oriented (a Moebius band) stays as it is.

@@ -9,13 +9,14 @@ from ..bricks import BRICK_SIZE, BRICK_VOXELS
 from ..warp import wp
 from .cases import CASES, EDGES
 from .distance import find_voxel, number_bricks, place_of
+from .edges import Faces, Vertices
 
 wp.set_module_options({"enable_backward": False})  # no gradients here: half the code to compile
 
 
 class Surface(NamedTuple):
-    vertices: Float[np.ndarray, "num_vertices 3"]  # float32, in the [-1, 1] cube
-    faces: Int[np.ndarray, "num_faces 3"]  # int32, counter-clockwise seen from outside
+    vertices: Vertices  # float32, in the [-1, 1] cube
+    faces: Faces  # int32, counter-clockwise seen from outside
 
     def in_frame(self, center: Float[np.ndarray, "3"], scale: float) -> "Surface":
         """The same surface in a mesh's own frame: world = cube * scale + center. Vertices become float64."""

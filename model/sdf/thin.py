@@ -133,10 +133,11 @@ def _parts(cells: Int[np.ndarray, "num_pieces 3"]) -> Int[np.ndarray, " num_piec
     rows, columns = [], []
     for x, y, z in product((-1, 0, 1), repeat=3):
         step = (x * shape[1] + y) * shape[2] + z
-        beside = np.minimum(np.searchsorted(place, place + step), len(place) - 1)
-        found = np.flatnonzero(place[beside] == place + step)
-        rows.append(found)
-        columns.append(beside[found])
+        if step > 0:  # one of each two opposite neighbours
+            beside = np.minimum(np.searchsorted(place, place + step), len(place) - 1)
+            found = np.flatnonzero(place[beside] == place + step)
+            rows.append(found)
+            columns.append(beside[found])
     i, j = np.concatenate(rows), np.concatenate(columns)
     graph = coo_matrix((np.ones(len(i), bool), (i, j)), shape=(len(place), len(place)))
     return connected_components(graph, directed=False)[1][own.reshape(-1)]
@@ -165,9 +166,7 @@ def _is_thin(
     x = int(wp.floor(p[0] - wp.float64(0.5)))
     y = int(wp.floor(p[1] - wp.float64(0.5)))
     z = int(wp.floor(p[2] - wp.float64(0.5)))
-    for i in range(
-        64
-    ):  # in an order that begins with the corners of the whole, of which one is inside where it is thick
+    for i in range(64):  # first the corners of the whole, of which one is inside where it is thick
         dx = _order(i % 2 + i // 8 % 2 * 2)
         dy = _order(i // 2 % 2 + i // 16 % 2 * 2)
         dz = _order(i // 4 % 2 + i // 32 * 2)
