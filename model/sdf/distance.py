@@ -11,6 +11,7 @@ from jaxtyping import Float
 
 from ..bricks import BRICK_SIZE, BRICK_VOXELS
 from ..warp import wp
+from .arrays import Cells, Floats, Ints, Points
 from .edges import Faces, Vertices
 
 wp.set_module_options({"enable_backward": False})  # no gradients here: half the code to compile
@@ -112,13 +113,7 @@ def split_long(
 
 
 @wp.kernel
-def _gather_corners(
-    vertices: wp.array[wp.vec3d],
-    faces: wp.array[wp.vec3i],
-    max_edge: wp.float64,
-    corners: wp.array[wp.vec3d],
-    too_long: wp.array[wp.int32],
-) -> None:
+def _gather_corners(vertices: Points, faces: Cells, max_edge: wp.float64, corners: Points, too_long: Ints) -> None:
     t = wp.tid()
     a = vertices[faces[t][0]]
     b = vertices[faces[t][1]]
@@ -169,7 +164,7 @@ def _last_brick(highest: wp.float64, band: float, bricks: int) -> int:
 
 
 @wp.func
-def _lower_in_brick(a: wp.vec3, b: wp.vec3, c: wp.vec3, band: float, first: int, squared: wp.array[wp.float32]) -> None:
+def _lower_in_brick(a: wp.vec3, b: wp.vec3, c: wp.vec3, band: float, first: int, squared: Floats) -> None:
     """Lowers the squared distances of a brick's voxels, given the first one; corners are relative to its centre."""
     low = wp.min(wp.min(a, b), c)
     high = wp.max(wp.max(a, b), c)
@@ -192,14 +187,7 @@ def _lower_in_brick(a: wp.vec3, b: wp.vec3, c: wp.vec3, band: float, first: int,
 
 
 @wp.kernel
-def _visit_bricks(
-    corners: wp.array[wp.vec3d],
-    bricks: int,
-    band: float,
-    marks: wp.array[wp.int32],
-    slots: wp.array[wp.int32],
-    squared: wp.array[wp.float32],
-) -> None:
+def _visit_bricks(corners: Points, bricks: int, band: float, marks: Ints, slots: Ints, squared: Floats) -> None:
     """Marks every brick that may hold a voxel of the triangle's band with 1, given marks.
 
     Given slots, lowers the squared distance of every voxel near the triangle in the bricks that have one.
@@ -228,7 +216,7 @@ def _visit_bricks(
 
 
 @wp.kernel
-def _write_slots(marks: wp.array[wp.int32], bricks: int, slots: wp.array[wp.int32], coords: wp.array[wp.vec3i]) -> None:
+def _write_slots(marks: Ints, bricks: int, slots: Ints, coords: Cells) -> None:
     """Running sums of the marks to slots, in place."""
     place = wp.tid()
     if marks[place] == 0:
@@ -246,7 +234,7 @@ def place_of(brick: wp.vec3i, bricks: int) -> int:
 
 
 @wp.func
-def find_voxel(voxel: wp.vec3i, bricks: int, slots: wp.array[wp.int32]) -> int:
+def find_voxel(voxel: wp.vec3i, bricks: int, slots: Ints) -> int:
     """Where a voxel's value is among those of the stored bricks, or -1."""
     if wp.min(voxel) < 0 or wp.max(voxel) >= bricks * 8:
         return -1
@@ -257,14 +245,7 @@ def find_voxel(voxel: wp.vec3i, bricks: int, slots: wp.array[wp.int32]) -> int:
 
 
 @wp.kernel
-def _take_roots(
-    squared: wp.array[wp.float32],
-    level: float,
-    truncation: float,
-    coords: wp.array[wp.vec3i],
-    bricks: int,
-    marks: wp.array[wp.int32],
-) -> None:
+def _take_roots(squared: Floats, level: float, truncation: float, coords: Cells, bricks: int, marks: Ints) -> None:
     """Squared distances of a line to distances, in place; beyond the band as the stored value rounds: inf.
 
     Marks the brick if any is in the band.
@@ -283,12 +264,6 @@ def _take_roots(
 
 
 @wp.kernel
-def _gather_bricks(
-    source: wp.array[wp.float32],
-    slots: wp.array[wp.int32],
-    coords: wp.array[wp.vec3i],
-    bricks: int,
-    target: wp.array[wp.float32],
-) -> None:
+def _gather_bricks(source: Floats, slots: Ints, coords: Cells, bricks: int, target: Floats) -> None:
     i = wp.tid()
     target[i] = source[slots[place_of(coords[i // 512], bricks)] * 512 + i % 512]

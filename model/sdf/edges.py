@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from ..warp import wp
+from .arrays import Cells, Ints
 
 wp.set_module_options({"enable_backward": False})  # no gradients here: half the code to compile
 
@@ -56,9 +57,7 @@ def number_edges(faces: Faces) -> tuple[Int[np.ndarray, " three_a_face"], Int[np
 
 
 @wp.kernel
-def _name_edges(
-    faces: wp.array[wp.vec3i], num_vertices: wp.int64, keys: wp.array[wp.int64], edges: wp.array[wp.int32]
-) -> None:
+def _name_edges(faces: Cells, num_vertices: wp.int64, keys: wp.array[wp.int64], edges: Ints) -> None:
     """A number for each pair of vertices, and that of the edge: 3 times the face, plus its place in the face."""
     i = wp.tid()
     start = faces[i // 3][i % 3]
@@ -68,7 +67,7 @@ def _name_edges(
 
 
 @wp.func
-def _upward(faces: wp.array[wp.vec3i], edge: int) -> int:
+def _upward(faces: Cells, edge: int) -> int:
     """1 if the edge goes to the higher vertex, -1 if to the lower, 0 if to itself."""
     start = faces[edge // 3][edge % 3]
     end = faces[edge // 3][(edge % 3 + 1) % 3]
@@ -76,7 +75,7 @@ def _upward(faces: wp.array[wp.vec3i], edge: int) -> int:
 
 
 @wp.func
-def _root(patch: wp.array[wp.int32], face: int) -> int:
+def _root(patch: Ints, face: int) -> int:
     here = face
     while patch[here] != here:
         patch[here] = patch[patch[here]]  # halves the way for those who come after
@@ -85,7 +84,7 @@ def _root(patch: wp.array[wp.int32], face: int) -> int:
 
 
 @wp.func
-def _unite(patch: wp.array[wp.int32], one: int, other: int) -> None:
+def _unite(patch: Ints, one: int, other: int) -> None:
     """Joins two trees of faces at their roots; the lower one is the new root. Safe for threads in parallel."""
     a = one
     b = other
@@ -106,20 +105,14 @@ def _unite(patch: wp.array[wp.int32], one: int, other: int) -> None:
 
 
 @wp.kernel
-def _name_patches(patch: wp.array[wp.int32]) -> None:
+def _name_patches(patch: Ints) -> None:
     face = wp.tid()
     patch[face] = _root(patch, face)
 
 
 @wp.kernel
 def _sum_up(
-    num_edges: int,
-    faces: wp.array[wp.vec3i],
-    keys: wp.array[wp.int64],
-    edges: wp.array[wp.int32],
-    excess: wp.array[wp.int32],
-    found: wp.array[wp.int32],
-    patch: wp.array[wp.int32],
+    num_edges: int, faces: Cells, keys: wp.array[wp.int64], edges: Ints, excess: Ints, found: Ints, patch: Ints
 ) -> None:
     """At the first edge of each pair, how many more go up than down."""
     i = wp.tid()

@@ -13,6 +13,7 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
 from ..warp import wp
+from .arrays import Flags, Floats, Ints
 from .crossings import count_crossings
 from .distance import Bricks, split_long
 from .edges import Faces, Vertices, number_edges
@@ -62,7 +63,7 @@ def brick_insides(surface: WoundSurface, bricks: Bricks) -> wp.array:
 
 
 @wp.kernel
-def _take_away(cavities: wp.array[wp.int32], sign: int, whole: wp.array[wp.int32]) -> None:
+def _take_away(cavities: Ints, sign: int, whole: Ints) -> None:
     i = wp.tid()
     if cavities[i] != 0:
         whole[i] = whole[i] - sign
@@ -76,13 +77,13 @@ def insides_of_shell(bricks: Bricks, level: float) -> wp.array:
 
 
 @wp.kernel
-def _is_nearer(distance: wp.array[wp.float32], level: float, inside: wp.array[wp.int8]) -> None:
+def _is_nearer(distance: Floats, level: float, inside: Flags) -> None:
     i = wp.tid()
     inside[i] = wp.int8(wp.where(distance[i] < level, 1, 0))
 
 
 @wp.kernel
-def _differs_from_zero(whole: wp.array[wp.int32], inside: wp.array[wp.int8]) -> None:
+def _differs_from_zero(whole: Ints, inside: Flags) -> None:
     i = wp.tid()
     inside[i] = wp.int8(wp.where(whole[i] != 0, 1, 0))
 
