@@ -90,10 +90,7 @@ def _write_dataset(
     places = shards.write_shards(directory, rows, shapes_per_shard=options.shapes_per_shard)
     index = index.join(pd.DataFrame(places))
     shards.write_index(
-        directory / shards.INDEX,
-        index,
-        resolution=options.resolution,
-        truncation_voxels=options.truncation_voxels,
+        directory / shards.INDEX, index, resolution=options.resolution, truncation_voxels=options.truncation_voxels
     )
     schema = pa.schema([("file", pa.string()), ("reason", pa.string())])
     table = pa.table({"file": list(rejects), "reason": list(rejects.values())}, schema=schema)

@@ -4,18 +4,14 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from ..errors import InputError
-from .mesh import Mesh
+from .mesh import Faces, Mesh, Vertices
 from .numbering import number_rows
 
 _MAX_BAD_FACES = 0.25  # share of faces with NaN or infinite corners up to which the others are still the mesh
 _PLACES = 1e8  # places a mesh has along its longest side: vertices at one of them are one
 
 
-def clean(
-    vertices: Float[np.ndarray, "num_vertices 3"],
-    faces: Int[np.ndarray, "num_faces 3"],
-    notes: tuple[str, ...] = (),
-) -> Mesh:
+def clean(vertices: Vertices, faces: Faces, notes: tuple[str, ...] = ()) -> Mesh:
     """The mesh without faces that are not finite, have no three different corners or are there already.
 
     Vertices that no face uses go as well. A face and its reverse both stay, as the two sides of a wall do, unless every
@@ -44,15 +40,13 @@ def clean(
     return Mesh(places, one_side, notes + found, num_dropped=len(faces) - len(one_side))
 
 
-def _finite_faces(
-    vertices: Float[np.ndarray, "num_vertices 3"], faces: Int[np.ndarray, "num_faces 3"]
-) -> Bool[np.ndarray, " num_faces"]:
+def _finite_faces(vertices: Vertices, faces: Faces) -> Bool[np.ndarray, " num_faces"]:
     finite = np.isfinite(vertices)
     return np.ones(len(faces), bool) if finite.all() else finite.all(1)[faces].all(1)
 
 
 def _merge_vertices(
-    vertices: Float[np.ndarray, "num_vertices 3"], faces: Int[np.ndarray, "num_faces 3"]
+    vertices: Vertices, faces: Faces
 ) -> tuple[Float[np.ndarray, "num_merged 3"], Int[np.ndarray, "num_kept 3"]]:
     """Vertices at one place, to 1e-8 of the mesh's size, made one: seams of texture would else look like holes.
 
@@ -77,7 +71,7 @@ def _merge_vertices(
 
 
 def _in_order_of_use(
-    vertices: Float[np.ndarray, "num_vertices 3"], corners: Int[np.ndarray, " num_corners"]
+    vertices: Vertices, corners: Int[np.ndarray, " num_corners"]
 ) -> tuple[Float[np.ndarray, "num_used 3"], Int[np.ndarray, " num_corners"]]:
     """The vertices that corners use, in the order in which they are first used, and the corners' numbers in it."""
     first = np.full(len(vertices), -1, np.int64)
@@ -116,7 +110,7 @@ def _by_place(
     return order[new], rank
 
 
-def _without_repeated(faces: Int[np.ndarray, "num_faces 3"], num_vertices: int) -> Int[np.ndarray, "num_kept 3"]:
+def _without_repeated(faces: Faces, num_vertices: int) -> Int[np.ndarray, "num_kept 3"]:
     """Of faces with the same corners in the same direction, the first."""
     a, b, c = faces.T
     low = np.minimum(np.minimum(a, b), c)
@@ -125,7 +119,7 @@ def _without_repeated(faces: Int[np.ndarray, "num_faces 3"], num_vertices: int) 
     return _first_of_each(faces, low, after, last, num_vertices)
 
 
-def _without_reverses(faces: Int[np.ndarray, "num_faces 3"], num_vertices: int) -> Int[np.ndarray, "num_kept 3"]:
+def _without_reverses(faces: Faces, num_vertices: int) -> Int[np.ndarray, "num_kept 3"]:
     """If every face has its reverse, the first of each pair; else all. No face is there twice."""
     if not _has_reverse(faces):
         return faces
@@ -134,7 +128,7 @@ def _without_reverses(faces: Int[np.ndarray, "num_faces 3"], num_vertices: int) 
     return kept if 2 * len(kept) == len(faces) else faces
 
 
-def _has_reverse(faces: Int[np.ndarray, "num_faces 3"]) -> bool:
+def _has_reverse(faces: Faces) -> bool:
     """Whether the first face's reverse is among the faces: a quick no for most meshes."""
     a, b, c = faces[1:].T
     first = faces[0, 0]
@@ -143,7 +137,7 @@ def _has_reverse(faces: Int[np.ndarray, "num_faces 3"]) -> bool:
 
 
 def _first_of_each(
-    faces: Int[np.ndarray, "num_faces 3"],
+    faces: Faces,
     a: Int[np.ndarray, " num_faces"],
     b: Int[np.ndarray, " num_faces"],
     c: Int[np.ndarray, " num_faces"],

@@ -10,7 +10,7 @@ from functools import cache
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from ..errors import InputError, printable
 from .gltf_accessors import Arrays
@@ -19,6 +19,7 @@ from .gltf_file import ReadFile, open_gltf
 from .gltf_primitive import MODES, TRIANGLES, Triangles
 from .gltf_scene import INSTANCING, VISIBILITY, Shown, shown_nodes
 from .gltf_schema import Document, item
+from .mesh import Faces, Vertices
 from .raw import RawMesh
 
 _READ = {INSTANCING, VISIBILITY, DRACO, "KHR_mesh_quantization"}
@@ -81,8 +82,8 @@ def _check_extensions(document: Document) -> tuple[str, ...]:
 
 
 class _Part(NamedTuple):
-    vertices: Float[np.ndarray, "num_vertices 3"]
-    faces: Int[np.ndarray, "num_faces 3"]
+    vertices: Vertices
+    faces: Faces
 
 
 class _Reader:
@@ -157,9 +158,7 @@ class _Reader:
         return worlds @ inverse[: len(worlds)].reshape(-1, 4, 4).transpose(0, 2, 1).astype(np.float64)
 
 
-def _moved(
-    vertices: Float[np.ndarray, "num_vertices 3"], matrix: Float[np.ndarray, "4 4"]
-) -> Float[np.ndarray, "num_vertices 3"]:
+def _moved(vertices: Vertices, matrix: Float[np.ndarray, "4 4"]) -> Vertices:
     if np.array_equal(matrix, np.eye(4)):
         return vertices
     return vertices.astype(np.float64) @ matrix[:3, :3].T + matrix[:3, 3]

@@ -4,12 +4,13 @@ from typing import Annotated
 
 import DracoPy
 import numpy as np
-from jaxtyping import Int, Shaped
+from jaxtyping import Shaped
 from pydantic import BaseModel, Field, ValidationError
 
 from ..errors import InputError
 from .gltf_accessors import Arrays
 from .gltf_schema import Primitive
+from .mesh import Faces
 
 DRACO = "KHR_draco_mesh_compression"
 
@@ -31,7 +32,7 @@ class Draco:
         data = arrays.bytes_of(self._extension.view)
         try:
             self._mesh = DracoPy.decode(data)
-            self.faces: Int[np.ndarray, "num_faces 3"] = np.asarray(self._mesh.faces, np.int64).reshape(-1, 3)
+            self.faces: Faces = np.asarray(self._mesh.faces, np.int64).reshape(-1, 3)
         except (DracoPy.FileTypeException, AttributeError, RuntimeError, TypeError, ValueError) as error:
             raise InputError(f"{place} can't be decoded ({DRACO}: {error}); export it again, or without it") from error
         if primitive.indices is not None and arrays.count(primitive.indices) != self.faces.size and primitive.mode == 4:

@@ -9,6 +9,7 @@ from ..errors import InputError
 from .gltf_accessors import Arrays
 from .gltf_draco import DRACO, Draco
 from .gltf_schema import Primitive
+from .mesh import Faces, Vertices
 from .raw import check_indices
 
 MODES = ("points", "lines", "lines", "lines", "triangles", "triangle strips", "triangle fans")
@@ -45,14 +46,14 @@ class Triangles:
         return self._arrays.values(number, kind, what=what)
 
     @cached_property
-    def vertices(self) -> Float[np.ndarray, "num_vertices 3"]:
+    def vertices(self) -> Vertices:
         """As they are in the buffers, float32 or float64."""
         what = f"POSITION of {self._place}"
         values = self._values("POSITION", "VEC3")
         return self._arrays.as_floats(self._primitive.attributes["POSITION"], values, what=what)
 
     @cached_property
-    def faces(self) -> Int[np.ndarray, "num_faces 3"]:
+    def faces(self) -> Faces:
         """Of the topology that the primitive has, counterclockwise."""
         if self._draco is not None:
             corners, mode = self._draco.faces.reshape(-1), TRIANGLES
@@ -80,7 +81,7 @@ class Triangles:
             raise InputError(f"the {what} have no data; export it again")
         return self._arrays.integers(number, "SCALAR", what=what)[:, 0]
 
-    def morphed(self, weights: tuple[float, ...]) -> Float[np.ndarray, "num_vertices 3"]:
+    def morphed(self, weights: tuple[float, ...]) -> Vertices:
         """The vertices, moved by each morph target as far as its weight says."""
         targets = self._primitive.targets
         if any(weights) and len(weights) != len(targets):
@@ -102,9 +103,7 @@ class Triangles:
         """Whether its vertices name joints of a skin."""
         return any(name.startswith(("JOINTS_", "WEIGHTS_")) for name in self._primitive.attributes)
 
-    def posed(
-        self, vertices: Float[np.ndarray, "num_vertices 3"], joints: Float[np.ndarray, "num_joints 4 4"]
-    ) -> tuple[Float[np.ndarray, "num_vertices 3"], bool]:
+    def posed(self, vertices: Vertices, joints: Float[np.ndarray, "num_joints 4 4"]) -> tuple[Vertices, bool]:
         """Vertices moved by the weighted mean of their joints' transforms, and whether these mirror them."""
         numbers, weights = self._influences(len(vertices), len(joints))
         signs = np.linalg.slogdet(joints[:, :3, :3]).sign

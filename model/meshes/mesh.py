@@ -8,6 +8,9 @@ from jaxtyping import Float, Int
 
 from .numbering import number_rows
 
+Vertices = Float[np.ndarray, "num_vertices 3"]
+Faces = Int[np.ndarray, "num_faces 3"]  # indices of vertices, counterclockwise from outside
+
 
 @dataclass(frozen=True, eq=False)
 class Mesh:
@@ -16,8 +19,8 @@ class Mesh:
     One that load_mesh returns is in its file's frame and clean: a face has three different vertices, a vertex a face.
     """
 
-    vertices: Float[np.ndarray, "num_vertices 3"]  # float64 from a file
-    faces: Int[np.ndarray, "num_faces 3"]  # int64 from a file, counterclockwise from outside
+    vertices: Vertices  # float64 from a file
+    faces: Faces  # int64 from a file, counterclockwise from outside
     notes: tuple[str, ...] = ()  # what was repaired, ignored or lost while reading, each as "what: how much"
     num_dropped: int = 0  # triangles of the file that are not among the faces
 
@@ -27,7 +30,7 @@ class Mesh:
         return is_closed(self.vertices, self.faces)
 
 
-def is_closed(vertices: Float[np.ndarray, "num_vertices 3"], faces: Int[np.ndarray, "num_faces 3"]) -> bool:
+def is_closed(vertices: Vertices, faces: Faces) -> bool:
     """Whether the surface has no border: each edge is run through equally often in both directions.
 
     Vertices at the same coordinates count as one. Equivalently, the faces are a cycle, so that their winding number is

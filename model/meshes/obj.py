@@ -4,9 +4,10 @@ import re
 from collections import Counter
 
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Int
 
 from ..errors import InputError
+from .mesh import Vertices
 from .polygons import Polygons, triangulate
 from .raw import RawMesh
 from .text import Lines, Rows, whole_text, without_comments
@@ -37,7 +38,7 @@ def read(content: bytes) -> RawMesh:
     text = whole_text(content)
     plain, comments = without_comments(text)
     lines = Lines(_joined(plain), numbered=text)
-    first, second = _lower(lines.bytes_at(0)), _lower(lines.bytes_at(1))
+    first, second = lines.bytes_at(0), lines.bytes_at(1)
     old_faces = (first == ord("f")) & (second == ord("o")) & (lines.bytes_at(2) <= ord(" "))
     if old_faces.any():  # fo is an old name of f
         return read(re.sub(rb"(?m)^([ \t]*f)o(?=[ \t])", rb"\1 ", text))
@@ -48,7 +49,7 @@ def read(content: bytes) -> RawMesh:
     rows = lines.rows(is_face, skip=1)
     if len(rows) == 0:
         raise InputError("the file holds no faces; expected lines that begin with f; export it as a surface")
-    corners, counts = rows.leading_integers()
+    corners, counts = rows.leading_integers(), rows.counts
     _check_end(content, comments, len(vertices), counts)
     corners = _resolved(rows, corners, counts, np.cumsum(is_vertex)[is_face], len(vertices))
     faces, polygon_notes = triangulate(vertices, Polygons(corners, counts))
@@ -70,15 +71,11 @@ def _joined(text: bytes) -> bytes:
     return bytes(joined[:-1] + b"\n")  # where the last line is continued, by nothing
 
 
-def _lower(letters: UInt8[np.ndarray, "*shape"]) -> UInt8[np.ndarray, "*shape"]:
-    return np.where((letters >= ord("A")) & (letters <= ord("Z")), letters | 32, letters)
-
-
 def _check_others(lines: Lines, rows: Int[np.ndarray, " num_others"]) -> tuple[str, ...]:
     """Notes of the statements that are neither vertices nor faces. Raises InputError where they are surfaces too."""
     if len(rows) == 0:
         return ()
-    heads = np.stack([_lower(lines.bytes_at(i)[rows]) for i in range(_LONGEST)], 1)
+    heads = np.stack([lines.bytes_at(i, rows) for i in range(_LONGEST)], 1)
     heads[np.logical_or.accumulate(heads <= ord(" "), axis=1)] = 0
     words, first, counts = np.unique(heads.view(f"S{_LONGEST}").reshape(-1), return_index=True, return_counts=True)
     ignored: Counter[str] = Counter()
@@ -96,7 +93,7 @@ def _check_others(lines: Lines, rows: Int[np.ndarray, " num_others"]) -> tuple[s
     return tuple(f"{what} ignored: {count}" for what, count in sorted(ignored.items()))
 
 
-def _vertices(rows: Rows) -> tuple[Float[np.ndarray, "num_vertices 3"], tuple[str, ...]]:
+def _vertices(rows: Rows) -> tuple[Vertices, tuple[str, ...]]:
     counts = rows.counts
     wrong = (counts < 3) | (counts > _MAX_NUMBERS)
     if wrong.any():

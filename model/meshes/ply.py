@@ -7,9 +7,9 @@ and nothing else.
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Float, Int
 
 from ..errors import InputError
+from .mesh import Faces, Vertices
 from .ply_binary import BinaryRows
 from .ply_header import Column, read_header
 from .ply_text import TextRows
@@ -24,7 +24,7 @@ def read(content: bytes) -> RawMesh:
     content = content.removeprefix(b"\xef\xbb\xbf")
     header = read_header(content)
     rows = TextRows(content, header) if header.is_text else BinaryRows(content, header)
-    vertices: list[Float[np.ndarray, "num_vertices 3"]] = []
+    vertices: list[Vertices] = []
     polygons, strips, notes = list[Polygons](), list[Polygons](), list[str]()
     for element in header.elements:
         if element.name == "vertex":
@@ -55,12 +55,12 @@ def read(content: bytes) -> RawMesh:
     return RawMesh(vertices[0], np.concatenate(triangles), (*notes, *(note for part in faces for note in part.notes)))
 
 
-def _positions(columns: Sequence[Column]) -> Float[np.ndarray, "num_vertices 3"]:
+def _positions(columns: Sequence[Column]) -> Vertices:
     single = all(column.values.dtype in (np.dtype("<f4"), np.dtype(">f4")) for column in columns)
     return np.stack([column.values.astype(np.float32 if single else np.float64) for column in columns], 1)
 
 
-def _of_strips(strips: Polygons, num_vertices: int) -> Int[np.ndarray, "num_faces 3"]:
+def _of_strips(strips: Polygons, num_vertices: int) -> Faces:
     """The triangles of strips, in each of which -1 begins another one; every second is wound the other way."""
     ends = np.cumsum(strips.sizes)
     vertices = np.insert(strips.corners, ends, -1)

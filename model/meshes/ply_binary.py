@@ -4,7 +4,7 @@ import struct
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Int, Shaped
 
 from ..errors import InputError
 from .numbering import runs
@@ -65,52 +65,44 @@ class BinaryRows:
         return max(0, unpacker.unpack_from(self._content, place)[0]), place + unpacker.size
 
     def _ragged(self, element: Element, names: Sequence[str]) -> list[Column]:
-        """The columns of rows with lists of many lengths: where each begins, only the one before says."""
-        lists = [one for one in element.properties if one.count_type]
+        """The columns of rows with lists of many lengths: where each row begins, only the one before says."""
         gaps = _gaps(element)
+        lists = [one for one in element.properties if one.count_type]
         steps = [
             (gap, struct.Struct(_code(one.count_type)), one.num_bytes) for gap, one in zip(gaps, lists, strict=False)
         ]
-        found, content, place, num_found = list[int](), self._content, self._place, 0
+        starts, content, place = list[int](), self._content, self._place
         try:
-            while num_found < element.num_rows:
-                found.append(place)
+            while len(starts) < element.num_rows:
+                starts.append(place)
                 for gap, unpacker, size in steps:
                     (count,) = unpacker.unpack_from(content, place + gap)
-                    place += gap + unpacker.size
-                    found += (place, count)
-                    place += count * size
+                    place += gap + unpacker.size + count * size
                 place += gaps[-1]
-                num_found += 1
         except struct.error:
-            refuse_cut(element, num_found)
+            refuse_cut(element, len(starts) - 1)
         if place > len(content):
-            refuse_cut(element, num_found - 1)
+            refuse_cut(element, element.num_rows - 1)
         self._place = place
-        table = np.array(found).reshape(element.num_rows, -1)
-        counts = table[:, 2::2]
-        if counts.min() < 0:
+        runs_of, _ = element.runs(np.array(starts), self._counts)
+        least = min(int(counts.min()) for _, counts in runs_of)
+        if least < 0:
             raise InputError(
-                f"element {element.name} has a list of {counts.min()} values; the file is damaged; export it again"
+                f"element {element.name} has a list of {least} values; the file is damaged; export it again"
             )
-        return [self._column(element, table, element.number_of(name)) for name in names]
+        found = [(element.properties[number], *runs_of[number]) for number in map(element.number_of, names)]
+        return [
+            Column(self._values(_stepped(begins, counts, one.num_bytes), one.type), counts)
+            for one, begins, counts in found
+        ]
 
-    def _column(self, element: Element, table: Int[np.ndarray, "num_rows width"], number: int) -> Column:
-        """One property, from a table of where each row and each list's values begin and how long the lists are."""
-        one, before = element.properties[number], element.properties[:number]
-        list_number = sum(bool(other.count_type) for other in before)
-        if one.count_type:
-            begins, counts = table[:, 1 + 2 * list_number], table[:, 2 + 2 * list_number]
-        else:
-            counts = np.ones(len(table), np.int64)
-            begins = table[:, 0].copy()
-            for other in before:
-                begins += other.num_bytes if not other.count_type else 0
-            for other, place in zip([o for o in before if o.count_type], range(1, 2 * list_number, 2), strict=True):
-                begins += np.dtype(other.count_type).itemsize + table[:, place + 1] * other.num_bytes
-        first = _stepped(begins, counts, one.num_bytes)
+    def _counts(self, at: Int[np.ndarray, " num_rows"], one: Property) -> Int[np.ndarray, " num_rows"]:
+        return self._values(at, one.count_type).astype(np.int64)
+
+    def _values(self, at: Int[np.ndarray, " num_values"], type_: str) -> Shaped[np.ndarray, " num_values"]:
+        """The values of a type that begin at these bytes."""
         content = np.frombuffer(self._content, np.uint8)
-        return Column(content[first[:, None] + np.arange(one.num_bytes)].reshape(-1).view(one.type), counts)
+        return content[at[:, None] + np.arange(np.dtype(type_).itemsize)].reshape(-1).view(type_)
 
 
 def _stepped(

@@ -1,6 +1,7 @@
 """The header of a PLY: what the rows after it are."""
 
 import re
+from collections.abc import Callable
 from typing import NamedTuple, NoReturn
 
 import numpy as np
@@ -8,26 +9,10 @@ from jaxtyping import Int
 
 from ..errors import InputError, printable
 
-_TYPES = {
-    "char": "i1",
-    "uchar": "u1",
-    "short": "i2",
-    "ushort": "u2",
-    "int": "i4",
-    "uint": "u4",
-    "float": "f4",
-    "double": "f8",
-    "int8": "i1",
-    "uint8": "u1",
-    "int16": "i2",
-    "uint16": "u2",
-    "int32": "i4",
-    "uint32": "u4",
-    "int64": "i8",
-    "uint64": "u8",
-    "float32": "f4",
-    "float64": "f8",
-}
+# What types are called, and what numpy calls them.
+_TYPES = {"char": "i1", "uchar": "u1", "short": "i2", "ushort": "u2", "int": "i4", "uint": "u4"}
+_TYPES |= {"float": "f4", "double": "f8", "float32": "f4", "float64": "f8"}
+_TYPES |= {f"{sign}int{8 * size}": f"{sign or 'i'}{size}" for sign in ("", "u") for size in (1, 2, 4, 8)}
 _COUNTS = {name for name, type_ in _TYPES.items() if type_[0] in "iu"}  # types of lists' lengths
 _BYTE_ORDERS = {"ascii": "", "binary_little_endian": "<", "binary_big_endian": ">"}
 
@@ -41,6 +26,10 @@ class Property(NamedTuple):
     def num_bytes(self) -> int:
         """Of one value."""
         return int(self.type[-1])
+
+
+Run = tuple[Int[np.ndarray, " num_rows"], Int[np.ndarray, " num_rows"]]
+CountsAt = Callable[[Int[np.ndarray, " num_rows"], Property], Int[np.ndarray, " num_rows"]]
 
 
 class Element(NamedTuple):
@@ -60,6 +49,23 @@ class Element(NamedTuple):
                 f"its element {self.name} has {', '.join(names)}; expected {name} among them, once; export it again"
             )
         return names.index(name)
+
+    def runs(
+        self, starts: Int[np.ndarray, " num_rows"], counts_at: CountsAt, *, in_words: bool = False
+    ) -> tuple[list[Run], Int[np.ndarray, " num_rows"]]:
+        """Of each property, where its values begin in each row and how many there are; and where the rows end.
+
+        In bytes, or in words, given where rows start and what reads the lengths of lists.
+        """
+        found, at = list[Run](), starts
+        for one in self.properties:
+            counts = np.ones_like(at)
+            if one.count_type:
+                counts = counts_at(at, one)
+                at = at + (1 if in_words else np.dtype(one.count_type).itemsize)
+            found.append((at, counts))
+            at = at + counts * (1 if in_words else one.num_bytes)
+        return found, at
 
 
 class Column(NamedTuple):

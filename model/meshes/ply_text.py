@@ -31,15 +31,7 @@ class TextRows:
         if not element.num_rows or not element.properties:
             return [Column.empty() for _ in names]
         starts = self._starts_by_line(element) if self._by_line else self._starts_in_stream(element)
-        columns, at = dict[str, Column](), starts.copy()
-        for one in element.properties:
-            if not one.count_type:
-                columns[one.name] = Column(at, np.ones_like(at))
-                at = at + 1
-                continue
-            counts = self._counts(at, element)
-            columns[one.name] = Column(at + 1, counts)
-            at = at + 1 + counts
+        runs_of, at = element.runs(starts, lambda places, _: self._counts(places, element), in_words=True)
         ends = np.append(starts[1:], self._first[self._line] if self._by_line else self._word)
         if self._by_line and (at != ends).any():
             row = int(np.argmax(at != ends))
@@ -47,7 +39,8 @@ class TextRows:
                 f"line {self._lines.number(self._line - element.num_rows + row)}: a row of element {element.name} has "
                 f"{ends[row] - starts[row]} words; the header declares {at[row] - starts[row]}; export it again"
             )
-        return [self._column(element.properties[element.number_of(name)], *columns[name]) for name in names]
+        numbers = [element.number_of(name) for name in names]
+        return [self._column(element.properties[number], *runs_of[number]) for number in numbers]
 
     def _column(
         self, one: Property, begins: Int[np.ndarray, " num_rows"], counts: Int[np.ndarray, " num_rows"]

@@ -8,6 +8,8 @@ import mapbox_earcut
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from .mesh import Faces, Vertices
+
 _Vectors = list[np.ndarray]  # x, y and z of a vector for each polygon
 
 _ROUNDING = 1e-12  # of a polygon's extent squared: areas of triangles below that have no sign
@@ -21,11 +23,11 @@ class Polygons(NamedTuple):
 
 
 class Triangulation(NamedTuple):
-    faces: Int[np.ndarray, "num_faces 3"]  # int64, in the order of the polygons, wound as they are
+    faces: Faces  # int64, in the order of the polygons, wound as they are
     notes: tuple[str, ...]
 
 
-def triangulate(vertices: Float[np.ndarray, "num_vertices 3"], polygons: Polygons) -> Triangulation:
+def triangulate(vertices: Vertices, polygons: Polygons) -> Triangulation:
     """Triangles that cover each polygon: n - 2 of one with n corners, whose border is the polygon's own.
 
     A polygon that is star-shaped about its first corner (or, with four corners, its second), as all convex ones are, is
@@ -57,7 +59,7 @@ def triangulate(vertices: Float[np.ndarray, "num_vertices 3"], polygons: Polygon
 
 
 def _of_one_size(
-    vertices: Float[np.ndarray, "num_vertices 3"], polygons: Int[np.ndarray, "num_polygons size"]
+    vertices: Vertices, polygons: Int[np.ndarray, "num_polygons size"]
 ) -> tuple[Int[np.ndarray, "num_polygons size_minus_2 3"], int]:
     """The triangles of polygons of one size, and how many of these cross themselves."""
     size = polygons.shape[1]
@@ -99,9 +101,7 @@ def _pick(
     return np.take_along_axis(polygons[:, None], corners, 2)
 
 
-def _are_stars(
-    vertices: Float[np.ndarray, "num_vertices 3"], polygons: Int[np.ndarray, "num_polygons size"]
-) -> Bool[np.ndarray, " num_polygons"]:
+def _are_stars(vertices: Vertices, polygons: Int[np.ndarray, "num_polygons size"]) -> Bool[np.ndarray, " num_polygons"]:
     """Whether the triangles from a polygon's first corner cover it, in the plane of its mean normal, without overlap.
 
     Coordinates go by axis, then corner, then polygon: the polygons are many.

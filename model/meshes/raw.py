@@ -3,16 +3,17 @@
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Int, Shaped
 
 from ..errors import InputError
+from .mesh import Faces, Vertices
 
 
 class RawMesh(NamedTuple):
     """The triangles that a file holds, all of them and nothing repaired."""
 
-    vertices: Float[np.ndarray, "num_vertices 3"]  # float32 or float64, in the file's frame
-    faces: Int[np.ndarray, "num_faces 3"]  # int64, each a vertex that is there
+    vertices: Vertices  # float32 or float64, in the file's frame
+    faces: Faces  # int64, each a vertex that is there
     notes: tuple[str, ...] = ()  # what the file holds besides, each as "what: how much"
 
 

@@ -164,7 +164,6 @@ def _keywords(lines: Lines) -> Int[np.ndarray, " num_lines"]:
     """For each line the number of its first word in _KEYWORDS, in any case; len(_KEYWORDS) for other words."""
     found = np.full(len(lines), len(_KEYWORDS))
     heads = np.stack([lines.bytes_at(i) for i in range(max(map(len, _KEYWORDS)) + 1)], 1)
-    heads = np.where((heads >= ord("A")) & (heads <= ord("Z")), heads | 32, heads)
     for number, word in enumerate(_KEYWORDS):
         same = (heads[:, : len(word)] == np.frombuffer(word, np.uint8)).all(1) & (heads[:, len(word)] <= ord(" "))
         found[same] = number

@@ -82,10 +82,13 @@ class Lines:
     def __len__(self) -> int:
         return len(self.starts)
 
-    def bytes_at(self, offset: int) -> UInt8[np.ndarray, " num_lines"]:
-        """The byte of each line so far from its first word's start; a blank where the line has ended before."""
-        at = self.starts + offset
-        return np.where(at < self.ends, self.text[np.minimum(at, len(self.text) - 1)], _BLANK)
+    def bytes_at(
+        self, offset: int, rows: Int[np.ndarray, " num_chosen"] | slice = slice(None)
+    ) -> UInt8[np.ndarray, " num_chosen"]:
+        """The byte of each line so far from its first word's start, in lower case; a blank where the line has ended."""
+        at = self.starts[rows] + offset
+        found = np.where(at < self.ends[rows], self.text[np.minimum(at, len(self.text) - 1)], _BLANK)
+        return np.where((found >= ord("A")) & (found <= ord("Z")), found | 32, found)
 
     def number(self, row: int) -> int:
         """A line's number in the file."""
@@ -157,42 +160,34 @@ class Rows:
             return np.array([self._odd_float(word) for word in numbers.tolist()])
 
     def _odd_float(self, word: int) -> float:
-        text = self.text[self._starts[word] : self._ends[word]].tobytes()
+        text = self._bytes_of(word)
         if MICROSOFT_NAN.fullmatch(text):
             return float("nan")
         if not _NUMBER.match(text):
             comma = "; write decimals with a point" if re.fullmatch(rb"[+-]?\d+,\d+", text) else ""
-            raise InputError(
-                f"line {self._number_of(word)}: {quoted(text)} is no number; expected one{comma or '; export it again'}"
-            )
+            raise InputError(f"{self._place_of(word)} is no number; expected one{comma or '; export it again'}")
         return float(text.split(b"(")[0])
 
-    def _number_of(self, word: int) -> int:
-        return self.number(int(np.searchsorted(self.first, word, side="right")) - 1)
+    def _bytes_of(self, word: int) -> bytes:
+        return self.text[self._starts[word] : self._ends[word]].tobytes()
 
-    def leading_integers(self) -> "Corners":
+    def _place_of(self, word: int) -> str:
+        """A word's line and text, for a message."""
+        line = self.number(int(np.searchsorted(self.first, word, side="right")) - 1)
+        return f"line {line}: {quoted(self._bytes_of(word))}"
+
+    def leading_integers(self) -> Int[np.ndarray, " num_words"]:
         """Of each word the integer before its first slash: the vertex of a corner in an OBJ's face.
 
         Raises InputError with the line's number for a word that does not begin with one.
         """
         groups = np.split(self._starts, range(_AT_ONCE, len(self._starts), _AT_ONCE))
-        values, wrong = (
-            np.concatenate(parts) for parts in zip(*(_integers(self.text, g) for g in groups), strict=True)
-        )
+        parts = zip(*(_integers(self.text, group) for group in groups), strict=True)
+        values, wrong = (np.concatenate(part) for part in parts)
         if wrong.any():
-            self._refuse_corner(int(np.argmax(wrong)))
-        return Corners(values, self.counts)
-
-    def _refuse_corner(self, word: int) -> None:
-        text = quoted(self.text[self._starts[word] : self._ends[word]].tobytes())
-        raise InputError(f"line {self._number_of(word)}: {text} is no corner of a face; expected a vertex's number")
-
-
-class Corners(NamedTuple):
-    """The numbers in the words of rows."""
-
-    values: Int[np.ndarray, " num_words"]
-    counts: Int[np.ndarray, " num_rows"]  # how many of them are of each row
+            place = self._place_of(int(np.argmax(wrong)))
+            raise InputError(f"{place} is no corner of a face; expected a vertex's number")
+        return values
 
 
 def _integers(

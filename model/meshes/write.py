@@ -2,10 +2,11 @@
 
 import numpy as np
 import trimesh
-from jaxtyping import Float, Int
+
+from .mesh import Faces, Vertices
 
 
-def ply_bytes(vertices: Float[np.ndarray, "num_vertices 3"], faces: Int[np.ndarray, "num_faces 3"]) -> bytes:
+def ply_bytes(vertices: Vertices, faces: Faces) -> bytes:
     """Binary, the vertices as doubles."""
     lines = ["ply", "format binary_little_endian 1.0", f"element vertex {len(vertices)}"]
     lines += [f"property double {axis}" for axis in "xyz"]
@@ -15,14 +16,14 @@ def ply_bytes(vertices: Float[np.ndarray, "num_vertices 3"], faces: Int[np.ndarr
     return "\n".join(lines).encode() + vertices.astype("<f8").tobytes() + rows.tobytes()
 
 
-def obj_bytes(vertices: Float[np.ndarray, "num_vertices 3"], faces: Int[np.ndarray, "num_faces 3"]) -> bytes:
+def obj_bytes(vertices: Vertices, faces: Faces) -> bytes:
     """As many digits as tell each number from its neighbours."""
     lines = [f"v {x!r} {y!r} {z!r}" for x, y, z in vertices.astype(np.float64).tolist()]
     lines += [f"f {a} {b} {c}" for a, b, c in (faces + 1).tolist()]
     return "\n".join([*lines, ""]).encode()
 
 
-def glb_bytes(vertices: Float[np.ndarray, "num_vertices 3"], faces: Int[np.ndarray, "num_faces 3"]) -> bytes:
+def glb_bytes(vertices: Vertices, faces: Faces) -> bytes:
     """The vertices, which glTF wants in float32, in a [-1, 1] cube of their own; a node's transform leads back."""
     low, high = vertices.min(0).astype(np.float64), vertices.max(0).astype(np.float64)
     center, scale = low / 2 + high / 2, (high / 2 - low / 2).max() or 1.0

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
-from .edges import Edges, find_edges, number_edges
+from .edges import Edges, Faces, Vertices, find_edges, number_edges
 from .sign import orient_consistently
 from .winding import winding_numbers
 
@@ -24,7 +24,7 @@ _STRAY = 0.02  # share of a body's samples that may say something else: rounding
 class Orientation(NamedTuple):
     """The faces of a mesh as they are to be counted."""
 
-    faces: Int[np.ndarray, "num_faces 3"]
+    faces: Faces
     overlapping: Bool[np.ndarray, " num_faces"] | None  # faces of cavities where some overlap: to count once together
     sign: int  # of the winding number in a body
 
@@ -35,13 +35,7 @@ class _Bodies(NamedTuple):
     volume: Float[np.ndarray, " num_bodies"]  # six times that enclosed, signed; 0 if flat
 
 
-def orient_bodies(
-    vertices: Float[np.ndarray, "num_vertices 3"],
-    faces: Int[np.ndarray, "num_faces 3"],
-    edges: Edges,
-    *,
-    device: str,
-) -> Orientation | None:
+def orient_bodies(vertices: Vertices, faces: Faces, edges: Edges, *, device: str) -> Orientation | None:
     """The same faces, turned so that all closed bodies face one way and cavities the other; None where they do.
 
     Edges are those of the faces, vertices in any unit. As the size of the winding number tells what is inside, not its
@@ -71,7 +65,7 @@ def orient_bodies(
     return Orientation(faces, cavity[bodies.of_face] if overlap else None, sign)
 
 
-def _without_doubles(faces: Int[np.ndarray, "num_faces 3"]) -> Int[np.ndarray, "num_kept 3"] | None:
+def _without_doubles(faces: Faces) -> Int[np.ndarray, "num_kept 3"] | None:
     """The faces without the second of those that are there twice, once reversed, in closed bodies; None if all stay.
 
     A closed body written with both sides of its wall would count as nothing. A double wall between two bodies, which
@@ -97,9 +91,7 @@ def _without_doubles(faces: Int[np.ndarray, "num_faces 3"]) -> Int[np.ndarray, "
     return np.delete(faces, second, 0) if len(second) else None
 
 
-def _find_bodies(
-    vertices: Float[np.ndarray, "num_vertices 3"], faces: Int[np.ndarray, "num_faces 3"], edges: Edges
-) -> _Bodies:
+def _find_bodies(vertices: Vertices, faces: Faces, edges: Edges) -> _Bodies:
     """Faces joined across edges of two; what is then still open, joined across edges of more."""
     names = np.zeros(len(faces), np.int64)
     names[edges.patch] = 1
@@ -127,25 +119,19 @@ def _volumes(
     return np.where(np.abs(volume) > _FLAT * size, volume, 0.0)
 
 
-def _are_closed(
-    faces: Int[np.ndarray, "num_faces 3"], body: Int[np.ndarray, " num_faces"], num_bodies: int
-) -> Bool[np.ndarray, " num_bodies"]:
+def _are_closed(faces: Faces, body: Int[np.ndarray, " num_faces"], num_bodies: int) -> Bool[np.ndarray, " num_bodies"]:
     """Whether as many edges of a body go one way as the other between any two vertices."""
+    pair, _ = number_edges(faces)
     start, end = faces.reshape(-1), np.roll(faces, -1, 1).reshape(-1)
-    low, high = np.minimum(start, end), np.maximum(start, end)
-    order = np.lexsort([high, low, np.repeat(body, 3)])
-    low, high, owner = low[order], high[order], np.repeat(body, 3)[order]
-    first = np.ones(len(order), bool)
-    first[1:] = (low[1:] != low[:-1]) | (high[1:] != high[:-1]) | (owner[1:] != owner[:-1])
-    starts = np.flatnonzero(first)
-    excess = np.add.reduceat(np.sign(end - start)[order], starts)
+    pair_of_body, own = np.unique(np.repeat(body, 3) * len(pair) + pair, return_inverse=True)
+    excess = np.bincount(own, np.sign(end - start))
     closed = np.ones(num_bodies, bool)
-    closed[owner[starts[excess != 0]]] = False
+    closed[pair_of_body[excess != 0] // len(pair)] = False
     return closed
 
 
 def _join_open(
-    faces: Int[np.ndarray, "num_faces 3"], body: Int[np.ndarray, " num_faces"], closed: Bool[np.ndarray, " num_bodies"]
+    faces: Faces, body: Int[np.ndarray, " num_faces"], closed: Bool[np.ndarray, " num_bodies"]
 ) -> Int[np.ndarray, " num_faces"]:
     """Bodies that are open by themselves are one where they meet at an edge."""
     rows = np.flatnonzero(~closed[body])
@@ -158,11 +144,7 @@ def _join_open(
 
 
 def _find_cavities(
-    vertices: Float[np.ndarray, "num_vertices 3"],
-    faces: Int[np.ndarray, "num_faces 3"],
-    bodies: _Bodies,
-    *,
-    device: str,
+    vertices: Vertices, faces: Faces, bodies: _Bodies, *, device: str
 ) -> tuple[Bool[np.ndarray, " num_bodies"], bool]:
     """Closed bodies that have, all around them, the inside of others that are wound the other way; whether some cross.
 

@@ -5,6 +5,7 @@ Going up a line, passing a face from its back to its front is a step out (-1), f
 
 from ..bricks import BRICK_SIZE, BRICK_VOXELS
 from ..warp import wp
+from .arrays import Ints, Points
 from .distance import Bricks, find_voxel
 
 # No gradients here: half the code to compile. No fused multiply-add: two faces must agree about their edge to the bit.
@@ -110,13 +111,7 @@ def _crossing(a: wp.vec3d, b: wp.vec3d, c: wp.vec3d, x: wp.float64, y: wp.float6
 
 @wp.kernel
 def _cross(
-    corners: wp.array[wp.vec3d],
-    resolution: int,
-    offset: wp.vec3d,
-    slots: wp.array[wp.int32],
-    lines: wp.array[wp.int32],
-    below: wp.array[wp.int32],
-    steps: wp.array[wp.int32],
+    corners: Points, resolution: int, offset: wp.vec3d, slots: Ints, lines: Ints, below: Ints, steps: Ints
 ) -> None:
     """Adds each crossing to its line, to the first voxel above it, and to all bricks of the line above that voxel's."""
     t = wp.tid()
@@ -151,13 +146,7 @@ def _rolled(v: wp.vec3d, axis: int) -> wp.vec3d:
 
 
 @wp.kernel
-def _step(
-    corners: wp.array[wp.vec3d],
-    resolution: int,
-    offset: wp.vec3d,
-    slots: wp.array[wp.int32],
-    steps: wp.array[wp.int32],
-) -> None:
+def _step(corners: Points, resolution: int, offset: wp.vec3d, slots: Ints, steps: Ints) -> None:
     """Adds each crossing to the voxel after it on its line along one axis."""
     axis, t = wp.tid()
     a = _rolled(corners[t * 3], axis)
@@ -182,14 +171,14 @@ def _step(
 
 
 @wp.kernel
-def _look_for_others(lines: wp.array[wp.int32], others: wp.array[wp.int32]) -> None:
+def _look_for_others(lines: Ints, others: Ints) -> None:
     """Whether any is not zero."""
     if lines[wp.tid()] != 0:
         others[0] = 1
 
 
 @wp.kernel
-def _climb(below: wp.array[wp.int32], winding: wp.array[wp.int32]) -> None:
+def _climb(below: Ints, winding: Ints) -> None:
     """Steps at the voxels of a line of a brick to winding numbers, in place."""
     line = wp.tid()
     inside = int(below[line])

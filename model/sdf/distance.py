@@ -7,10 +7,12 @@ source serves CPU and CUDA. Lengths are in voxels: voxel i of an axis has its ce
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from ..bricks import BRICK_SIZE, BRICK_VOXELS
 from ..warp import wp
+from .arrays import Cells, Floats, Ints, Points
+from .edges import Faces, Vertices
 
 wp.set_module_options({"enable_backward": False})  # no gradients here: half the code to compile
 
@@ -42,10 +44,10 @@ def band_bricks(corners: wp.array, *, resolution: int, truncation: float, level:
     num_triangles = len(corners) // 3
     grid = [bricks_a_side, float(truncation + level)]
     marks = wp.zeros(bricks_a_side**3, dtype=wp.int32, device=device)
-    wp.launch(_mark_bricks, num_triangles, inputs=[corners, *grid, marks], device=device)
+    wp.launch(_visit_bricks, num_triangles, inputs=[corners, *grid, marks, None, None], device=device)
     slots, coords = number_bricks(marks, bricks_a_side)
     squared = wp.full(len(coords) * BRICK_VOXELS, np.inf, dtype=wp.float32, device=device)
-    wp.launch(_lower_distances, num_triangles, inputs=[corners, *grid, slots, squared], device=device)
+    wp.launch(_visit_bricks, num_triangles, inputs=[corners, *grid, None, slots, squared], device=device)
 
     marks.zero_()
     band = [float(level), float(truncation)]
@@ -76,9 +78,7 @@ def number_bricks(marks: wp.array, bricks_a_side: int) -> tuple[wp.array, wp.arr
     return ends, coords
 
 
-def short_triangles(
-    vertices: Float[np.ndarray, "num_vertices 3"], faces: Int[np.ndarray, "num_faces 3"], *, device: str
-) -> wp.array:
+def short_triangles(vertices: Vertices, faces: Faces, *, device: str) -> wp.array:
     """The corners of the faces on the device, three vec3d each; the faces are split where an edge is too long."""
     points = wp.array(vertices, dtype=wp.vec3d, device=device)
     triangles = wp.array(faces.astype(np.int32), dtype=wp.vec3i, device=device)
@@ -113,13 +113,7 @@ def split_long(
 
 
 @wp.kernel
-def _gather_corners(
-    vertices: wp.array[wp.vec3d],
-    faces: wp.array[wp.vec3i],
-    max_edge: wp.float64,
-    corners: wp.array[wp.vec3d],
-    too_long: wp.array[wp.int32],
-) -> None:
+def _gather_corners(vertices: Points, faces: Cells, max_edge: wp.float64, corners: Points, too_long: Ints) -> None:
     t = wp.tid()
     a = vertices[faces[t][0]]
     b = vertices[faces[t][1]]
@@ -170,13 +164,34 @@ def _last_brick(highest: wp.float64, band: float, bricks: int) -> int:
 
 
 @wp.func
-def _brick_centre(i: int, j: int, k: int) -> wp.vec3d:
-    return wp.vec3d(wp.float64(i * 8 + 4), wp.float64(j * 8 + 4), wp.float64(k * 8 + 4))
+def _lower_in_brick(a: wp.vec3, b: wp.vec3, c: wp.vec3, band: float, first: int, squared: Floats) -> None:
+    """Lowers the squared distances of a brick's voxels, given the first one; corners are relative to its centre."""
+    low = wp.min(wp.min(a, b), c)
+    high = wp.max(wp.max(a, b), c)
+    normal = wp.cross(b - a, a - c)
+    beyond = 1.001 * band * wp.length(normal)  # times a height above the plane: surely out of reach
+    # voxel n of the brick lies at n - 3.5 from its centre
+    begin = low + wp.vec3(3.5 - band)
+    end = high + wp.vec3(3.5 + band)
+    for x in range(wp.max(int(wp.ceil(begin[0])), 0), wp.min(int(wp.floor(end[0])), 7) + 1):
+        for y in range(wp.max(int(wp.ceil(begin[1])), 0), wp.min(int(wp.floor(end[1])), 7) + 1):
+            for z in range(wp.max(int(wp.ceil(begin[2])), 0), wp.min(int(wp.floor(end[2])), 7) + 1):
+                p = wp.vec3(float(x) - 3.5, float(y) - 3.5, float(z) - 3.5)
+                voxel = first + (x * 8 + y) * 8 + z
+                apart = p - wp.min(wp.max(p, low), high)
+                # none that is nearer to another triangle than to this one's bounding box
+                if wp.dot(apart, apart) <= 1.0001 * squared[voxel] and wp.abs(wp.dot(normal, p - a)) <= beyond:
+                    gap2 = _triangle_squared(p, a, b, c)
+                    if gap2 < band * band:
+                        wp.atomic_min(squared, voxel, gap2)
 
 
 @wp.kernel
-def _mark_bricks(corners: wp.array[wp.vec3d], bricks: int, band: float, marks: wp.array[wp.int32]) -> None:
-    """Marks every brick that may hold a voxel of the band with 1."""
+def _visit_bricks(corners: Points, bricks: int, band: float, marks: Ints, slots: Ints, squared: Floats) -> None:
+    """Marks every brick that may hold a voxel of the triangle's band with 1, given marks.
+
+    Given slots, lowers the squared distance of every voxel near the triangle in the bricks that have one.
+    """
     t = wp.tid()
     a = corners[t * 3]
     b = corners[t * 3 + 1]
@@ -187,55 +202,21 @@ def _mark_bricks(corners: wp.array[wp.vec3d], bricks: int, band: float, marks: w
     for i in range(_first_brick(low[0], band), _last_brick(high[0], band, bricks) + 1):
         for j in range(_first_brick(low[1], band), _last_brick(high[1], band, bricks) + 1):
             for k in range(_first_brick(low[2], band), _last_brick(high[2], band, bricks) + 1):
+                place = (i * bricks + j) * bricks + k
                 # relative to the brick: float32 then keeps 1e-6 voxel at any resolution
-                centre = _brick_centre(i, j, k)
-                gap2 = _triangle_squared(wp.vec3(0.0), wp.vec3(a - centre), wp.vec3(b - centre), wp.vec3(c - centre))
-                if gap2 <= reach * reach:
-                    marks[(i * bricks + j) * bricks + k] = 1
-
-
-@wp.kernel
-def _lower_distances(
-    corners: wp.array[wp.vec3d],
-    bricks: int,
-    band: float,
-    slots: wp.array[wp.int32],
-    squared: wp.array[wp.float32],
-) -> None:
-    """Lowers the squared distance of every voxel near the triangle, in all marked bricks."""
-    t = wp.tid()
-    a = corners[t * 3]
-    b = corners[t * 3 + 1]
-    c = corners[t * 3 + 2]
-    low = wp.min(wp.min(a, b), c)
-    high = wp.max(wp.max(a, b), c)
-    reach = band + float(_BRICK_REACH)
-    for i in range(_first_brick(low[0], band), _last_brick(high[0], band, bricks) + 1):
-        for j in range(_first_brick(low[1], band), _last_brick(high[1], band, bricks) + 1):
-            for k in range(_first_brick(low[2], band), _last_brick(high[2], band, bricks) + 1):
-                slot = slots[(i * bricks + j) * bricks + k]
-                centre = _brick_centre(i, j, k)
+                centre = wp.vec3d(wp.float64(i * 8 + 4), wp.float64(j * 8 + 4), wp.float64(k * 8 + 4))
                 ra = wp.vec3(a - centre)
                 rb = wp.vec3(b - centre)
                 rc = wp.vec3(c - centre)
-                if slot >= 0 and _triangle_squared(wp.vec3(0.0), ra, rb, rc) <= reach * reach:
-                    normal = wp.cross(rb - ra, ra - rc)
-                    beyond = 1.001 * band * wp.length(normal)  # times a height above the plane: surely out of reach
-                    # voxel n of the brick lies at n - 3.5 from its centre
-                    lo = wp.min(wp.min(ra, rb), rc) + wp.vec3(3.5 - band)
-                    hi = wp.max(wp.max(ra, rb), rc) + wp.vec3(3.5 + band)
-                    for x in range(wp.max(int(wp.ceil(lo[0])), 0), wp.min(int(wp.floor(hi[0])), 7) + 1):
-                        for y in range(wp.max(int(wp.ceil(lo[1])), 0), wp.min(int(wp.floor(hi[1])), 7) + 1):
-                            for z in range(wp.max(int(wp.ceil(lo[2])), 0), wp.min(int(wp.floor(hi[2])), 7) + 1):
-                                p = wp.vec3(float(x) - 3.5, float(y) - 3.5, float(z) - 3.5)
-                                if wp.abs(wp.dot(normal, p - ra)) <= beyond:
-                                    gap2 = _triangle_squared(p, ra, rb, rc)
-                                    if gap2 < band * band:
-                                        wp.atomic_min(squared, slot * 512 + (x * 8 + y) * 8 + z, gap2)
+                if _triangle_squared(wp.vec3(0.0), ra, rb, rc) <= reach * reach:
+                    if marks:
+                        marks[place] = 1
+                    elif slots[place] >= 0:
+                        _lower_in_brick(ra, rb, rc, band, slots[place] * 512, squared)
 
 
 @wp.kernel
-def _write_slots(marks: wp.array[wp.int32], bricks: int, slots: wp.array[wp.int32], coords: wp.array[wp.vec3i]) -> None:
+def _write_slots(marks: Ints, bricks: int, slots: Ints, coords: Cells) -> None:
     """Running sums of the marks to slots, in place."""
     place = wp.tid()
     if marks[place] == 0:
@@ -253,25 +234,18 @@ def place_of(brick: wp.vec3i, bricks: int) -> int:
 
 
 @wp.func
-def find_voxel(voxel: wp.vec3i, bricks: int, slots: wp.array[wp.int32]) -> int:
+def find_voxel(voxel: wp.vec3i, bricks: int, slots: Ints) -> int:
     """Where a voxel's value is among those of the stored bricks, or -1."""
     if wp.min(voxel) < 0 or wp.max(voxel) >= bricks * 8:
         return -1
-    slot = slots[place_of(voxel / 8, bricks)]
+    slot = slots[((voxel[0] >> 3) * bricks + (voxel[1] >> 3)) * bricks + (voxel[2] >> 3)]
     if slot < 0:
         return -1
-    return slot * 512 + voxel[0] % 8 * 64 + voxel[1] % 8 * 8 + voxel[2] % 8
+    return slot * 512 + (voxel[0] & 7) * 64 + (voxel[1] & 7) * 8 + (voxel[2] & 7)
 
 
 @wp.kernel
-def _take_roots(
-    squared: wp.array[wp.float32],
-    level: float,
-    truncation: float,
-    coords: wp.array[wp.vec3i],
-    bricks: int,
-    marks: wp.array[wp.int32],
-) -> None:
+def _take_roots(squared: Floats, level: float, truncation: float, coords: Cells, bricks: int, marks: Ints) -> None:
     """Squared distances of a line to distances, in place; beyond the band as the stored value rounds: inf.
 
     Marks the brick if any is in the band.
@@ -290,12 +264,6 @@ def _take_roots(
 
 
 @wp.kernel
-def _gather_bricks(
-    source: wp.array[wp.float32],
-    slots: wp.array[wp.int32],
-    coords: wp.array[wp.vec3i],
-    bricks: int,
-    target: wp.array[wp.float32],
-) -> None:
+def _gather_bricks(source: Floats, slots: Ints, coords: Cells, bricks: int, target: Floats) -> None:
     i = wp.tid()
     target[i] = source[slots[place_of(coords[i // 512], bricks)] * 512 + i % 512]

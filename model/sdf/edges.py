@@ -6,11 +6,15 @@ All edges are sorted on the device, so that those of one pair of vertices are ne
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from ..warp import wp
+from .arrays import Cells, Ints
 
 wp.set_module_options({"enable_backward": False})  # no gradients here: half the code to compile
+
+Vertices = Float[np.ndarray, "num_vertices 3"]
+Faces = Int[np.ndarray, "num_faces 3"]  # indices of vertices, counterclockwise from outside
 
 
 class Edges(NamedTuple):
@@ -20,7 +24,7 @@ class Edges(NamedTuple):
     patch: Int[np.ndarray, " num_faces"]  # int32, the lowest face among those joined to it across edges of two faces
 
 
-def find_edges(faces: Int[np.ndarray, "num_faces 3"], num_vertices: int, *, device: str) -> Edges:
+def find_edges(faces: Faces, num_vertices: int, *, device: str) -> Edges:
     """Boundary is where an edge is not run through equally often in both directions: so it is for any triangles."""
     num_edges = 3 * len(faces)
     triangles = wp.array(faces.astype(np.int32), dtype=wp.vec3i, device=device)
@@ -44,9 +48,7 @@ def find_edges(faces: Int[np.ndarray, "num_faces 3"], num_vertices: int, *, devi
     return Edges(mis_wound, boundary.repeat(np.abs(sums[at]), 0), branching, patch.numpy())
 
 
-def number_edges(
-    faces: Int[np.ndarray, "num_faces 3"],
-) -> tuple[Int[np.ndarray, " three_a_face"], Int[np.ndarray, " num_pairs"]]:
+def number_edges(faces: Faces) -> tuple[Int[np.ndarray, " three_a_face"], Int[np.ndarray, " num_pairs"]]:
     """For each edge of each face, on the host, the number of its pair of vertices, and how many edges each pair has."""
     start, end = faces.reshape(-1), np.roll(faces, -1, 1).reshape(-1)
     keys = np.minimum(start, end) * (faces.max() + 1) + np.maximum(start, end)
@@ -55,9 +57,7 @@ def number_edges(
 
 
 @wp.kernel
-def _name_edges(
-    faces: wp.array[wp.vec3i], num_vertices: wp.int64, keys: wp.array[wp.int64], edges: wp.array[wp.int32]
-) -> None:
+def _name_edges(faces: Cells, num_vertices: wp.int64, keys: wp.array[wp.int64], edges: Ints) -> None:
     """A number for each pair of vertices, and that of the edge: 3 times the face, plus its place in the face."""
     i = wp.tid()
     start = faces[i // 3][i % 3]
@@ -67,7 +67,7 @@ def _name_edges(
 
 
 @wp.func
-def _upward(faces: wp.array[wp.vec3i], edge: int) -> int:
+def _upward(faces: Cells, edge: int) -> int:
     """1 if the edge goes to the higher vertex, -1 if to the lower, 0 if to itself."""
     start = faces[edge // 3][edge % 3]
     end = faces[edge // 3][(edge % 3 + 1) % 3]
@@ -75,7 +75,7 @@ def _upward(faces: wp.array[wp.vec3i], edge: int) -> int:
 
 
 @wp.func
-def _root(patch: wp.array[wp.int32], face: int) -> int:
+def _root(patch: Ints, face: int) -> int:
     here = face
     while patch[here] != here:
         patch[here] = patch[patch[here]]  # halves the way for those who come after
@@ -84,7 +84,7 @@ def _root(patch: wp.array[wp.int32], face: int) -> int:
 
 
 @wp.func
-def _unite(patch: wp.array[wp.int32], one: int, other: int) -> None:
+def _unite(patch: Ints, one: int, other: int) -> None:
     """Joins two trees of faces at their roots; the lower one is the new root. Safe for threads in parallel."""
     a = one
     b = other
@@ -105,20 +105,14 @@ def _unite(patch: wp.array[wp.int32], one: int, other: int) -> None:
 
 
 @wp.kernel
-def _name_patches(patch: wp.array[wp.int32]) -> None:
+def _name_patches(patch: Ints) -> None:
     face = wp.tid()
     patch[face] = _root(patch, face)
 
 
 @wp.kernel
 def _sum_up(
-    num_edges: int,
-    faces: wp.array[wp.vec3i],
-    keys: wp.array[wp.int64],
-    edges: wp.array[wp.int32],
-    excess: wp.array[wp.int32],
-    found: wp.array[wp.int32],
-    patch: wp.array[wp.int32],
+    num_edges: int, faces: Cells, keys: wp.array[wp.int64], edges: Ints, excess: Ints, found: Ints, patch: Ints
 ) -> None:
     """At the first edge of each pair, how many more go up than down."""
     i = wp.tid()

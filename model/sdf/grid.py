@@ -13,7 +13,7 @@ from ..errors import InputError
 from ..warp import wp
 from .bodies import orient_bodies
 from .distance import Bricks, band_bricks, short_triangles
-from .edges import Edges, find_edges
+from .edges import Edges, Faces, Vertices, find_edges
 from .rows import bad_flip_ratio, band_rows
 from .sign import WoundSurface, brick_insides, cap_holes, insides_of_shell, orient_consistently
 from .surface import Surface, extract_from_bricks
@@ -84,8 +84,8 @@ class SparseSDF:
 
 
 def voxelize(
-    vertices: Float[np.ndarray, "num_vertices 3"],
-    faces: Int[np.ndarray, "num_faces 3"],
+    vertices: Vertices,
+    faces: Faces,
     *,
     resolution: int,
     truncation_voxels: float,
@@ -176,19 +176,12 @@ def _solid(
     return _Field("mixed", bricks, inside, ratio, find_lost(wound.corners, bricks, inside).share)
 
 
-def _is_flat(vertices: Float[np.ndarray, "num_vertices 3"], faces: Int[np.ndarray, "num_faces 3"]) -> bool:
+def _is_flat(vertices: Vertices, faces: Faces) -> bool:
     """Whether the mesh, in voxels, is thinner than one along an axis."""
     return bool(np.ptp(vertices[faces.reshape(-1)], axis=0).min() < 1)
 
 
-def _wound(
-    vertices: Float[np.ndarray, "num_vertices 3"],
-    faces: Int[np.ndarray, "num_faces 3"],
-    edges: Edges,
-    corners: wp.array,
-    *,
-    device: str,
-) -> WoundSurface:
+def _wound(vertices: Vertices, faces: Faces, edges: Edges, corners: wp.array, *, device: str) -> WoundSurface:
     """The mesh as its winding numbers are to be counted; corners are those of its short triangles."""
     oriented = orient_bodies(vertices, faces, edges, device=device)
     if oriented is None:
@@ -201,7 +194,7 @@ def _wound(
     return WoundSurface(short_triangles(vertices, faces, device=device), caps, cavities, oriented.sign)
 
 
-def normalised_surface(vertices: Float[np.ndarray, "num_vertices 3"], faces: Int[np.ndarray, "num_faces 3"]) -> Surface:
+def normalised_surface(vertices: Vertices, faces: Faces) -> Surface:
     """The mesh itself in the cube, as voxelize sees it: its bodies wound consistently, the faces' normals outward."""
     vertices, faces = check_mesh(vertices, faces)
     center, scale = normalisation(vertices, faces)
@@ -214,9 +207,7 @@ def normalised_surface(vertices: Float[np.ndarray, "num_vertices 3"], faces: Int
     return Surface(vertices.astype(np.float32), (faces[:, ::-1] if inside_out else faces).astype(np.int32))
 
 
-def check_mesh(
-    vertices: Float[np.ndarray, "num_vertices 3"], faces: Int[np.ndarray, "num_faces 3"]
-) -> tuple[Float[np.ndarray, "num_vertices 3"], Int[np.ndarray, "num_faces 3"]]:
+def check_mesh(vertices: Vertices, faces: Faces) -> tuple[Vertices, Faces]:
     """The mesh as float64 and int64. Raises InputError saying what is wrong with it."""
     vertices, faces = np.asarray(vertices, np.float64), np.asarray(faces)
     if faces.size == 0:
@@ -238,9 +229,7 @@ def check_mesh(
     return vertices, faces.astype(np.int64)
 
 
-def normalisation(
-    vertices: Float[np.ndarray, "num_vertices 3"], faces: Int[np.ndarray, "num_faces 3"]
-) -> Normalisation:
+def normalisation(vertices: Vertices, faces: Faces) -> Normalisation:
     """What brings the bounding box of the faces to the cube: centre to 0, longest side to 2 * 0.95."""
     used = np.zeros(len(vertices), bool)
     used[faces.reshape(-1)] = True

@@ -13,6 +13,7 @@ from jaxtyping import Float
 
 from ..bricks import BRICK_SIZE
 from ..warp import wp
+from .arrays import Cells, Flags, Ints
 from .crossings import count_steps, step_along
 from .distance import Bricks
 from .tree import Tree, edge_tree, next_node, triangle_tree
@@ -179,13 +180,7 @@ def _at(change: Change, e: wp.vec3) -> float:
 
 @wp.func
 def _decide_voxels(
-    first: int,
-    side: int,
-    winding: float,
-    change: Change,
-    steps: wp.array[wp.int32],
-    whole: wp.array[wp.int32],
-    inside: wp.array[wp.int8],
+    first: int, side: int, winding: float, change: Change, steps: Ints, whole: Ints, inside: Flags
 ) -> int:
     """Decides what can be decided, given the winding number at the voxel after the middle; how many stay open."""
     half = side // 2
@@ -222,7 +217,7 @@ def _decide_voxels(
 
 
 @wp.func
-def _num_open(inside: wp.array[wp.int8], first: int, side: int) -> int:
+def _num_open(inside: Flags, first: int, side: int) -> int:
     found = int(0)
     for x in range(side):
         for y in range(side):
@@ -233,19 +228,14 @@ def _num_open(inside: wp.array[wp.int8], first: int, side: int) -> int:
 
 
 @wp.func
-def _place(first: int, bricks: wp.array[wp.vec3i]) -> wp.vec3i:
+def _place(first: int, bricks: Cells) -> wp.vec3i:
     """A voxel's place in the grid, given that among the bricks' voxels."""
     return bricks[first // 512] * 8 + wp.vec3i(first // 64 % 8, first // 8 % 8, first % 8)
 
 
 @wp.kernel
 def _probe(
-    blocks: wp.array[wp.int32],
-    probes: int,
-    bricks: wp.array[wp.vec3i],
-    nudge: wp.vec3d,
-    surface: Tree,
-    visits: wp.array[wp.float64],
+    blocks: Ints, probes: int, bricks: Cells, nudge: wp.vec3d, surface: Tree, visits: wp.array[wp.float64]
 ) -> None:
     block = int(wp.int64(wp.tid()) * wp.int64(blocks.shape[0]) / wp.int64(probes))
     q = wp.vec3d(_place(blocks[block], bricks)) + nudge
@@ -256,19 +246,19 @@ def _probe(
 @wp.kernel
 def _decide_blocks(
     side: int,
-    named: wp.array[wp.int32],
+    named: Ints,
     octants: int,
     at_once: int,
-    bricks: wp.array[wp.vec3i],
+    bricks: Cells,
     nudge: wp.vec3d,
     surface: Tree,
     boundary: Tree,
-    steps: wp.array[wp.int32],
-    whole: wp.array[wp.int32],
-    inside: wp.array[wp.int8],
+    steps: Ints,
+    whole: Ints,
+    inside: Flags,
     visits: wp.array[wp.float64],
-    num_left: wp.array[wp.int32],
-    left: wp.array[wp.int32],
+    num_left: Ints,
+    left: Ints,
 ) -> None:
     """Decides what can be decided in a block of `side` voxels a side, and lists it where voxels stay open.
 

@@ -7,6 +7,7 @@ from jaxtyping import Float, Int
 
 from ..bricks import BRICK_SIZE
 from ..warp import wp
+from .arrays import Cells, Flags, Floats, Ints
 from .distance import Bricks, find_voxel, running_sum
 
 wp.set_module_options({"enable_backward": False})  # no gradients here: half the code to compile
@@ -43,7 +44,7 @@ def bad_flip_ratio(bricks: Bricks, inside: wp.array) -> float:
 
 
 @wp.kernel
-def _count_rows(distance: wp.array[wp.float32], counts: wp.array[wp.int32]) -> None:
+def _count_rows(distance: Floats, counts: Ints) -> None:
     """How many voxels of a line are in the band."""
     line = wp.tid()
     found = int(0)
@@ -55,15 +56,15 @@ def _count_rows(distance: wp.array[wp.float32], counts: wp.array[wp.int32]) -> N
 
 @wp.kernel
 def _write_rows(
-    bricks: wp.array[wp.vec3i],
-    distance: wp.array[wp.float32],
-    inside: wp.array[wp.int8],
+    bricks: Cells,
+    distance: Floats,
+    inside: Flags,
     level: float,
     truncation: float,
-    counts: wp.array[wp.int32],
-    ends: wp.array[wp.int32],
-    coords: wp.array[wp.vec3i],
-    sdf: wp.array[wp.float32],
+    counts: Ints,
+    ends: Ints,
+    coords: Cells,
+    sdf: Floats,
 ) -> None:
     line = wp.tid()
     row = ends[line] - counts[line]
@@ -80,25 +81,22 @@ def _write_rows(
 
 
 @wp.kernel
-def _count_flips(
-    bricks: wp.array[wp.vec3i],
-    slots: wp.array[wp.int32],
-    bricks_a_side: int,
-    distance: wp.array[wp.float32],
-    inside: wp.array[wp.int8],
-    flips: wp.array[wp.int32],
-) -> None:
+def _count_flips(bricks: Cells, slots: Ints, bricks_a_side: int, distance: Floats, inside: Flags, flips: Ints) -> None:
     """Along one line of 8 voxels, compared with their next neighbours on all axes: sign changes, and bad ones."""
     line = wp.tid()
+    brick = bricks[line // 64]
+    place = wp.vec3i(line // 8 % 8, line % 8, 0)  # in the brick
     found = int(0)
     bad = int(0)
     for z in range(8):
-        here = bricks[line // 64] * 8 + wp.vec3i(line // 8 % 8, line % 8, z)
+        place[2] = z
         i = line * 8 + z
         for axis in range(3):
-            there = here
-            there[axis] = here[axis] + 1
-            j = find_voxel(there, bricks_a_side, slots)
+            j = i + (64 >> 3 * axis)
+            if place[axis] == 7:  # in the next brick
+                there = brick * 8 + place
+                there[axis] = there[axis] + 1
+                j = find_voxel(there, bricks_a_side, slots)
             if j >= 0 and inside[i] != inside[wp.max(j, 0)]:
                 found += 1
                 if distance[i] + distance[j] > 1.0001:

@@ -13,9 +13,10 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
 from ..warp import wp
+from .arrays import Flags, Floats, Ints
 from .crossings import count_crossings
 from .distance import Bricks, split_long
-from .edges import number_edges
+from .edges import Faces, Vertices, number_edges
 from .insides import decide_insides
 
 wp.set_module_options({"enable_backward": False})  # no gradients here: half the code to compile
@@ -62,7 +63,7 @@ def brick_insides(surface: WoundSurface, bricks: Bricks) -> wp.array:
 
 
 @wp.kernel
-def _take_away(cavities: wp.array[wp.int32], sign: int, whole: wp.array[wp.int32]) -> None:
+def _take_away(cavities: Ints, sign: int, whole: Ints) -> None:
     i = wp.tid()
     if cavities[i] != 0:
         whole[i] = whole[i] - sign
@@ -76,20 +77,18 @@ def insides_of_shell(bricks: Bricks, level: float) -> wp.array:
 
 
 @wp.kernel
-def _is_nearer(distance: wp.array[wp.float32], level: float, inside: wp.array[wp.int8]) -> None:
+def _is_nearer(distance: Floats, level: float, inside: Flags) -> None:
     i = wp.tid()
     inside[i] = wp.int8(wp.where(distance[i] < level, 1, 0))
 
 
 @wp.kernel
-def _differs_from_zero(whole: wp.array[wp.int32], inside: wp.array[wp.int8]) -> None:
+def _differs_from_zero(whole: Ints, inside: Flags) -> None:
     i = wp.tid()
     inside[i] = wp.int8(wp.where(whole[i] != 0, 1, 0))
 
 
-def cap_holes(
-    vertices: Float[np.ndarray, "num_vertices 3"], boundary: Int[np.ndarray, "num_edges 2"]
-) -> Float[np.ndarray, "num_edges 3 3"]:
+def cap_holes(vertices: Vertices, boundary: Int[np.ndarray, "num_edges 2"]) -> Float[np.ndarray, "num_edges 3 3"]:
     """Triangles that make the mesh closed: each loop of its boundary (see find_edges), joined to its mean vertex.
 
     Corners 0 and 1 are those of the edge.
@@ -153,7 +152,7 @@ def _walk(from_: Int[np.ndarray, " num_edges"], to: Int[np.ndarray, " num_edges"
     return loop
 
 
-def orient_consistently(faces: Int[np.ndarray, "num_faces 3"]) -> Int[np.ndarray, "num_faces 3"]:
+def orient_consistently(faces: Faces) -> Faces:
     """Faces flipped so that neighbours across every two-face edge agree; per patch, the fewer faces are flipped.
 
     Edges of one or of more than two faces join nothing. A patch that can't be oriented (a Moebius band) stays as it is.

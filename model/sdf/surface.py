@@ -7,15 +7,17 @@ from jaxtyping import Float, Int
 
 from ..bricks import BRICK_SIZE, BRICK_VOXELS
 from ..warp import wp
+from .arrays import Bytes, Cells, Floats, Ints, Vectors
 from .cases import CASES, EDGES
 from .distance import find_voxel, number_bricks, place_of
+from .edges import Faces, Vertices
 
 wp.set_module_options({"enable_backward": False})  # no gradients here: half the code to compile
 
 
 class Surface(NamedTuple):
-    vertices: Float[np.ndarray, "num_vertices 3"]  # float32, in the [-1, 1] cube
-    faces: Int[np.ndarray, "num_faces 3"]  # int32, counter-clockwise seen from outside
+    vertices: Vertices  # float32, in the [-1, 1] cube
+    faces: Faces  # int32, counter-clockwise seen from outside
 
     def in_frame(self, center: Float[np.ndarray, "3"], scale: float) -> "Surface":
         """The same surface in a mesh's own frame: world = cube * scale + center. Vertices become float64."""
@@ -108,7 +110,7 @@ def _starts(counts: wp.array) -> tuple[int, wp.array]:
 
 
 @wp.func
-def _voxel(bricks: wp.array[wp.vec3i], line: int, z: int) -> wp.vec3i:
+def _voxel(bricks: Cells, line: int, z: int) -> wp.vec3i:
     return bricks[line // 64] * 8 + wp.vec3i(line // 8 % 8, line % 8, z)
 
 
@@ -131,32 +133,26 @@ def _num_bits(mask: int) -> int:
 
 
 @wp.kernel
-def _mark(voxels: wp.array[wp.vec3i], bricks_a_side: int, marks: wp.array[wp.int32]) -> None:
+def _mark(voxels: Cells, bricks_a_side: int, marks: Ints) -> None:
     marks[place_of(voxels[wp.tid()] / 8, bricks_a_side)] = 1
 
 
 @wp.kernel
-def _store(
-    voxels: wp.array[wp.vec3i],
-    sdf: wp.array[wp.float32],
-    bricks_a_side: int,
-    slots: wp.array[wp.int32],
-    values: wp.array[wp.float32],
-) -> None:
+def _store(voxels: Cells, sdf: Floats, bricks_a_side: int, slots: Ints, values: Floats) -> None:
     row = wp.tid()
     values[find_voxel(voxels[row], bricks_a_side, slots)] = sdf[row]
 
 
 @wp.kernel
 def _classify(
-    bricks: wp.array[wp.vec3i],
+    bricks: Cells,
     bricks_a_side: int,
-    slots: wp.array[wp.int32],
-    values: wp.array[wp.float32],
+    slots: Ints,
+    values: Floats,
     iso_level: float,
-    num_triangles: wp.array[wp.int32],
-    cases: wp.array[wp.uint8],
-    triangles_of: wp.array[wp.int32],
+    num_triangles: Ints,
+    cases: Bytes,
+    triangles_of: Ints,
 ) -> None:
     """The case of every cell of a line, 0 where a corner is not stored, and how many triangles they have together."""
     line = wp.tid()
@@ -180,14 +176,14 @@ def _classify(
 
 @wp.kernel
 def _cut_edges(
-    bricks: wp.array[wp.vec3i],
+    bricks: Cells,
     bricks_a_side: int,
-    slots: wp.array[wp.int32],
-    values: wp.array[wp.float32],
+    slots: Ints,
+    values: Floats,
     iso_level: float,
-    cases: wp.array[wp.uint8],
-    cuts: wp.array[wp.uint8],
-    vertices_of: wp.array[wp.int32],
+    cases: Bytes,
+    cuts: Bytes,
+    vertices_of: Ints,
 ) -> None:
     """Which edges from the voxels of a line have a vertex: their sign changes, and one of the cells around is whole."""
     line = wp.tid()
@@ -210,15 +206,15 @@ def _cut_edges(
 
 @wp.kernel
 def _write_vertices(
-    bricks: wp.array[wp.vec3i],
+    bricks: Cells,
     bricks_a_side: int,
-    slots: wp.array[wp.int32],
-    values: wp.array[wp.float32],
+    slots: Ints,
+    values: Floats,
     iso_level: float,
-    cuts: wp.array[wp.uint8],
-    first_vertex: wp.array[wp.int32],
+    cuts: Bytes,
+    first_vertex: Ints,
     voxel_size: float,
-    vertices: wp.array[wp.vec3],
+    vertices: Vectors,
 ) -> None:
     line = wp.tid()
     row = first_vertex[line]
@@ -236,17 +232,17 @@ def _write_vertices(
 
 @wp.kernel
 def _write_faces(
-    bricks: wp.array[wp.vec3i],
+    bricks: Cells,
     bricks_a_side: int,
-    slots: wp.array[wp.int32],
-    cases: wp.array[wp.uint8],
-    cuts: wp.array[wp.uint8],
-    first_vertex: wp.array[wp.int32],
-    first_face: wp.array[wp.int32],
-    num_triangles: wp.array[wp.int32],
+    slots: Ints,
+    cases: Bytes,
+    cuts: Bytes,
+    first_vertex: Ints,
+    first_face: Ints,
+    num_triangles: Ints,
     triangles: wp.array3d[wp.int32],
     edges: wp.array2d[wp.int32],
-    faces: wp.array[wp.vec3i],
+    faces: Cells,
 ) -> None:
     line = wp.tid()
     row = first_face[line]

@@ -15,6 +15,7 @@ from scipy.sparse.csgraph import connected_components
 
 from ..bricks import BRICK_SIZE, BRICK_VOXELS
 from ..warp import wp
+from .arrays import Cells, Flags, Floats, Ints, Points, Vectors
 from .distance import Bricks, find_voxel, number_bricks, place_of, split_long
 
 wp.set_module_options({"enable_backward": False})  # no gradients here: half the code to compile
@@ -133,10 +134,11 @@ def _parts(cells: Int[np.ndarray, "num_pieces 3"]) -> Int[np.ndarray, " num_piec
     rows, columns = [], []
     for x, y, z in product((-1, 0, 1), repeat=3):
         step = (x * shape[1] + y) * shape[2] + z
-        beside = np.minimum(np.searchsorted(place, place + step), len(place) - 1)
-        found = np.flatnonzero(place[beside] == place + step)
-        rows.append(found)
-        columns.append(beside[found])
+        if step > 0:  # one of each two opposite neighbours
+            beside = np.minimum(np.searchsorted(place, place + step), len(place) - 1)
+            found = np.flatnonzero(place[beside] == place + step)
+            rows.append(found)
+            columns.append(beside[found])
     i, j = np.concatenate(rows), np.concatenate(columns)
     graph = coo_matrix((np.ones(len(i), bool), (i, j)), shape=(len(place), len(place)))
     return connected_components(graph, directed=False)[1][own.reshape(-1)]
@@ -154,20 +156,12 @@ def _lengths(
 
 
 @wp.func
-def _is_thin(
-    p: wp.vec3d,
-    slots: wp.array[wp.int32],
-    bricks_a_side: int,
-    distance: wp.array[wp.float32],
-    inside: wp.array[wp.int8],
-) -> bool:
+def _is_thin(p: wp.vec3d, slots: Ints, bricks_a_side: int, distance: Floats, inside: Flags) -> bool:
     """Whether no voxel is deep inside of the cell that p is in and those around it: of its 4^3 corners."""
     x = int(wp.floor(p[0] - wp.float64(0.5)))
     y = int(wp.floor(p[1] - wp.float64(0.5)))
     z = int(wp.floor(p[2] - wp.float64(0.5)))
-    for i in range(
-        64
-    ):  # in an order that begins with the corners of the whole, of which one is inside where it is thick
+    for i in range(64):  # first the corners of the whole, of which one is inside where it is thick
         dx = _order(i % 2 + i // 8 % 2 * 2)
         dy = _order(i // 2 % 2 + i // 16 % 2 * 2)
         dz = _order(i // 4 % 2 + i // 32 * 2)
@@ -184,13 +178,7 @@ def _order(i: int) -> int:
 
 
 @wp.func
-def _value_at(
-    p: wp.vec3d,
-    slots: wp.array[wp.int32],
-    bricks_a_side: int,
-    distance: wp.array[wp.float32],
-    inside: wp.array[wp.int8],
-) -> float:
+def _value_at(p: wp.vec3d, slots: Ints, bricks_a_side: int, distance: Floats, inside: Flags) -> float:
     """The signed distance between the voxels' centres, trilinear; at most a voxel, and so where nothing is stored."""
     q = p - wp.vec3d(wp.float64(0.5), wp.float64(0.5), wp.float64(0.5))
     x = int(wp.floor(q[0]))
@@ -216,13 +204,7 @@ def _value_at(
 
 @wp.kernel
 def _look_around(
-    corners: wp.array[wp.vec3d],
-    slots: wp.array[wp.int32],
-    bricks_a_side: int,
-    distance: wp.array[wp.float32],
-    inside: wp.array[wp.int8],
-    spacing: float,
-    areas: wp.array[wp.vec3],
+    corners: Points, slots: Ints, bricks_a_side: int, distance: Floats, inside: Flags, spacing: float, areas: Vectors
 ) -> None:
     """Of each triangle: its area, the lost and the thin part of it, by places of the same area each."""
     t = wp.tid()
@@ -268,18 +250,18 @@ def _look_around(
 
 @wp.kernel
 def _unite(
-    coords: wp.array[wp.vec3i],
+    coords: Cells,
     bricks_a_side: int,
-    solid_slots: wp.array[wp.int32],
-    to_solid: wp.array[wp.float32],
-    inside: wp.array[wp.int8],
-    beyond_slots: wp.array[wp.int32],
-    inside_beyond: wp.array[wp.int8],
-    shell_slots: wp.array[wp.int32],
-    to_shell: wp.array[wp.float32],
+    solid_slots: Ints,
+    to_solid: Floats,
+    inside: Flags,
+    beyond_slots: Ints,
+    inside_beyond: Flags,
+    shell_slots: Ints,
+    to_shell: Floats,
     level: float,
-    distance: wp.array[wp.float32],
-    united: wp.array[wp.int8],
+    distance: Floats,
+    united: Flags,
 ) -> None:
     i = wp.tid()
     place = place_of(coords[i // 512], bricks_a_side)

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from ..warp import wp
+from .arrays import Ints, Points, Vectors
 
 wp.set_module_options({"enable_backward": False})  # no gradients here: half the code to compile
 
@@ -18,12 +19,12 @@ _LEAF = 4  # at least so many triangles or edges
 class Tree:
     """A complete binary tree over triangles or edges in Morton order; arrays have one value per node unless noted."""
 
-    corners: wp.array[wp.vec3d]  # three per triangle, two per edge
-    leaf_starts: wp.array[wp.int32]  # first triangle or edge of every leaf, and the end
-    centre: wp.array[wp.vec3]  # weighted by area or length
-    sums: wp.array[wp.vec3]  # of area times normal; of edges
+    corners: Points  # three per triangle, two per edge
+    leaf_starts: Ints  # first triangle or edge of every leaf, and the end
+    centre: Vectors  # weighted by area or length
+    sums: Vectors  # of area times normal; of edges
     moments: wp.array[wp.mat33]  # sum over edges of (place - centre) (outer product) edge; empty for triangles
-    shape: wp.array[wp.vec3]  # radius, and two factors of the error made by using the sums: see who builds them
+    shape: Vectors  # radius, and two factors of the error made by using the sums: see who builds them
     num_inner: int
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 from ..warp import wp
+from .arrays import Floats, Points
 from .tree import Tree, next_node, triangle_tree
 
 wp.set_module_options({"enable_backward": False})  # no gradients here: half the code to compile
@@ -95,7 +96,7 @@ def winding_number(q: wp.vec3d, tree: Tree, group_error: float) -> tuple[float, 
 
 
 @wp.kernel
-def _wind_points(points: wp.array[wp.vec3d], tree: Tree, group_error: float, winding: wp.array[wp.float32]) -> None:
+def _wind_points(points: Points, tree: Tree, group_error: float, winding: Floats) -> None:
     i = wp.tid()
     found, _visits = winding_number(points[i], tree, group_error)
     winding[i] = found

@@ -156,30 +156,6 @@ def test_unusable_files_are_listed_with_reasons(here: Path, capsys: pytest.Captu
     assert all(f"rejected meshes/{name}: " in printed for name in bad)
 
 
-def test_what_can_be_cleaned_is_cleaned_and_recorded(here: Path) -> None:
-    ball = trimesh.creation.icosphere(2)
-    faces, vertices = ball.faces, np.vstack([ball.vertices, [[np.nan, 0, 0], [0, np.inf, 0]]])
-    faulty = {
-        "unused_nan": faces,
-        "two_not_finite": np.vstack([faces, [[0, 1, len(vertices) - 1], [0, 1, len(vertices) - 2]]]),
-        "degenerate": np.vstack([faces, faces[:5, [0, 0, 1]]]),
-        "repeated": np.vstack([faces, faces[:7], faces[:7, [1, 2, 0]]]),
-        "double_sided": np.vstack([faces, faces[:, ::-1]]),
-    }
-    for name, rows in faulty.items():
-        lines = [f"v {x} {y} {z}" for x, y, z in vertices] + [f"f {a + 1} {b + 1} {c + 1}" for a, b, c in rows]
-        Path(f"{name}.obj").write_text("\n".join(lines))
-    meshes = {name: load_mesh(Path(f"{name}.obj")) for name in faulty}
-    dropped = {name: mesh.num_dropped for name, mesh in meshes.items()}
-    assert dropped == {"unused_nan": 0, "two_not_finite": 2, "degenerate": 5, "repeated": 14, "double_sided": 320}
-    expected = voxelize(ball.vertices, ball.faces, resolution=24, truncation_voxels=2.0)
-    for mesh in meshes.values():
-        assert mesh.is_closed
-        shape = voxelize(mesh.vertices, mesh.faces, resolution=24, truncation_voxels=2.0)
-        assert np.array_equal(shape.coords, expected.coords)
-        assert np.abs(shape.sdf - expected.sdf).max() < 1e-5
-
-
 def test_odd_names_directories_and_links(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_balls(here / "meshes")
     ball = _exported(trimesh.creation.icosphere(1), "stl")
@@ -294,47 +270,6 @@ def test_ctrl_c_ends_the_stage_and_keeps_what_was_finished(here: Path) -> None:
     assert finished
     assert all(path.exists() for path in finished)
     assert not SDF.exists()
-
-
-def test_names_keep_the_suffix_only_where_they_collide(here: Path) -> None:
-    for name in ("a.stl", "a.obj", "b/a.stl", "b/c.PLY", "notes.txt"):
-        Path(name).parent.mkdir(exist_ok=True)
-        Path(name).write_text("")
-    assert set(find_meshes(Path())) == {"a.stl", "a.obj", "b/a", "b/c"}
-
-
-def test_scenes_are_flattened_with_their_transforms(here: Path) -> None:
-    scene = trimesh.Scene()
-    scene.add_geometry(trimesh.creation.box())
-    scene.add_geometry(trimesh.creation.box(), transform=trimesh.transformations.translation_matrix((5, 0, 0)))
-    Path("scene.glb").write_bytes(scene.export(file_type="glb"))
-    mesh = load_mesh(Path("scene.glb"))
-    assert len(mesh.faces) == 24
-    assert np.ptp(mesh.vertices, axis=0) == pytest.approx([6, 1, 1])
-    assert mesh.is_closed
-
-
-@pytest.mark.parametrize("size", [1e-9, 1.0, 1e12])
-def test_vertices_are_merged_whatever_the_size(here: Path, size: float) -> None:
-    trimesh.creation.icosphere(2).apply_scale(size).export("ball.ply")
-    ball = load_mesh(Path("ball.ply"))
-    assert ball.is_closed
-    assert (len(ball.vertices), len(ball.faces)) == (162, 320)
-
-
-def test_seams_of_normals_are_no_holes(here: Path) -> None:
-    """An STL has three vertices per face, an OBJ with normals one per corner and normal; both are closed."""
-    box = trimesh.creation.box()
-    box.export("box.stl")
-    text = "".join(f"v {x} {y} {z}\n" for x, y, z in box.vertices) + "".join(
-        f"vn {x} {y} {z}\n" for x, y, z in box.face_normals
-    )
-    text += "".join(f"f {a + 1}//{i + 1} {b + 1}//{i + 1} {c + 1}//{i + 1}\n" for i, (a, b, c) in enumerate(box.faces))
-    Path("box.obj").write_text(text)
-    for name in ("box.stl", "box.obj"):
-        mesh = load_mesh(Path(name))
-        assert mesh.is_closed
-        assert len(mesh.vertices) == 8
 
 
 def test_the_split_that_the_user_brings_counts(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,7 +22,6 @@ class Dialect:
     index: tuple[str, str] = ("int", "i4")
     name: str = "vertex_indices"
     extra: bool = False  # other properties before and after, a list among them
-    lists_of_vertices: bool = False
     newline: bytes = b"\n"
     comment: str = "comment made by a test"
     order: str = "xyz"
@@ -31,18 +30,14 @@ class Dialect:
         lines = ["ply", f"format {kind} 1.0", self.comment, f"element vertex {num_vertices}"]
         lines += [f"property {self.point[0]} {axis}" for axis in self.order]
         lines += ["property uchar red", "property double quality"] if self.extra else []
-        lines += ["property list ushort short around"] if self.lists_of_vertices else []
         lines += [f"element face {num_faces}"] + (["property short group"] if self.extra else [])
         lines += [f"property list {self.count[0]} {self.index[0]} {self.name}"]
         lines += ["property list uchar float texcoord", "property uchar flags"] if self.extra else []
         return [*lines, "end_header"]
 
-    def vertex(self, number: int, vertex: np.ndarray) -> list[Value]:
+    def vertex(self, vertex: np.ndarray) -> list[Value]:
         row = [(float(vertex["xyz".index(axis)]), self.point[1]) for axis in self.order]
-        row += [(200, "u1"), (0.25, "f8")] if self.extra else []
-        if self.lists_of_vertices:
-            row += [(number % 3, "u2"), *((value, "i2") for value in range(number % 3))]
-        return row
+        return row + ([(200, "u1"), (0.25, "f8")] if self.extra else [])
 
     def face(self, number: int, face: Face) -> list[Value]:
         row: list[Value] = [(-7, "i2")] if self.extra else []
@@ -61,14 +56,10 @@ def rows(kind: str, table: Iterable[list[Value]], newline: bytes = b"\n") -> byt
 
 
 def ply(
-    kind: str = "ascii",
-    *,
-    vertices: np.ndarray = BOX,
-    faces: list[Face] = MIXED,
-    dialect: Dialect = Dialect(),
+    kind: str = "ascii", *, vertices: np.ndarray = BOX, faces: list[Face] = MIXED, dialect: Dialect = Dialect()
 ) -> bytes:
     header = dialect.header(kind, len(vertices), len(faces))
-    table = [dialect.vertex(number, vertex) for number, vertex in enumerate(vertices)]
+    table = [dialect.vertex(vertex) for vertex in vertices]
     table += [dialect.face(number, face) for number, face in enumerate(faces)]
     text = dialect.newline.join(line.encode("latin-1") for line in header) + dialect.newline
     return text + rows(kind, table, dialect.newline)

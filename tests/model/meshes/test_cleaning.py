@@ -2,15 +2,14 @@
 
 import numpy as np
 import pytest
-import trimesh
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.errors import InputError
-from model.meshes import Mesh, is_closed
+from model.meshes import is_closed
 from model.meshes.cleaning import clean
 from model.meshes.numbering import number_rows, runs
-from tests.model.meshes.truths import BOX, QUADS, TRIANGLES
+from tests.model.meshes.truths import BOX, TRIANGLES
 
 FACES = np.array(TRIANGLES)
 
@@ -122,9 +121,3 @@ def test_closed_means_that_edges_run_both_ways_equally_often() -> None:
     both = clean(touching, np.vstack([FACES, FACES + 8]))
     assert len(both.vertices) == 14
     assert both.is_closed
-
-
-def test_a_mesh_serves_where_any_is_taken() -> None:
-    mesh = Mesh(BOX, FACES)
-    assert trimesh.Trimesh(mesh.vertices, mesh.faces).volume == pytest.approx(6)
-    assert len(QUADS) * 2 == len(mesh.faces)

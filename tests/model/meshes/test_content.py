@@ -101,8 +101,7 @@ def make_socket(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("make", "what"),
-    [(make_pipe, "a named pipe"), (make_socket, "a socket"), (Path.mkdir, "a folder")],
+    ("make", "what"), [(make_pipe, "a named pipe"), (make_socket, "a socket"), (Path.mkdir, "a folder")]
 )
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path: Path, make: Callable[[Path], None], what: str) -> None:

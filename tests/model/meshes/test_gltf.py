@@ -90,12 +90,6 @@ def test_nodes_put_their_meshes_in_place(load: Load, kind: str) -> None:
     assert mesh.is_closed
 
 
-def test_transforms_of_parents_come_after_those_of_children(load: Load) -> None:
-    writer = box_writer()
-    writer.document["nodes"] = [{"scale": [2, 1, 1], "children": [1]}, {"mesh": 0, "translation": [5, 0, 0]}]
-    assert_truth(load(writer.glb(), "box.glb"), Truth(32, 12, (10, 0, 0), (12, 2, 3)))
-
-
 def test_many_nodes_may_show_a_mesh(load: Load) -> None:
     writer = box_writer()
     writer.document["nodes"] = [{"mesh": 0}, {"mesh": 0, "translation": [6, 0, 0], "scale": [-1, 1, 1]}]

@@ -65,16 +65,11 @@ def test_latin1_names_are_read(load: Load) -> None:
     assert_truth(load(b"# caf\xe9\no t\xeate\n" + PLAIN.encode(), "box.obj"), BOX_TRUTH)
 
 
+SECOND = [f"v {x + 5:g} {y:g} {z:g}" for x, y, z in BOX]
 BLOCKS = {
-    "absolute": [*V, *F, *[f"v {x + 5:g} {y:g} {z:g}" for x, y, z in BOX]]
-    + ["f " + " ".join(str(i + 9) for i in quad) for quad in QUADS],
-    "relative": [*V, *relative(QUADS, 8), *[f"v {x + 5:g} {y:g} {z:g}" for x, y, z in BOX], *relative(QUADS, 8)],
-    "mixed in a face": [*V, *F, *[f"v {x + 5:g} {y:g} {z:g}" for x, y, z in BOX]]
-    + [f"f {a + 9} {b - 8} {c + 9} {d - 8}" for a, b, c, d in QUADS],
-    "all relative, also attributes": [*V, "vt 0 0", "vn 0 0 1"]
-    + [f"f {a - 8}/-1/-1 {b - 8}/-1/-1 {c - 8}/-1/-1 {d - 8}/-1/-1" for a, b, c, d in QUADS]
-    + [*[f"v {x + 5:g} {y:g} {z:g}" for x, y, z in BOX], "vt 1 1"]
-    + [f"f {a - 8}/-1/-1 {b - 8}/-1/-1 {c - 8}/-1/-1 {d - 8}/-1/-1" for a, b, c, d in QUADS],
+    "absolute": [*V, *F, *SECOND, *("f " + " ".join(str(i + 9) for i in quad) for quad in QUADS)],
+    "relative": [*V, *relative(QUADS, 8), *SECOND, *relative(QUADS, 8)],
+    "mixed in a face": [*V, *F, *SECOND, *(f"f {a + 9} {b - 8} {c + 9} {d - 8}" for a, b, c, d in QUADS)],
     "each triangle with its own vertices": [
         line
         for shift in (0, 5)

@@ -20,28 +20,6 @@ def test_faces_of_any_size_beside_other_properties(load: Load, kind: str, faces:
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-@pytest.mark.parametrize("faces", [TRIANGLES, MIXED], ids=["triangles", "mixed"])
-@pytest.mark.parametrize(
-    ("count", "index"),
-    [
-        ("uchar u1", "int i4"),
-        ("uint8 u1", "int32 i4"),
-        ("char i1", "uint u4"),
-        ("ushort u2", "short i2"),
-        ("int i4", "uchar u1"),
-        ("uint32 u4", "uint16 u2"),
-        ("short i2", "char i1"),
-        ("uchar u1", "float f4"),
-    ],
-)
-def test_types_of_lists(load: Load, kind: str, faces: list[Face], count: str, index: str) -> None:
-    count_type, index_type = (tuple(words.split()) for words in (count, index))
-    assert_truth(
-        load(ply(kind, faces=faces, dialect=Dialect(count=count_type, index=index_type)), "box.ply"), BOX_TRUTH
-    )
-
-
-@pytest.mark.parametrize("kind", FORMATS)
 @pytest.mark.parametrize("point", [("float", "f4"), ("double", "f8"), ("uchar", "u1"), ("int16", "i2")])
 def test_types_and_order_of_coordinates(load: Load, kind: str, point: tuple[str, str]) -> None:
     assert_truth(load(ply(kind, dialect=Dialect(point=point, order="zxy")), "box.ply"), BOX_TRUTH)
@@ -57,8 +35,6 @@ def test_types_and_order_of_coordinates(load: Load, kind: str, point: tuple[str,
         {"comment": "comment café"},
         {"comment": "comment element face 99"},
         {"comment": "obj_info num_cols 512"},
-        {"lists_of_vertices": True},
-        {"lists_of_vertices": True, "extra": True},
     ],
     ids=str,
 )

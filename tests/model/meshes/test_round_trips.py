@@ -83,8 +83,9 @@ def test_obj(tmp_path: Path, data: st.DataObject) -> None:
     assert corners_of(found) == corners_of(expected(*mesh))
 
 
-COUNTS = {"uchar": "u1", "int8": "i1", "ushort": "u2", "int16": "i2", "int": "i4", "uint32": "u4"}
-TYPES = {**COUNTS, "float": "f4", "float64": "f8"}
+COUNTS = {"char": "i1", "uchar": "u1", "short": "i2", "ushort": "u2", "int": "i4", "uint": "u4"}
+COUNTS |= {f"{sign}int{8 * size}": f"{sign or 'i'}{size}" for sign in ("", "u") for size in (1, 2, 4)}
+TYPES = {**COUNTS, "float": "f4", "double": "f8", "float32": "f4", "float64": "f8"}
 Column = tuple[str, list[list[Value]]]  # of a PLY: what declares it, and its values row by row
 
 

@@ -41,11 +41,7 @@ TEXTS = {
     "no indentation": "\n".join(line.strip() for line in PLAIN.splitlines()),
     "tabs": PLAIN.replace("   ", "\t"),
     "a name that looks like data": "solid vertex 1 2 3 facet\n" + facets() + "endsolid vertex 1 2 3",
-    "two solids": "solid a\n" + facets(CORNERS[:5]) + "endsolid a\n\nsolid b\n" + facets(CORNERS[5:]) + "endsolid b\n",
-    "two solids of one name": ("solid a\n" + facets(CORNERS[:5]) + "endsolid a\n")
-    + "solid a\n"
-    + facets(CORNERS[5:])
-    + "endsolid a",
+    "two solids": "solid a\n" + facets(CORNERS[:5]) + "endsolid a\n\nsolid a\n" + facets(CORNERS[5:]) + "endsolid a\n",
     "an empty solid": "solid a\nendsolid a\n" + PLAIN,
     "all on one line": "solid box\n" + " ".join(facets().split()) + "\nendsolid box\n",
     "a facet on a line": "solid box\n"

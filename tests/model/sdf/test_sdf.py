@@ -148,13 +148,13 @@ def test_a_quarter_turn_permutes_the_voxels(name: str, turn: tuple) -> None:
     assert np.abs(there - turned)[touched].max() <= 1e-5
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_flipping_a_tenth_of_the_faces_of_a_closed_mesh_changes_nothing(seed: int) -> None:
+@pytest.mark.parametrize("share", [0.1, 0.4])
+def test_flipping_faces_of_a_closed_mesh_changes_nothing(share: float) -> None:
     for mesh in (sphere(3), MESHES["torus"], trimesh.creation.box((1.9, 1.0, 0.4))):
-        flipped = np.random.default_rng(seed).random(len(mesh.faces)) < 0.1
+        flipped = np.random.default_rng(0).random(len(mesh.faces)) < share
         messy = np.where(flipped[:, None], mesh.faces[:, ::-1], mesh.faces)
-        tidy = voxelize(mesh.vertices, mesh.faces, resolution=64, truncation_voxels=2.0)
-        mended = voxelize(mesh.vertices, messy, resolution=64, truncation_voxels=2.0)
+        tidy = voxelize(mesh.vertices, mesh.faces, resolution=32, truncation_voxels=2.0)
+        mended = voxelize(mesh.vertices, messy, resolution=32, truncation_voxels=2.0)
         assert np.array_equal(tidy.coords, mended.coords)
         assert np.array_equal(tidy.sdf, mended.sdf)
 
@@ -189,21 +189,6 @@ def test_auto_makes_shells_of_what_has_no_inside() -> None:
     assert np.array_equal(shell.sdf, expected.sdf)
     with pytest.raises(InputError, match="mode is 'hollow'"):
         voxelize(ball.vertices, ball.faces, resolution=32, truncation_voxels=2.0, mode="hollow")
-
-
-def test_many_holes_are_decided_in_blocks_as_voxel_by_voxel() -> None:
-    """Against the exact sum, at a size where blocks are decided together."""
-    rng = np.random.default_rng(0)
-    mesh = sphere(3)
-    mesh.update_faces(rng.random(len(mesh.faces)) < 0.8)
-    shape = voxelize(mesh.vertices, mesh.faces, resolution=128, truncation_voxels=2.0)
-    rows = rng.choice(len(shape.coords), 2000)
-    points = (shape.coords[rows] + 0.5) * 2 / 128 - 1
-    triangles = brute_force.normalised(mesh.vertices, mesh.faces)
-    winding = np.abs(brute_force.winding_numbers(points, triangles))
-    clear = (np.abs(winding - 0.5) > 0.01) & (np.abs(shape.sdf[rows]) > 1e-3)
-    assert clear.sum() > 1500
-    assert ((shape.sdf[rows] < 0) == (winding > 0.5))[clear].all()
 
 
 def test_a_surface_goes_back_to_the_frame_of_its_mesh() -> None:
@@ -243,15 +228,6 @@ def test_bad_flips_are_none_on_closed_and_some_on_open_meshes() -> None:
     opened = voxelize(holed.vertices, holed.faces, resolution=64, truncation_voxels=2.0)
     assert closed.bad_flip_ratio == 0
     assert 0.01 < opened.bad_flip_ratio < 0.5
-
-
-def test_randomly_wound_faces_are_oriented_first() -> None:
-    mesh = MESHES["torus"]
-    flipped = np.random.default_rng(0).random(len(mesh.faces)) < 0.4
-    messy = np.where(flipped[:, None], mesh.faces[:, ::-1], mesh.faces)
-    tidy = voxelize(mesh.vertices, mesh.faces, resolution=32, truncation_voxels=2.0)
-    mended = voxelize(mesh.vertices, messy, resolution=32, truncation_voxels=2.0)
-    assert np.array_equal(tidy.sdf, mended.sdf)
 
 
 def test_orientation_flips_the_fewer_faces_and_leaves_a_moebius_band() -> None:
@@ -303,10 +279,9 @@ def test_sphere_comes_back_with_its_radius() -> None:
     assert np.abs(radius - 0.95).max() < 1e-3
 
 
-@pytest.mark.parametrize("minor", [0.25, 0.1])
-def test_a_ring_comes_back_within_a_hundredth_of_a_voxel_and_nothing_else_does(minor: float) -> None:
+def test_a_ring_comes_back_within_a_hundredth_of_a_voxel_and_nothing_else_does() -> None:
     """Its formula is the truth: the facets of the input are so many that they sag by 0.001 voxel."""
-    resolution, major = 256, 0.95 - minor
+    resolution, minor, major = 256, 0.1, 0.85
     mesh = trimesh.creation.torus(major, minor, major_sections=800, minor_sections=240)
     shape = voxelize(mesh.vertices, mesh.faces, resolution=resolution, truncation_voxels=2.0)
     surface = shape.surface().in_frame(shape.center, shape.scale)

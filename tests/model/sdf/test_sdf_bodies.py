@@ -35,64 +35,41 @@ def joined(*meshes: trimesh.Trimesh) -> trimesh.Trimesh:
     return mesh
 
 
-CASES = {
-    "crossing": ([((2, 2, 2), (0, 0, 0), ""), ((2, 2, 2), (1, 1, 1), "")], 15),
-    "crossing, one reversed": ([((2, 2, 2), (0, 0, 0), ""), ((2, 2, 2), (1, 1, 1), "r")], 15),
-    "crossing, both reversed": ([((2, 2, 2), (0, 0, 0), "r"), ((2, 2, 2), (1, 1, 1), "r")], 15),
-    "three crossing rods, the middle one reversed": (
-        [((4, 1, 1), (0, 0, 0), ""), ((1, 4, 1), (0, 0, 0), "r"), ((1, 1, 4), (0, 0, 0), "")],
-        10,
-    ),
-    "nested": ([((2, 2, 2), (0, 0, 0), ""), ((1, 1, 1), (0, 0, 0), "")], 8),
-    "nested, both reversed": ([((2, 2, 2), (0, 0, 0), "r"), ((1, 1, 1), (0, 0, 0), "r")], 8),
-    "cavity": ([((2, 2, 2), (0, 0, 0), ""), ((1, 1, 1), (0, 0, 0), "r")], 7),
-    "cavity, all reversed": ([((2, 2, 2), (0, 0, 0), "r"), ((1, 1, 1), (0, 0, 0), "")], 7),
-    "body in a cavity": (
-        [((3, 3, 3), (0, 0, 0), ""), ((2, 2, 2), (0, 0, 0), "r"), ((1, 1, 1), (0, 0, 0), "")],
-        20,
-    ),
-    "reversed body in a cavity": (
-        [((3, 3, 3), (0, 0, 0), ""), ((2, 2, 2), (0, 0, 0), "r"), ((1, 1, 1), (0, 0, 0), "r")],
-        20,
-    ),
-    "cavity in a body in a cavity": (
-        [
-            ((5, 5, 5), (0, 0, 0), ""),
-            ((4, 4, 4), (0, 0, 0), "r"),
-            ((3, 3, 3), (0, 0, 0), ""),
-            ((2, 2, 2), (0, 0, 0), "r"),
-        ],
-        80,
-    ),
-    "cavity beside a reversed body that crosses": (
-        [((3, 3, 3), (0, 0, 0), ""), ((2, 2, 2), (0, 0, 0), "r"), ((3, 3, 3), (1, 1, 1), "r")],
-        41.375,
-    ),
-    "cavities that cross": (
-        [((4, 4, 4), (0, 0, 0), ""), ((2, 1, 1), (0, 0, 0), "r"), ((1, 2, 1), (0, 0, 0), "r")],
-        61,
-    ),
-    "cavities that cross, all reversed": (
-        [((4, 4, 4), (0, 0, 0), "r"), ((2, 1, 1), (0, 0, 0), ""), ((1, 2, 1), (0, 0, 0), "")],
-        61,
-    ),
-    "apart, one reversed": ([((2, 2, 2), (0, 0, 0), ""), ((2, 2, 2), (3, 0, 0), "r")], 16),
-    "touching, a wall each": ([((2, 2, 2), (0, 0, 0), ""), ((2, 2, 2), (2, 0, 0), "")], 16),
-    "touching, walls cut differently, one reversed": ([((2, 2, 2), (0, 0, 0), ""), ((2, 2, 2), (2, 0, 0), "rf")], 16),
-    "touching at an edge, one reversed": ([((2, 2, 2), (0, 0, 0), ""), ((2, 2, 2), (2, 2, 0), "r")], 16),
-    "both sides of its wall": ([((2, 2, 2), (0, 0, 0), ""), ((2, 2, 2), (0, 0, 0), "r")], 8),
-    "both sides of its wall, another beside": (
-        [((2, 2, 2), (0, 0, 0), ""), ((2, 2, 2), (0, 0, 0), "r"), ((2, 2, 2), (3, 0, 0), "")],
-        16,
-    ),
-    "both sides of its wall, cut differently": (
-        [((2, 2, 2), (0, 0, 0), ""), ((2, 2, 2), (0, 0, 0), "rf"), ((2, 2, 2), (3, 0, 0), "")],
-        16,
-    ),
-    "both sides of its wall, crossed by another": (
-        [((2, 2, 2), (0, 0, 0), ""), ((2, 2, 2), (0, 0, 0), "r"), ((2, 2, 2), (1, 1, 1), "")],
-        15,
-    ),
+Box = tuple[Sequence[float], Sequence[float], str]  # size, middle, and how: r for reversed, f for finely cut
+
+
+def cube(side: float, how: str = "", at: Sequence[float] = (0, 0, 0)) -> Box:
+    return (side, side, side), at, how
+
+
+def rod(*size: float, how: str = "") -> Box:
+    return size, (0, 0, 0), how
+
+
+CORNER, BESIDE, APART = (1, 1, 1), (2, 0, 0), (3, 0, 0)
+CASES: dict[str, tuple[list[Box], float]] = {
+    "crossing": ([cube(2), cube(2, at=CORNER)], 15),
+    "crossing, one reversed": ([cube(2), cube(2, "r", CORNER)], 15),
+    "crossing, both reversed": ([cube(2, "r"), cube(2, "r", CORNER)], 15),
+    "three crossing rods, the middle one reversed": ([rod(4, 1, 1), rod(1, 4, 1, how="r"), rod(1, 1, 4)], 10),
+    "nested": ([cube(2), cube(1)], 8),
+    "nested, both reversed": ([cube(2, "r"), cube(1, "r")], 8),
+    "cavity": ([cube(2), cube(1, "r")], 7),
+    "cavity, all reversed": ([cube(2, "r"), cube(1)], 7),
+    "body in a cavity": ([cube(3), cube(2, "r"), cube(1)], 20),
+    "reversed body in a cavity": ([cube(3), cube(2, "r"), cube(1, "r")], 20),
+    "cavity in a body in a cavity": ([cube(5), cube(4, "r"), cube(3), cube(2, "r")], 80),
+    "cavity beside a reversed body that crosses": ([cube(3), cube(2, "r"), cube(3, "r", CORNER)], 41.375),
+    "cavities that cross": ([cube(4), rod(2, 1, 1, how="r"), rod(1, 2, 1, how="r")], 61),
+    "cavities that cross, all reversed": ([cube(4, "r"), rod(2, 1, 1), rod(1, 2, 1)], 61),
+    "apart, one reversed": ([cube(2), cube(2, "r", APART)], 16),
+    "touching, a wall each": ([cube(2), cube(2, at=BESIDE)], 16),
+    "touching, walls cut differently, one reversed": ([cube(2), cube(2, "rf", BESIDE)], 16),
+    "touching at an edge, one reversed": ([cube(2), cube(2, "r", (2, 2, 0))], 16),
+    "both sides of its wall": ([cube(2), cube(2, "r")], 8),
+    "both sides of its wall, another beside": ([cube(2), cube(2, "r"), cube(2, at=APART)], 16),
+    "both sides of its wall, cut differently": ([cube(2), cube(2, "rf"), cube(2, at=APART)], 16),
+    "both sides of its wall, crossed by another": ([cube(2), cube(2, "r"), cube(2, at=CORNER)], 15),
 }
 
 
