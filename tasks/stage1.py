@@ -29,11 +29,10 @@ from model.sparse import SparseTensor
 from model.vae import SDFTarget
 from model.vqvae import VQVAE
 from tasks.data import (
-    IMPORTED_CODES,
     Codebooks,
     VectorBatch,
     draw_vectors,
-    load_codebooks,
+    imported_codes,
     read_vectors,
     save_codebooks,
 )
@@ -117,22 +116,6 @@ def start_levels(
         codebooks.append(codes)
         if level < len(sizes):
             left = left - codes[lloyd_pass(left, codes).indices]
-    return codebooks
-
-
-def imported_codes(sizes: Sequence[int]) -> Codebooks:
-    """Those of the tokenizer that import_vae read. Raises InputError where there are none, or of other sizes."""
-    if not IMPORTED_CODES.exists():
-        raise InputError(
-            "stage1.init is imported but import_vae.checkpoint holds no codes; name a tokenizer's folder there, or set "
-            "stage1.init: kmeans"
-        )
-    codebooks = load_codebooks(IMPORTED_CODES, remedy="run dvc repro -f import_vae")
-    if (found := [len(codes) for codes in codebooks]) != list(sizes):
-        raise InputError(
-            f"the tokenizer of import_vae.checkpoint has levels of {found} codes but codebook asks for {list(sizes)}; "
-            f"set codebook.num_levels: {len(found)} and codebook.num_codes: {found}"
-        )
     return codebooks
 
 

@@ -2,9 +2,9 @@
 
 from tasks.data.codebook import (
     CODEBOOK_FILE,
-    IMPORTED_CODES,
     VALIDATION_FILE,
     Codebooks,
+    imported_codes,
     load_codebooks,
     save_codebooks,
 )

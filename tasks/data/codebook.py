@@ -29,3 +29,19 @@ def load_codebooks(file: Path = CODEBOOK_FILE, *, remedy: str = REMEDY) -> Codeb
     if not tensors or tensors.keys() != {f"level{i}" for i in range(1, len(tensors) + 1)}:
         raise InputError(f"{file} holds {', '.join(tensors) or 'nothing'}; expected level1, level2 ...; {remedy}")
     return [tensors[f"level{i}"] for i in range(1, len(tensors) + 1)]
+
+
+def imported_codes(sizes: Sequence[int]) -> Codebooks:
+    """Those of the tokenizer that import_vae read. Raises InputError where there are none, or of other sizes."""
+    if not IMPORTED_CODES.exists():
+        raise InputError(
+            "stage1.init is imported but import_vae.checkpoint holds no codes; name a tokenizer's folder there, or set "
+            "stage1.init: kmeans"
+        )
+    codebooks = load_codebooks(IMPORTED_CODES, remedy="run dvc repro -f import_vae")
+    if (found := [len(codes) for codes in codebooks]) != list(sizes):
+        raise InputError(
+            f"the tokenizer of import_vae.checkpoint has levels of {found} codes but codebook asks for {list(sizes)}; "
+            f"set codebook.num_levels: {len(found)} and codebook.num_codes: {found}"
+        )
+    return codebooks
