@@ -112,7 +112,7 @@ def test_the_shell_lines_work_as_written(project: Path):
 
 
 def test_the_numbers_of_the_text_are_those_of_the_settings():
-    vocabularies = re.search(r"(\d+) integers here, (\d+) at the published size", SECTION)
+    vocabularies = re.search(r"(\d+) integers\s+here, (\d+) at the published size", SECTION)
     assert vocabularies is not None
     shipped = ShapeTokenizer.from_pretrained().vocabulary.size
     assert [int(number) for number in vocabularies.groups()] == [shipped, published_vocabulary()]

@@ -33,6 +33,7 @@ from tasks.shards import open_shards
 from tasks.shards.shards import INDEX, SURFACES, shape_row, write_index, write_shards, write_surfaces
 from tests.dvc_project import ROOT
 from tests.faults import full, left_over, small_disk
+from tests.tasks.conftest import one_thread
 
 ROWS = ("reference", "floor", "vae", "stage1", "stage2")
 RESOLUTION = 32
@@ -101,7 +102,7 @@ SETTINGS = Settings.model_construct(evaluate=PARAMS)
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     root = tmp_path_factory.mktemp("project")
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, one_thread():  # the last bits of sums depend on the number of threads
         patch.chdir(root)
         write_shapes()
         write_networks()
