@@ -1,6 +1,6 @@
 """Can the tokens be learnt? Bits a shape of a small GPT on held-out shapes, beside codes that only count.
 
-    .venv/bin/python -m benchmarks.language_model                            (after make repro; minutes on one CPU core)
+    .venv/bin/python -m benchmarks.language_model                            (after make repro, on a CPU)
     .venv/bin/python -m benchmarks.language_model --dim 512 --layers 8 --steps 20000 --warmup 500 --batch-tokens 65536
         --context 4096 --symmetries 48                                                                   (on one GPU)
 
@@ -78,7 +78,6 @@ def main() -> None:
     vocabulary = tokenizer.vocabulary
     counts = {"train": options.symmetries, "val": 1, "test": 1}
     splits = {split: list(read_split(tokenizer, options.shards, split, count)) for split, count in counts.items()}
-    lengths = [len(shape.sequence) for shape in splits["test"]]
     torch.manual_seed(options.seed)
     network = GPT(vocabulary.size, options).to(device)
     result: dict[str, Any] = conditions(device) | {
@@ -88,8 +87,8 @@ def main() -> None:
         "training_shapes": len(splits["train"]) // options.symmetries,
         "training_sequences": len(splits["train"]),
         "training_tokens": sum(len(shape.sequence) for shape in splits["train"]),
-        "test_shapes": len(lengths),
-        "test_tokens_a_shape": round(float(np.mean(lengths)), 1),
+        "test_shapes": len(splits["test"]),
+        "test_tokens_a_shape": round(float(np.mean([len(shape.sequence) for shape in splits["test"]])), 1),
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
         "training": train(network, splits["train"], splits["val"], vocabulary, options),
     }
@@ -106,10 +105,9 @@ def main() -> None:
         if name != "language_model"
     }
     write_json(options.json, result)
-    print(json.dumps(result, indent=2), flush=True)
     result["samples"] = judge_samples(network, tokenizer, splits, options)
     write_json(options.json, result)
-    print(json.dumps(result["samples"], indent=2))
+    print(json.dumps(result, indent=2))
 
 
 def as_figures(summary: Any) -> dict[str, float]:
@@ -331,12 +329,11 @@ def judge_samples(
         return lambda _: torch.zeros(batch, vocabulary.size, device=device)
 
     known = [s.codes for s in splits["train"]]
-    test = [tokenizer.from_sequence(s.sequence) for s in splits["test"]]
     return {
         "longest": longest,
         "language_model": judge(draw(network.continuation, tokenizer, longest, options), known, tokenizer),
         "masked_random_tokens": judge(draw(flat, tokenizer, longest, options), known, tokenizer),
-        "test_shapes": judge(test, known, tokenizer),
+        "test_shapes": judge([s.codes for s in splits["test"]], known, tokenizer),
     }
 
 
@@ -359,8 +356,8 @@ def draw(
             drawn = torch.multinomial(scores.softmax(1), 1, generator=generator)
             tokens = torch.cat([tokens, drawn], 1)
         for row in tokens.tolist():
-            ended = vocabulary.end in row
-            shapes.append(tokenizer.from_sequence(row[: row.index(vocabulary.end) + 1]) if ended else None)
+            end = row.index(vocabulary.end) + 1 if vocabulary.end in row else 0
+            shapes.append(tokenizer.from_sequence(row[:end]) if end else None)
     return shapes
 
 

@@ -1,4 +1,4 @@
-"""What breaks, and what grows how, from ten thousand shapes to a million?
+"""What breaks, and what grows how, from thousands of shapes to a million?
 
     .venv/bin/python -m benchmarks.scale FOLDER [--shapes 4000 20000] [--index-only 1000000] [--json FILE]
 
@@ -39,7 +39,7 @@ from model.sdf import SparseSDF
 from tasks.data import ShapeLatents, dataset, latents_file, read_vectors, write_latents
 from tasks.encode import VIEWS_PER_FILE
 from tasks.run import PARAMS_FILE, SDF, VOXELIZE_SCRATCH, ShapeTraining, load_settings
-from tasks.shards import INDEX, Place, open_shards, read_packed, shape_row, write_index, write_shards
+from tasks.shards import INDEX, Place, open_shards, shape_row, write_index, write_shards
 from tasks.voxelization import Outcome, forget_all_but, split_of, splits_brought
 
 SHAPES_PER_SHARD = 64
@@ -48,7 +48,6 @@ NUM_BRICKS, NUM_VOXELS = 4, 1024
 NUM_LATENTS, LATENT_CHANNELS = 16, 64
 SHAPES_A_BATCH, NUM_BATCHES = 64, 10
 CHANGED_SHARE = 0.01
-SHAPES_PER_SHARD_TRIED = (16, 64, 256, 1024)
 NUM_REWRITTEN = 3000  # shapes, four times over
 MB = 1e6
 Row = dict[str, Any]
@@ -328,21 +327,6 @@ def tetrahedron(number: int) -> str:
     return f"# {number}\nv 0 0 0\nv 1 0 0\nv 0 1 0\nv 0 0 {1 + number / 1e6}\nf 1 3 2\nf 1 2 4\nf 1 4 3\nf 2 3 4\n"
 
 
-def reading_shards(folder: Path) -> Row:
-    """Milliseconds of CPU to read a shape from shards of several lengths."""
-    row: Row = {}
-    for length in SHAPES_PER_SHARD_TRIED:
-        directory, names = folder / str(length), names_of(length)
-        places = write_shards(directory, rows_of(names), shapes_per_shard=10**9)
-        write_index(directory / INDEX, index_of(names, places), resolution=RESOLUTION, truncation_voxels=2.0)
-        shards = open_shards(directory)
-        started = cpu_seconds()
-        for name in islice(names * 16, 64):
-            read_packed(shards.locate(name))
-        row[str(length)] = (cpu_seconds() - started) / 64 * 1e3
-    return row
-
-
 def real_shards(directory: Path) -> Row:
     shards = open_shards(directory)
     num_bytes = sum(file.stat().st_size for file in directory.glob("shard_*"))
@@ -397,7 +381,6 @@ def main() -> None:
     result["changes"] = alone(changes, root / "changes", NUM_REWRITTEN)
     if options.shards:
         result["real_shards"] = alone(real_shards, options.shards)
-    result["read_ms_by_shapes_per_shard"] = alone(reading_shards, root / "lengths")
     few, many = options.shapes
     small, large = (result["sizes"][str(num)] for num in options.shapes)
     line = per_shape(small, large, options.index_only, (few, many))

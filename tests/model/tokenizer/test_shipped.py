@@ -44,7 +44,7 @@ def test_a_shape_gets_the_tokens_that_it_had(tokenizer: ShapeTokenizer, name: st
 
 @pytest.mark.parametrize("name", list(shapes()))
 def test_a_shape_comes_back(tokenizer: ShapeTokenizer, name: str):
-    """Within a voxel, on average a third of one."""
+    """Within a voxel, on average."""
     mesh = shapes()[name]
     surface = normalised_surface(mesh.vertices, mesh.faces)
     tokens = tokenizer.encode(mesh)
