@@ -4,6 +4,7 @@ import errno
 import os
 import signal
 import unicodedata
+from collections.abc import Sequence
 from pathlib import Path
 from shutil import disk_usage
 
@@ -27,6 +28,12 @@ def printable(text: Path | str) -> str:
     """As one line that every terminal, table and log takes: line breaks, control codes and bytes that are no text
     stand as their escapes, as in `\\n`, `\\x1b` and `\\udcff`."""
     return "".join(letter if _is_harmless(letter) else letter.encode("unicode_escape").decode() for letter in str(text))
+
+
+def some_of(names: Sequence[str], most: int = 10, *, separator: str = ", ") -> str:
+    """The first of them, and how many more there are: a message about a batch of hundreds stays one sentence."""
+    more = [f"and {len(names) - most} more"] if len(names) > most else []
+    return separator.join([*names[:most], *more])
 
 
 def _is_harmless(letter: str) -> bool:

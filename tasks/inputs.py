@@ -12,7 +12,7 @@ import os
 import sys
 from pathlib import Path
 
-from model.errors import InputError, printable
+from model.errors import InputError, printable, some_of
 from model.files import write_whole
 from model.meshes import irregular_files
 from tasks.run import ParameterError, load_settings
@@ -20,7 +20,6 @@ from tasks.run import ParameterError, load_settings
 DVC_LOCKS = Path(".dvc/tmp/rwlock")  # which process reads and writes what; of interest while it lives only
 DVC_SETTINGS = Path(".dvc/config.local")  # of this checkout alone
 BEHIND_LINK = "DVC does not see what changes behind a link to a folder; link its files one by one, or copy it"
-_SHOWN = 10
 
 
 def prepare_dvc() -> None:
@@ -78,10 +77,8 @@ def check_inputs() -> None:
     found = [f"{printable(path)}: {reason}" for path, reason in irregular_files(folder).items()]
     found += [f"{printable(link)}: {BEHIND_LINK}" for link in sorted(links)]
     if found:
-        more = f"; and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
-        raise InputError(
-            f"DVC can't read {len(found)} of what is in {folder} (voxelize.meshes): {'; '.join(found[:_SHOWN])}{more}"
-        )
+        shown = some_of(found, separator="; ")
+        raise InputError(f"DVC can't read {len(found)} of what is in {folder} (voxelize.meshes): {shown}")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from model.distributed import all_reduce_mean, average_gradients, num_ranks, on_any_rank, rank
-from model.errors import InputError
+from model.errors import InputError, some_of
 from model.files import write_whole
 from model.progress import Progress
 from tasks.run import TIMINGS, Tracking, Training
@@ -144,7 +144,7 @@ def train(
                 scaler.step(optimizer)  # the first makes the optimizer's state
             except torch.OutOfMemoryError as error:
                 raise InputError(
-                    f"step {step + 1} does not fit into the GPU's memory: {batch.size}, of {', '.join(batch.names)}; "
+                    f"step {step + 1} does not fit into the GPU's memory: {batch.size}, of {some_of(batch.names)}; "
                     f"lower {batch.limits} of {description} in params.yaml"
                 ) from error
             scaler.update()
@@ -218,7 +218,7 @@ class _Window:
         columns = [torch.stack([of[key].float() for key in ("loss", "grad_norm")]) for _, _, of in steps]
         values = torch.stack(columns).tolist() if columns else []
         for (step, names, _), (loss, grad_norm) in zip(steps, values, strict=True):
-            where = f"at step {step}, on {', '.join(names)}"
+            where = f"at step {step}, on {some_of(names)}"
             remedy = f"lower {self._stage}.lr, or look at these samples; the last saved state is from before"
             if not math.isfinite(loss):
                 raise DivergenceError(f"the loss became {loss} {where}; {remedy}")

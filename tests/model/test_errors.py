@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from model.errors import InputError, is_of_environment, printable, reason_of, told_of_environment
+from model.errors import InputError, is_of_environment, printable, reason_of, some_of, told_of_environment
 from tests.dvc_project import ROOT
 
 
@@ -32,6 +32,12 @@ def test_a_name_is_one_line_of_what_can_be_seen(name: str, shown: str):
     assert printable(name) == shown
     assert len(printable(name).splitlines()) == 1
     assert printable(name).encode().decode() == shown
+
+
+def test_of_many_names_the_first_are_told_and_how_many_more_there_are():
+    names = [f"s{number}" for number in range(12)]
+    assert some_of(names) == "s0, s1, s2, s3, s4, s5, s6, s7, s8, s9, and 2 more"
+    assert some_of(names[:10], separator="; ") == "s0; s1; s2; s3; s4; s5; s6; s7; s8; s9"
 
 
 @pytest.mark.parametrize("handler", [signal.SIG_DFL, signal.SIG_IGN])
