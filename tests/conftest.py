@@ -24,6 +24,12 @@ def dvc_by_itself(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def one_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each process that voxelizes takes two seconds to start: one where their number does not matter."""
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0})
+
+
 @pytest.fixture(scope="session")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The library's, built from this checkout."""

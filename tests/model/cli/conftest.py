@@ -27,12 +27,6 @@ def here(tmp_path: Path, tokenizer_folder: Path, monkeypatch: pytest.MonkeyPatch
     return tmp_path
 
 
-@pytest.fixture
-def one_worker(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each process that voxelizes takes two seconds to start: one where their number does not matter."""
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0})
-
-
 def run(*arguments: str) -> int:
     """The exit code."""
     with pytest.raises(SystemExit) as end:
