@@ -30,7 +30,7 @@ from tasks.shards.shards import INDEX, SURFACES, shape_row, write_index, write_s
 from tests.dvc_project import ROOT
 from tests.faults import full, left_over, small_disk
 from tests.processes import in_two_processes
-from tests.tasks.conftest import one_thread
+from tests.shapes import one_thread
 
 ROWS = ("reference", "floor", "vae", "stage1", "stage2")
 RESOLUTION = 32
