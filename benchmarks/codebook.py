@@ -1,18 +1,24 @@
-"""Which way to train a codebook is best on held-out shapes, on the same cached latents, and what does each cost?
+"""Which way to train a codebook is best on held-out shapes, and how near does the original recipe come to it?
 
-    .venv/bin/python -m benchmarks.codebook [--json FILE]                          (after make repro)
-    ... --size 8192 --batch 65536 --all-vectors                                    (the published size; on a GPU)
-    ... --only recipe stage1                                                       (rows that join those of the JSON)
-    PYTHONPATH=peers .venv/bin/python -m benchmarks.codebook --peers               (vector-quantize-pytorch too)
+    .venv/bin/python -m benchmarks.codebook ways [--json FILE]                          (after make repro)
+    .venv/bin/python -m benchmarks.codebook recipe [--rates 0.005 0.05] [--json FILE]   (after make repro)
+    ... --size 8192 --all-vectors                             (the published size, on a GPU; ways with --batch 65536)
+    ... ways --only "k-means (ours)"                          (a row that joins those of the JSON)
+    PYTHONPATH=peers .venv/bin/python -m benchmarks.codebook ways --peers               (vector-quantize-pytorch too)
 
 The folder peers is made by .venv/bin/pip install --no-deps --target peers vector-quantize-pytorch==1.32.0 einops einx
 loguru torch-einops-utils frozendict.
-On a CPU each row is a process of its own, so that its peak memory is its own; on a GPU one process reads the latents
-once. A row with a learning rate is run with each of --rates, and the best on held-out shapes is its row. `recipe` is
-the time of a step through the frozen network, as the original recipe trains (codebook_recipe says how far that gets);
-on a CPU `stage1` is all of python -m tasks.stage1 on 200 000 vectors.
-The JSON is written after each row, and the table is printed at the end. A row that fails is recorded with its error,
-the others go on, and the exit code is 1; a row that would start after --budget seconds is named under "skipped".
+
+ways: on the same cached latents, quality and cost of each. Each row is a process of its own, so that its peak memory is
+its own. A row with a learning rate is run with each of --rates, and the best on held-out shapes is its row. The JSON is
+written after each row, and the table is printed at the end. A row that fails is recorded, the others go on, and the
+exit code is 1; a row that would start after --budget seconds is named under "skipped".
+
+recipe: it starts from uniform(+-1/K) and takes one shape a step: encoder, quantizer, decoder, loss, backward, AdamW.
+With the network frozen, only the vq term has a gradient for the codes, so that its steps are taken here on cached
+latents, as many of a step as a shape has; what a step through the network takes is measured. Ours is k-means on
+latents, all views encoded once by what the encode stage calls, both timed here. For each of --rates: the held-out error
+after 1 to --times times our seconds, and when ours was reached, if it was.
 """
 
 import argparse
@@ -22,35 +28,37 @@ import subprocess
 import sys
 import tempfile
 import time
-import traceback
 from contextlib import chdir
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import pandas as pd
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks import (
     AS_DVC_RUNS_IT,
+    add_json,
     add_peers,
     check_peers,
     command_line,
     conditions,
-    seconds_of_stage,
+    timed,
     wait,
     watch_memory,
     write_json,
 )
-from benchmarks.codebook_recipe import load_latents, measure_recipe, of_size
+from model.checkpoint import load_vae
 from model.quantizer import ResidualQuantizer, TrainedCodebook, codebook_statistics, lloyd_pass, normalised_error
-from model.tables import read_rows, write_rows
+from model.vae import SDFTarget, reconstruction_loss
+from model.vqvae import VQVAE
 from tasks import stage1
-from tasks.data import draw_vectors, latents_file, latents_files
-from tasks.run import LATENTS, METRICS, PARAMS_FILE, SDF, VAE, Settings, load_settings
+from tasks.data import choose_views, draw_vectors, encode_views, load_targets, read_vectors, training_batches
+from tasks.run import LATENTS, PARAMS_FILE, SDF, VAE, Settings, load_settings
+from tasks.shards import open_shards
 from tasks.training import History, ResumePoint, train
 
-STAGE1_VECTORS = 200_000
 STAGE1_ROWS: dict[str, dict[str, object]] = {
     "k-means (ours)": {"init": "kmeans", "steps": 0},
     "k-means (ours) + steps, EMA": {"init": "kmeans", "update": "ema"},
@@ -59,9 +67,30 @@ STAGE1_ROWS: dict[str, dict[str, object]] = {
     "randn + EMA": {"init": "randn", "update": "ema", "revive_below": 0.0},
     "uniform(+-1/K) + Adam": {"init": "uniform", "update": "gradient", "revive_below": 0.0},
 }
-OURS = tuple(STAGE1_ROWS)[:3]
 PEER_ROWS = ("vector-quantize-pytorch: EMA, its k-means init", "vector-quantize-pytorch: SimVQ")
 RATED = ("uniform(+-1/K) + Adam", "vector-quantize-pytorch: SimVQ")
+
+
+def settings_of(options: argparse.Namespace) -> Settings:
+    """Of this checkout, with a single level of so many codes."""
+    settings = load_settings(PARAMS_FILE)
+    section = settings.codebook.model_copy(update={"num_levels": 1, "num_codes": options.size})
+    return settings.model_copy(update={"codebook": section})
+
+
+def with_batch(settings: Settings, batch_size: int) -> Settings:
+    return settings.model_copy(update={"stage1": settings.stage1.model_copy(update={"batch_size": batch_size})})
+
+
+def load_latents(options: argparse.Namespace, settings: Settings) -> tuple[Tensor, Tensor]:
+    """The distinct training vectors and those of held-out shapes."""
+    cap = None if options.all_vectors else settings.stage1.max_vectors_per_view
+    cached = read_vectors(LATENTS, "train", max_per_view=cap, seed=settings.stage1.seed)
+    heldout = read_vectors(LATENTS, "val", max_per_view=None, seed=0)
+    return cached.to(options.device).unique(dim=0), heldout.to(options.device)
+
+
+# --- ways to train ---------------------------------------------------------------------------------------------------
 
 
 def of_stage1(vectors: Tensor, settings: Settings, rate: float | None, changes: dict[str, object]) -> Tensor:
@@ -129,8 +158,9 @@ def of_peer_simvq(vectors: Tensor, settings: Settings, rate: float) -> Tensor:
     return peer.codebook.detach()
 
 
-def measure_row(name: str, rate: float | None, settings: Settings, device: torch.device, cap: int | None) -> dict:
-    vectors, heldout = load_latents(device, cap, settings.stage1.seed)
+def measure_row(options: argparse.Namespace, name: str, rate: float | None) -> dict:
+    device, settings = torch.device(options.device), with_batch(settings_of(options), options.batch)
+    vectors, heldout = load_latents(options, settings)
     torch.manual_seed(settings.stage1.seed)
     peak = watch_memory(device)
     started = time.perf_counter()
@@ -160,145 +190,209 @@ def measure_row(name: str, rate: float | None, settings: Settings, device: torch
     }
 
 
-def measure_stage1() -> dict:
-    """Wall time of the stage with its decoded validation shapes, on the latents of both splits, cut to 200 000."""
-    remedy = "run dvc repro encode"
-    files = {split: latents_files(LATENTS, split) for split in ("train", "val")}
-    rows = {split: [row for file in of for row in read_rows(file, remedy=remedy)] for split, of in files.items()}
-    whole, val = [*rows["train"], *rows["val"]], rows["val"]
-    lengths = np.array([len(row["mean"][0]) // row["latent_channels"][0].as_py() for row in whole])
-    whole = whole[: int((lengths.cumsum() <= STAGE1_VECTORS).sum()) + 1]
-    with tempfile.TemporaryDirectory() as folder:
-        for path in (VAE, SDF):
-            (Path(folder) / path).parent.mkdir(parents=True, exist_ok=True)
-            (Path(folder) / path).symlink_to(path.resolve())
-        (Path(folder) / LATENTS).mkdir()
-        write_rows(Path(folder) / latents_file(LATENTS, "train"), whole)
-        write_rows(Path(folder) / latents_file(LATENTS, "val"), val)
-        (Path(folder) / PARAMS_FILE).write_bytes(PARAMS_FILE.read_bytes())
-        seconds = seconds_of_stage("stage1", Path(folder))
-        figures = json.loads((Path(folder) / METRICS / "stage1.json").read_text())
-    return {
-        "row": "stage1",
-        "num_vectors": int(lengths[: len(whole)].sum()),
-        "num_distinct": figures["num_vectors"],
-        "wall_seconds": seconds,
-    }
-
-
-def run_row(arguments: argparse.Namespace, name: str, rate: float | None) -> dict:
-    """One row, or its error: here on a GPU, in a process of its own on a CPU."""
-    if arguments.device == "cuda":
-        torch.cuda.empty_cache()
-        return one_row(arguments, name, rate)
-    command = [sys.executable, "-m", "benchmarks.codebook", "--row", name, "--device", arguments.device]
-    command += ["--size", str(arguments.size), "--batch", str(arguments.batch)]
+def run_row(options: argparse.Namespace, name: str, rate: float | None) -> dict:
+    command = [sys.executable, "-m", "benchmarks.codebook", "ways", "--row", name, "--device", options.device]
+    command += ["--size", str(options.size), "--batch", str(options.batch)]
     command += ["--rate", str(rate)] if rate else []
-    command += ["--all-vectors"] if arguments.all_vectors else []
-    environment = os.environ | AS_DVC_RUNS_IT
-    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=False, cwd=Path.cwd())
+    command += ["--all-vectors"] if options.all_vectors else []
+    done = subprocess.run(command, env=os.environ | AS_DVC_RUNS_IT, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
         return {"row": name, "lr": rate, "error": f"the row's process ended with {done.returncode}"}
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def main() -> None:
-    parser = command_line(__doc__, "codebook.json")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    add_peers(parser)
-    parser.add_argument("--size", type=int, default=1024, help="codes (%(default)s)")
-    parser.add_argument("--batch", type=int, default=8192, help="vectors a step (%(default)s)")
-    parser.add_argument("--all-vectors", action="store_true", help="no cap per shape")
-    parser.add_argument("--rates", type=float, nargs="+", default=[0.0005, 0.005, 0.05], help="learning rates")
-    parser.add_argument("--only", nargs="*", default=[], choices=[*STAGE1_ROWS, *PEER_ROWS, "recipe", "stage1"])
-    parser.add_argument("--budget", type=float, default=float("inf"), metavar="SECONDS", help="start no row after it")
-    parser.add_argument("--row", help=argparse.SUPPRESS)
-    parser.add_argument("--rate", type=float, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    check_peers(parser, arguments)
-    started = time.perf_counter()
-    if arguments.row:
-        print(json.dumps(one_row(arguments, arguments.row, arguments.rate)))
+def best_run(runs: list[dict]) -> dict:
+    """The run with the lowest held-out error, with the rates of those that failed."""
+    failed = [run["lr"] for run in runs if "error" in run]
+    best = min(runs, key=lambda run: run.get("heldout_error", float("inf")))
+    return best | ({"failed_rates": failed} if failed else {})
+
+
+def measure_ways(options: argparse.Namespace) -> None:
+    if options.row:
+        print(json.dumps(measure_row(options, options.row, options.rate)))
         return
-    peer_rows = PEER_ROWS if arguments.peers else ()
-    names = [*OURS, "recipe", *[name for name in STAGE1_ROWS if name not in OURS], *peer_rows]
-    names += ["stage1"] if arguments.device == "cpu" else []
+    started = time.perf_counter()
+    result = conditions(torch.device(options.device)) | {
+        "size": options.size,
+        "batch": options.batch,
+        "rates": options.rates,
+    }
     rows: dict[str, dict] = {}
-    if arguments.only and arguments.json.exists():
-        rows = {row["row"]: row for row in json.loads(arguments.json.read_text())["rows"]}
+    if options.only and options.json.exists():
+        rows = {row["row"]: row for row in json.loads(options.json.read_text())["rows"]}
     skipped: list[str] = []
-    for name in arguments.only or names:
-        if time.perf_counter() - started > arguments.budget:
+    for name in options.only or [*STAGE1_ROWS, *(PEER_ROWS if options.peers else ())]:
+        if time.perf_counter() - started > options.budget:
             skipped.append(name)
         else:
-            runs = [run_row(arguments, name, rate) for rate in (arguments.rates if name in RATED else [None])]
-            rows[name] = best_run(runs)
+            rates = options.rates if name in RATED else [None]
+            rows[name] = best_run([run_row(options, name, rate) for rate in rates])
             print(rows[name], flush=True)
-        write(arguments, list(rows.values()), skipped)
-    print_table(list(rows.values()), skipped)
+        result |= {"rows": list(rows.values())} | ({"skipped": skipped} if skipped else {})
+        write_json(options.json, result)
+    columns = ["row", "usage", "perplexity_ratio", "heldout_error", "train_error", "seconds", "extra_memory_mb"]
+    print(pd.DataFrame(list(rows.values())).reindex(columns=columns).to_string(index=False))
+    if skipped:
+        print(f"skipped, as the budget was spent: {', '.join(skipped)}")
     if any("error" in row or "failed_rates" in row for row in rows.values()):
         sys.exit(1)
 
 
-def best_run(runs: list[dict]) -> dict:
-    """The run with the lowest held-out error, with the errors of those that failed."""
-    errors = [f"lr {run['lr']}: {run['error']}" for run in runs if "error" in run]
-    if len(errors) == len(runs):
-        return runs[0]
-    best = min((run for run in runs if "error" not in run), key=lambda run: run.get("heldout_error", 0.0))
-    return best | ({"failed_rates": errors} if errors else {})
+# --- the original recipe ---------------------------------------------------------------------------------------------
 
 
-def one_row(arguments: argparse.Namespace, name: str, rate: float | None) -> dict:
-    """The row's figures, or its error, so that the others go on."""
-    try:
-        return figures_of_row(arguments, name, rate)
-    except Exception as error:  # noqa: BLE001  # whatever ends one row, the others are worth having
-        traceback.print_exc()
-        return {"row": name, "lr": rate, "error": f"{type(error).__name__}: {error}".splitlines()[0]}
+def measure_network(settings: Settings, device: torch.device) -> dict:
+    """A step of stage 1 as the recipe has it: encoder, quantizer and decoder, the codes alone trained.
 
+    Some steps are timed, and the time of settings.stage1.steps follows. On one shape, and on a batch of stage 2's: its
+    time for each latent vector says what a step on as many vectors as ours would take.
+    """
+    vae = load_vae(VAE, device=device).requires_grad_(False)
+    (size,) = settings.codebook.per_level
+    quantizer = ResidualQuantizer([size], vae.config.latent_channels).to(device)
+    nn.init.uniform_(quantizer.codebooks[0], -1 / size, 1 / size)
+    network = VQVAE(vae, quantizer)
+    shards = open_shards(SDF)
+    names = shards.names("train")
+    targets = list(load_targets(shards, names[:: max(1, len(names) // 16)][:16], device=device))
+    batches = [batch.target for batch in islice(training_batches(shards, settings.stage2, device)(0), 2)]
+    optimizer = torch.optim.AdamW(quantizer.parameters())
 
-def figures_of_row(arguments: argparse.Namespace, name: str, rate: float | None) -> dict:
-    device = torch.device(arguments.device)
-    settings = of_size(load_settings(PARAMS_FILE), arguments.size)
-    stage1_params = settings.stage1.model_copy(update={"batch_size": arguments.batch})
-    settings = settings.model_copy(update={"stage1": stage1_params})
-    if name == "recipe":
-        return measure_recipe(settings, device)
-    if name == "stage1":
-        return measure_stage1()
-    cap = None if arguments.all_vectors else settings.stage1.max_vectors_per_view
-    return measure_row(name, rate, settings, device, cap)
+    def steps(targets: list[SDFTarget]) -> int:
+        num_latents = 0
+        for target in targets:
+            with torch.autocast(device.type, torch.float16, enabled=device.type == "cuda"):
+                output = network(target.band, target.plan)
+                fit = reconstruction_loss(output.decoded, target, kind="l1+l2")
+                loss = fit.recon + output.quantized.vq_loss + output.quantized.commitment_loss
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            num_latents += len(output.quantized.indices)
+        return num_latents
 
+    def encode() -> None:
+        with torch.no_grad():
+            for target in targets:
+                vae.encode(target.band)
 
-def write(arguments: argparse.Namespace, rows: list[dict], skipped: list[str]) -> None:
-    result = conditions(torch.device(arguments.device)) | {
-        "size": arguments.size,
-        "batch": arguments.batch,
-        "rates": arguments.rates,
-        "rows": rows,
+    per_step = timed(lambda: steps(targets), device, 3) / len(targets)
+    per_batch = timed(lambda: steps(batches), device, 3) / len(batches)
+    latents_of_batch = steps(batches) / len(batches)
+    views = len(names) * settings.encode.train_symmetries
+    return {
+        "row": "recipe",
+        "timed_steps_one_shape": len(targets),
+        "timed_steps_batch": len(batches),
+        "ms_per_step_one_shape": per_step,
+        "latents_of_one_shape": steps(targets) / len(targets),
+        "seconds_for_the_steps": per_step * settings.stage1.steps / 1000,
+        "ms_per_step_batch": per_batch,
+        "latents_of_batch": latents_of_batch,
+        "seconds_for_the_steps_on_our_batch": (
+            per_batch * settings.stage1.batch_size / latents_of_batch * settings.stage1.steps / 1000
+        ),
+        "ms_to_encode_one_shape": timed(encode, device, 3) / len(targets),
+        "num_views_encoded_once": views,
     }
-    if skipped:
-        result["skipped"] = skipped
-    write_json(arguments.json, result)
 
 
-def print_table(rows: list[dict], skipped: list[str]) -> None:
-    trained = [row for row in rows if "heldout_error" in row]
-    print("row | usage | perplexity / K | held-out error | train error | seconds | extra MB")
-    for row in trained:
-        print(
-            f"{row['row']} | {row['usage']:.3f} | {row['perplexity_ratio']:.3f} | {row['heldout_error']:.4f} | "
-            f"{row['train_error']:.4f} | {row['seconds']:.1f} | {row['extra_memory_mb']:.0f}"
-        )
-    if trained:
-        best = min(trained, key=lambda row: row["heldout_error"])
-        print(f"lowest held-out error: {best['row']}, {best['heldout_error']:.5f}")
-    for row in rows:
-        if "error" in row:
-            print(f"failed: {row['row']}: {row['error']}")
-    if skipped:
-        print(f"skipped, as the budget was spent: {', '.join(skipped)}")
+def ours(vectors: Tensor, heldout: Tensor, settings: Settings) -> dict:
+    """From the files on: all training views encoded as the encode stage does, then k-means."""
+    shards = open_shards(SDF)
+    vae = load_vae(VAE, device=vectors.device)
+    views = choose_views(shards.names("train"), settings.encode.train_symmetries)
+    started = time.perf_counter()
+    for _ in encode_views(vae, shards, views):
+        pass
+    encoded = time.perf_counter()
+    codes = stage1.start_codes(vectors, settings.codebook.per_level[0], settings.stage1).to(vectors.device)
+    wait(vectors.device)
+    return {
+        "seconds_of_encoding": encoded - started,
+        "seconds_of_kmeans": time.perf_counter() - encoded,
+        "heldout_error": normalised_error(heldout, ResidualQuantizer.of([codes]), reference=heldout),
+    }
+
+
+def recipe(
+    vectors: Tensor, heldout: Tensor, settings: Settings, *, rate: float, checks: list[int], target: float
+) -> list[dict]:
+    """The held-out error after each number of steps of `checks`, until it is below the target."""
+    params = settings.stage1.model_copy(update={"init": "uniform"})
+    start = stage1.start_codes(vectors, settings.codebook.per_level[0], params).to(vectors.device)
+    quantizer = ResidualQuantizer.of([start])
+    optimizer = torch.optim.AdamW(quantizer.parameters(), lr=rate, weight_decay=params.weight_decay, fused=True)
+    found = []
+    for step, batch in enumerate(draw_vectors(vectors, params, 0), 1):
+        loss = quantizer(batch.vectors).vq_loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if step in checks:
+            codes = quantizer.codebooks[0].detach()
+            error = normalised_error(heldout, ResidualQuantizer.of([codes]), reference=heldout)
+            usage = codebook_statistics(lloyd_pass(heldout, codes).counts).usage
+            found.append({"steps": step, "heldout_error": error, "usage": usage})
+            print(f"lr {rate}: {found[-1]}", flush=True)
+            if error <= target or step == checks[-1]:
+                break
+    return found
+
+
+def measure_recipe(options: argparse.Namespace) -> None:
+    device = torch.device(options.device)
+    settings = settings_of(options)
+    vectors, heldout = load_latents(options, settings)
+
+    network, found = measure_network(settings, device), ours(vectors, heldout, settings)
+    seconds = found["seconds_of_kmeans"] + found["seconds_of_encoding"]
+    per_step = network["ms_per_step_one_shape"] / 1000
+    checks = [
+        int(times * seconds / per_step) for times in sorted({1, 2, 5, 10, 20, options.times}) if times <= options.times
+    ]
+    batch = round(network["latents_of_one_shape"])
+    settings = with_batch(settings, batch)
+    runs = {
+        str(rate): recipe(vectors, heldout, settings, rate=rate, checks=checks, target=found["heldout_error"])
+        for rate in options.rates
+    }
+    for run in runs.values():
+        for row in run:
+            row["times_our_seconds"] = row["steps"] * per_step / seconds
+    result = conditions(device) | {
+        "rates": options.rates,
+        "size": options.size,
+        "latents_a_step": batch,
+        "ours": found,
+        "network": network,
+        "recipe_by_lr": runs,
+    }
+    write_json(options.json, result)
+
+
+def main() -> None:
+    parser = command_line(__doc__)
+    questions = parser.add_subparsers(required=True)
+    ways, recipe = questions.add_parser("ways"), questions.add_parser("recipe")
+    for question, measure, name in ((ways, measure_ways, "codebook"), (recipe, measure_recipe, "codebook_recipe")):
+        question.set_defaults(measure=measure, peers=False)
+        add_json(question, f"{name}.json")
+        question.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+        question.add_argument("--size", type=int, default=1024, help="codes (%(default)s)")
+        question.add_argument("--all-vectors", action="store_true", help="no cap per shape")
+        question.add_argument("--rates", type=float, nargs="+", default=[0.0005, 0.005, 0.05], help="learning rates")
+    add_peers(ways)
+    ways.add_argument("--batch", type=int, default=8192, help="vectors a step (%(default)s)")
+    ways.add_argument("--only", nargs="*", default=[], choices=[*STAGE1_ROWS, *PEER_ROWS])
+    ways.add_argument("--budget", type=float, default=float("inf"), metavar="SECONDS", help="start no row after it")
+    ways.add_argument("--row", help=argparse.SUPPRESS)
+    ways.add_argument("--rate", type=float, help=argparse.SUPPRESS)
+    recipe.add_argument("--times", type=int, default=50, help="how many times our seconds to go on (%(default)s)")
+    options = parser.parse_args()
+    check_peers(parser, options)
+    options.measure(options)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
-"""How long do the stages voxelize and evaluate take on many shapes?
+"""How long do the stages voxelize, stage1 and evaluate take on many shapes?
 
     .venv/bin/python -m benchmarks.stages evaluate [--json FILE]                              (after make repro)
+    .venv/bin/python -m benchmarks.stages stage1 [--json FILE]                                (after make repro)
     .venv/bin/python -m benchmarks.stages voxelize FOLDER [--resolution 128] [--json FILE]
 
 Each is the stage itself with the parameters of params.yaml, in a temporary folder, on the cores that this process may
 use. evaluate has 100 shapes of the pipeline's own, training shapes among them, and the networks of the last run: this
-measures time, not quality. voxelize has all meshes of FOLDER; its rejects and bad flips are counted too.
+measures time, not quality. stage1 has 200 000 latent vectors of both splits, the validation shapes among them, with its
+start and its decoded shapes. voxelize has all meshes of FOLDER; its rejects and bad flips are counted too.
 """
 
 import argparse
@@ -14,15 +16,31 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import yaml
 
 from benchmarks import ROOT, add_json, command, command_line, conditions, processor, seconds_of_stage, write_json
 from model.device import pick_device
-from tasks.run import CODEBOOK, CODEBOOK_PLOTS, EVALUATION, MESHES, METRICS, PARAMS_FILE, SDF, TIMINGS, TOKENIZER, VAE
+from model.tables import read_rows, write_rows
+from tasks.data import latents_file, latents_files
+from tasks.run import (
+    CODEBOOK,
+    CODEBOOK_PLOTS,
+    EVALUATION,
+    LATENTS,
+    MESHES,
+    METRICS,
+    PARAMS_FILE,
+    SDF,
+    TIMINGS,
+    TOKENIZER,
+    VAE,
+)
 from tasks.shards import INDEX, REJECTS, open_shards, write_index
 
 NUM_SHAPES = 100
+NUM_VECTORS = 200_000
 ALMOST_ALL = {"val_share": 0.02, "test_share": 0.95}  # of the meshes in test: more than 100 of them
 NEEDED = [MESHES, VAE, CODEBOOK, TOKENIZER, CODEBOOK_PLOTS]
 HISTORIES = [METRICS / f"{stage}_history.tsv" for stage in ("stage1", "stage2")]
@@ -37,10 +55,15 @@ def write_params(folder: Path, voxelize: dict[str, Any]) -> dict[str, Any]:
     return params
 
 
-def evaluate(_options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    for path in [*NEEDED, *HISTORIES]:
+def link(folder: Path, paths: list[Path]) -> None:
+    """What the last run left, as it is."""
+    for path in paths:
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).symlink_to(ROOT / path)
+
+
+def evaluate(_options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    link(folder, [*NEEDED, *HISTORIES])
     params = write_params(folder, ALMOST_ALL)
     seconds_of_stage("voxelize", folder)
     shards = open_shards(folder / SDF)
@@ -60,6 +83,26 @@ def evaluate(_options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "num_points": params["evaluate"]["num_points"],
         "seconds": round(seconds, 1),
         "report_mb": round((folder / EVALUATION / "report.html").stat().st_size / 1e6, 2),
+    }
+
+
+def stage1(_options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    link(folder, [VAE, SDF, PARAMS_FILE])
+    train, val = (
+        [row for file in latents_files(ROOT / LATENTS, split) for row in read_rows(file, remedy="run dvc repro encode")]
+        for split in ("train", "val")
+    )
+    lengths = np.array([len(row["mean"][0]) // row["latent_channels"][0].as_py() for row in [*train, *val]])
+    taken = int((lengths.cumsum() <= NUM_VECTORS).sum()) + 1
+    (folder / LATENTS).mkdir(parents=True)
+    write_rows(folder / latents_file(LATENTS, "train"), [*train, *val][:taken])
+    write_rows(folder / latents_file(LATENTS, "val"), val)
+    seconds = seconds_of_stage("stage1", folder)
+    figures = json.loads((folder / METRICS / "stage1.json").read_text())
+    return conditions(pick_device()) | {
+        "num_vectors": int(lengths[:taken].sum()),
+        "num_distinct": figures["num_vectors"],
+        "seconds": round(seconds, 1),
     }
 
 
@@ -93,7 +136,7 @@ def voxelize(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 def main() -> None:
     parser = command_line(__doc__)
     stages = parser.add_subparsers(required=True)
-    for measure in (evaluate, voxelize):
+    for measure in (evaluate, stage1, voxelize):
         stage = stages.add_parser(measure.__name__)
         stage.set_defaults(measure=measure)
         add_json(stage, f"stages_{measure.__name__}.json")

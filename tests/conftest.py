@@ -1,9 +1,12 @@
 """What holds for every test."""
 
-from collections.abc import Iterator
+import os
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from hypothesis import HealthCheck, settings
 
 from model.errors import hear_interrupts
@@ -24,15 +27,35 @@ def dvc_by_itself(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def one_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each process that voxelizes takes two seconds to start: one where their number does not matter."""
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0})
+
+
+def made_by_the_first(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """A folder of all processes that run the tests: whichever wants it first makes it, the others wait for it."""
+    root = factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+    folder, done = root / name, root / f"{name}.done"
+    with FileLock(root / f"{name}.lock"):
+        if not done.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            make(folder)
+            done.touch()
+    return folder
+
+
 @pytest.fixture(scope="session")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The library's, built from this checkout."""
-    return build_wheel(tmp_path_factory.mktemp("wheel"))
+    (wheel,) = made_by_the_first(tmp_path_factory, "wheel", build_wheel).glob("*.whl")
+    return wheel
 
 
 @pytest.fixture(scope="session")
 def environment(tmp_path_factory: pytest.TempPathFactory, wheel: Path) -> Path:
     """A folder such as python -m venv makes, with the wheel, the build of spconv that is here, and what they need."""
-    folder = tmp_path_factory.mktemp("environment")
-    make_environment(folder, wheel, SPCONV)
-    return folder
+    return made_by_the_first(tmp_path_factory, "environment", lambda folder: make_environment(folder, wheel, SPCONV))

@@ -1,4 +1,7 @@
-"""Voxels that tests share: random ones with the awkward cases in, and a real shape with a hole and sharp edges."""
+"""What tests share: random voxels with the awkward cases in, a real shape with a hole and sharp edges, one thread."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -63,3 +66,14 @@ def relative_error(got: torch.Tensor, expected: torch.Tensor) -> float:
     """In L2, in float64."""
     got, expected = got.detach().double(), expected.detach().double()
     return float((got - expected).norm() / expected.norm())
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Small networks gain nothing from more, and lose much where other programs want the cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

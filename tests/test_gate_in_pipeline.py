@@ -10,8 +10,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from dvc.repo import Repo
 
+from model.quantizer import kmeans
+from tasks.data import ShapeLatents, latents_file, save_codebooks, write_latents
 from tasks.run import paths
 from tests.test_dvc_graph import STAGES
 from tests.test_dvc_reruns import set_parameter, write_project
@@ -20,44 +23,37 @@ ROOT = Path(__file__).parents[1]
 SIZE = 64
 PYCACHE = shutil.ignore_patterns("__pycache__")
 
-# 40 latents around each of 64 places, in training and held-out shapes alike.
+# Stand-ins that take what lies ready: latents, and codes that are good when stage1.kmeans_iterations says so.
 ENCODE = f"""
-import pathlib, sys, time
-sys.path.insert(0, {str(ROOT)!r})
-import torch
-from tasks.data import (ShapeLatents, latents_file, write_latents)
-generator = torch.Generator().manual_seed(0)
-places = 10 * torch.randn({SIZE}, 8, generator=generator)
-folder = pathlib.Path({str(paths.LATENTS)!r})
-folder.mkdir(parents=True)
-for split in ("train", "val"):
-    vectors = places.repeat(40, 1) + 0.1 * torch.randn({SIZE} * 40, 8, generator=generator)
-    shape = ShapeLatents("shape", 0, torch.zeros(len(vectors), 3), vectors)
-    write_latents(latents_file(folder, split), [shape])
+import pathlib, shutil, time
+shutil.copytree("ready/latents", {str(paths.LATENTS)!r})
 pathlib.Path("metrics").mkdir(exist_ok=True)
 pathlib.Path("metrics/encode.json").write_text(str(time.time_ns()))
 """
-
-# k-means at its place when stage1.kmeans_iterations says so, else all codes in one corner.
 STAGE1 = f"""
-import pathlib, sys, yaml
-sys.path.insert(0, {str(ROOT)!r})
-import torch
-from model.quantizer import (kmeans)
-from tasks.data import (save_codebooks)
-from tasks.data import (read_vectors)
-folder = pathlib.Path({str(paths.CODEBOOK)!r})
-vectors = read_vectors(pathlib.Path({str(paths.LATENTS)!r}), "train", max_per_view=None, seed=0)
-generator = torch.Generator().manual_seed(0)
+import pathlib, shutil, yaml
 iterations = yaml.safe_load(open("params.yaml"))["stage1"]["kmeans_iterations"]
-codes = 30 + 0.1 * torch.randn({SIZE}, 8, generator=generator)
-if iterations > 1:
-    codes = kmeans(vectors, {SIZE}, iterations=iterations, generator=generator)
-folder.mkdir(parents=True)
-save_codebooks([codes], folder)
+shutil.copytree("ready/good" if iterations > 1 else "ready/collapsed", {str(paths.CODEBOOK)!r})
 pathlib.Path("metrics/stage1.json").write_text("[]")
 pathlib.Path("metrics/stage1_history.tsv").write_text("step")
 """
+
+
+def write_ready(folder: Path) -> None:
+    """40 latents around each of 64 places, in training and held-out shapes alike, and two codebooks of 64 codes.
+
+    Those of k-means are at the places, the others all in one corner.
+    """
+    for name in ("latents", "good", "collapsed"):
+        (folder / name).mkdir(parents=True)
+    generator = torch.Generator().manual_seed(0)
+    places = 10 * torch.randn(SIZE, 8, generator=generator)
+    for split in ("train", "val"):
+        vectors = places.repeat(40, 1) + 0.1 * torch.randn(SIZE * 40, 8, generator=generator)
+        shape = ShapeLatents("shape", 0, torch.zeros(len(vectors), 3), vectors)
+        write_latents(latents_file(folder / "latents", split), [shape])
+    save_codebooks([kmeans(vectors, SIZE, iterations=20, generator=generator)], folder / "good")
+    save_codebooks([30 + 0.1 * torch.randn(SIZE, 8, generator=generator)], folder / "collapsed")
 
 
 @pytest.fixture
@@ -71,6 +67,7 @@ def project(tmp_path: Path) -> Path:
             shutil.copy(module, tmp_path / module.relative_to(ROOT))
     (tmp_path / "tasks/encode.py").write_text(ENCODE)
     (tmp_path / "tasks/stage1.py").write_text(STAGE1)
+    write_ready(tmp_path / "ready")
     set_parameter(tmp_path, "stage1.kmeans_iterations", 1)
     Repo.init(str(tmp_path), no_scm=True).close()
     return tmp_path

@@ -52,6 +52,12 @@ def test_the_python_lines_work_as_written(project: Path, printed: str):
     assert metrics.cd_l1 < 2 / tokenizer.resolution
 
 
+def test_they_say_the_same_without_spconv(printed: str, environment: Path, tmp_path: Path):
+    make_project(tmp_path, environment)
+    without = "import sys; sys.modules |= {'cumm': None, 'spconv': None}\n"
+    assert run([".venv/bin/python", "-c", without + the_block("python")], tmp_path) == printed
+
+
 def test_the_reconstruction_is_as_far_from_the_mesh_as_evaluate_says(
     project: Path, printed: str, monkeypatch: pytest.MonkeyPatch
 ):

@@ -71,15 +71,6 @@ print(*(name for name in {ABSENT!r} if importlib.util.find_spec(name)))
     assert run([environment / "bin" / "python", "-c", program], tmp_path).split() == []
 
 
-def test_readmes_lines_say_the_same_without_spconv(environment: Path, tmp_path: Path):
-    make_project(tmp_path, environment)
-    without = "import sys; sys.modules |= {'cumm': None, 'spconv': None}\n"
-    printed, printed_without = (
-        run([".venv/bin/python", "-c", start + the_block("python")], tmp_path) for start in ("", without)
-    )
-    assert printed == printed_without
-
-
 def test_a_checkout_that_is_installed_for_editing_gives_the_library_the_same_name(wheel: Path, tmp_path: Path):
     """As make setup installs it: shape_tokenizer is its model/, and model is found only where one stands in it."""
     python = make_environment(tmp_path / "environment", wheel)

@@ -47,8 +47,10 @@ def read(content: bytes) -> RawMesh:
     notes = _check_others(lines, np.flatnonzero(~(is_vertex | is_face | attribute)))
     vertices, vertex_notes = _vertices(lines.rows(is_vertex, skip=1))
     rows = lines.rows(is_face, skip=1)
-    if len(rows) == 0:
-        raise InputError("the file holds no faces; expected lines that begin with f; export it as a surface")
+    if not (rows.counts >= 3).any():
+        raise InputError(
+            "the file holds no faces; expected lines that begin with f and name three vertices; export it as a surface"
+        )
     corners, counts = rows.leading_integers(), rows.counts
     _check_end(content, comments, len(vertices), counts)
     corners = _resolved(rows, corners, counts, np.cumsum(is_vertex)[is_face], len(vertices))

@@ -7,7 +7,6 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
-from torch.nn.attention.varlen import varlen_attn
 from torch.utils.checkpoint import checkpoint
 
 from ..sparse import SparseTensor, Windows, compute_dtype, sum_dtype
@@ -108,6 +107,8 @@ class _Permutation(torch.autograd.Function):
 
 
 def _attend_varlen(qkv: Float[Tensor, "num_voxels 3 heads 64"], windows: Windows) -> Tensor:
+    from torch.nn.attention.varlen import varlen_attn  # brings torch's compiler, two seconds that only a GPU needs
+
     q, k, v = qkv.unbind(1)
     attended = varlen_attn(q, k, v, windows.offsets, windows.offsets, windows.longest, windows.longest)
     assert isinstance(attended, Tensor)  # a tuple only where it was asked for more

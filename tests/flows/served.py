@@ -6,16 +6,15 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from random import SystemRandom
-from socket import create_server
 
 import psutil
 
 from flows.local_server import ON_ITS_OWN
 from tests.dvc_project import ROOT, write_project
+from tests.processes import free_port
 from tests.waiting import SECONDS, wait_until
 
 PATIENT = dict.fromkeys(
@@ -66,14 +65,6 @@ def write_checkout(root: Path) -> int:
     for command in (["git"], [sys.executable, "-m", "dvc"]):
         subprocess.run([*command, "init", "--quiet"], cwd=root, check=True)
     return port
-
-
-def free_port() -> int:
-    """Below those that the system gives out, so that no connection of another test has it before the server does."""
-    while True:
-        port = SystemRandom().randrange(10_000, 32_768)
-        with suppress(OSError), create_server(("127.0.0.1", port)):
-            return port
 
 
 def start(root: Path) -> "subprocess.Popen[bytes]":

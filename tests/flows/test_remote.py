@@ -5,9 +5,10 @@ from pathlib import Path
 
 import boto3
 import pytest
+from dvc.repo import Repo
 from moto.server import ThreadedMotoServer
 
-from flows.graph import plan
+from flows.graph import plan, push
 from flows.stage_process import reproduce
 from tests.dvc_project import set_parameter
 from tests.flows.conftest import changes, run
@@ -36,10 +37,11 @@ def outcome(stage: str) -> str:
 
 
 def test_a_second_checkout_evaluates_anew_without_the_meshes(checkout: Path, store: str, tmp_path: Path, monkeypatch):
-    run("dvc", "remote", "add", "--default", "store", "s3://shapes/tokenizer")
-    run("dvc", "remote", "modify", "store", "endpointurl", store)
+    with Repo() as repo, repo.config.edit("repo") as config:
+        config["core"] = {"remote": "store"}
+        config["remote"] = {"store": {"url": "s3://shapes/tokenizer", "endpointurl": store}}
     run("git", "commit", "--quiet", "--all", "--message", "a remote")
-    run("dvc", "push")
+    push()
 
     second = tmp_path / "second"
     run("git", "clone", "--quiet", str(checkout), str(second))

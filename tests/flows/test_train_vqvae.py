@@ -79,7 +79,7 @@ def test_other_parameters_rerun_what_they_touch_and_become_an_experiment(checkou
     assert [stage for stage, outcome in stages.items() if outcome == "ran"] == ["stage2", "evaluate", "final_gate"]
     assert set(stages.values()) == {"ran", "unchanged"}
 
-    again = train_vqvae(targets=["gate"], return_state=True)
+    again = train_vqvae(targets=["import_vae"], return_state=True)
     assert again.message == "everything was up to date"
 
 
@@ -104,20 +104,20 @@ def test_a_gate_that_refuses_ends_the_run_with_its_reason(checkout: Path, heard:
 
 
 def test_a_stage_that_was_killed_is_tried_again(checkout: Path):
-    stand_in = Path("tasks/stage2.py").read_text()
+    stand_in = Path("tasks/import_vae.py").read_text()
     kill = "import os, pathlib, signal\nif not pathlib.Path('tried').exists():\n"
     kill += "    pathlib.Path('tried').touch()\n    os.kill(os.getpid(), signal.SIGKILL)\n"
-    replace_stage("stage2", kill + stand_in)
-    state = train_vqvae(targets=["stage2"], return_state=True)
-    assert (state.name, state.message) == ("Completed", "ran stage2")
-    assert attempts(state)["stage2"] == 2
+    replace_stage("import_vae", kill + stand_in)
+    state = train_vqvae(targets=["import_vae"], return_state=True)
+    assert (state.name, state.message) == ("Completed", "ran import_vae")
+    assert attempts(state)["import_vae"] == 2
 
 
 def test_a_stage_that_fails_is_not(checkout: Path, heard: list[dict]):
-    replace_stage("stage1", "import sys; sys.exit('stage1: the loss became nan at step 7; lower lr')")
+    replace_stage("import_vae", "import sys; sys.exit('import_vae: a weight holds NaN; take another file')")
     state = train_vqvae(params={"stage1.lr": 9.0}, return_state=True)
-    assert (state.name, state.message) == ("Failed", "stage1: the loss became nan at step 7; lower lr")
-    assert attempts(state)["stage1"] == 1
+    assert (state.name, state.message) == ("Failed", "import_vae: a weight holds NaN; take another file")
+    assert attempts(state)["import_vae"] == 1
     assert changes() == ""
     assert not SNAPSHOT.exists()
     assert [message["event"] for message in heard] == ["run-failed"]
@@ -133,7 +133,7 @@ def test_progress_figures_and_pictures_are_on_the_page(checkout: Path):
         "plots = pathlib.Path('metrics/plots'); plots.unlink(); plots.mkdir(); (plots / 'shapes.png').write_text('-')",
     }.items():
         replace_stage(name, Path(f"tasks/{name}.py").read_text() + extra + "\n")
-    state = train_vqvae(return_state=True)
+    state = train_vqvae(targets=["evaluate"], return_state=True)
     shown = artifacts(state)
     assert shown["progress-stage2"] == 25
     assert "| row | CD-L1 | F at 0.01 | normals | spurious area | failed |" in shown["evaluation"]

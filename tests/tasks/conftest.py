@@ -18,7 +18,7 @@ from tasks.run import Settings, load_settings, paths
 from tasks.shards.shards import INDEX, shape_row, write_index, write_shards
 from tasks.stage1 import stage1
 from tasks.stage2 import stage2
-from tests.shapes import ring_and_box, voxelized
+from tests.shapes import one_thread, ring_and_box, voxelized
 
 ROOT = Path(__file__).parents[2]
 RESOLUTION, LATENT_CHANNELS, CODEBOOK_SIZE = 32, 8, 16
@@ -55,7 +55,14 @@ def small_settings() -> Settings:
             ),
             "stage2": shipped.stage2.model_copy(
                 update=training
-                | {"steps": 20, "lr": 0.001, "batch_voxels": 16000, "shape_voxels": 11000, "validate_every": 10}
+                | {
+                    "steps": 20,
+                    "lr": 0.001,
+                    "batch_voxels": 16000,
+                    "shape_voxels": 11000,
+                    "validate_every": 10,
+                    "log_every": 1,
+                }
                 # The latents of random weights are large: with more, rounding grows from step to step.
                 | {"lambda_commitment": 0.25}
             ),
@@ -67,17 +74,6 @@ def small_settings() -> Settings:
 def two_levels(small_settings: Settings) -> Settings:
     levels = {"num_levels": 2, "num_codes": (CODEBOOK_SIZE, 4)}
     return small_settings.model_copy(update={"codebook": small_settings.codebook.model_copy(update=levels)})
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Small networks gain nothing from more, and lose much where other programs want the cores."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

@@ -27,8 +27,8 @@ from tasks.shards import INDEX, SURFACES, open_shards, write_surfaces
 from tasks.shards.shards import read_facts, read_lone_shape, write_lone_shape
 from tasks.stage1 import stage1
 from tasks.training import ResumePoint
-from tests.shapes import ring_and_box, voxelized
-from tests.tasks.conftest import RESOLUTION, one_thread
+from tests.shapes import one_thread, ring_and_box, voxelized
+from tests.tasks.conftest import RESOLUTION
 
 CPU = torch.device("cpu")
 STATE = {"step": 2, "rows": [{"loss": 0.5}], "weights": torch.arange(2000.0)}

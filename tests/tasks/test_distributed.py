@@ -1,10 +1,6 @@
 """Stages in two processes: the same as in one, one end, and no half of it survives the other."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,36 +14,50 @@ from model.errors import InputError
 from tasks import encode
 from tasks.data import latents_files, read_vectors
 from tasks.data.dataset import TrainingView, View, share_of
-from tasks.run import Settings, paths
+from tasks.run import Settings, load_settings, paths, run_stage
 from tasks.run.processes import LIMIT
+from tasks.stage2 import stage2
+from tests.processes import in_two_processes, start
 from tests.tasks.conftest import forget_training
-from tests.waiting import wait_until
 
-ROOT = Path(__file__).parents[2]
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 HISTORY = paths.METRICS / "stage2_history.tsv"
+ENCODE = """
+from tasks import encode
+encode.VIEWS_PER_FILE = 3
+encode.run_stage("encode", encode.encode)
+"""
+# The first process, once it has saved step 5, has its launcher told to stop, and goes on when it is told so itself.
+STOPPED = """
+import os, signal, time
+from model.distributed import rank
+from tasks.run.processes import LAUNCHER
+from tasks.stage2 import run_stage, stage2
+from tasks.training import ResumePoint
+save = ResumePoint.save
+def save_and_have_it_stopped(self, state):
+    save(self, state)
+    if rank() == 0 and state["step"] == 5:
+        heard, handler = [], signal.getsignal(signal.SIGTERM)
+        signal.signal(signal.SIGTERM, lambda *received: heard.append(handler(*received)))
+        os.kill(int(os.environ[LAUNCHER]), signal.SIGTERM)
+        while not heard:
+            time.sleep(0.01)
+ResumePoint.save = save_and_have_it_stopped
+run_stage("stage2", stage2)
+"""
 
 
-def write_params(settings: Settings, **stage2: object) -> None:
+def write_params(settings: Settings, **stage2: object) -> Settings:
+    """What a stage that starts here reads."""
     values = settings.model_dump(mode="json")
     values["stage2"] |= {"batch_voxels": 24000, "log_every": 1, "validate_every": 20} | stage2
     Path("params.yaml").write_text(yaml.safe_dump(values))
+    return load_settings()
 
 
-def start(num_processes: int, command: Sequence[str] = ("-m", "tasks.stage2")) -> "subprocess.Popen[str]":
-    """A stage by its plain command, as on a machine with so many GPUs, or by another launcher than its own."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    environment[LIMIT] = str(num_processes)
-    return subprocess.Popen(
-        [sys.executable, *command], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-
-
-def train(num_processes: int, *, by: Sequence[str] = ()) -> str:
-    process = start(num_processes, [*by, "-m", "tasks.stage2"])
-    output = process.communicate()[0]
-    assert process.returncode == 0, output
-    return output
+def train_in_two(settings: Settings) -> None:
+    in_two_processes(lambda: stage2(settings), ["-m", "tasks.stage2"])
 
 
 def result() -> tuple[pd.DataFrame, dict[str, torch.Tensor]]:
@@ -77,10 +87,7 @@ def test_two_processes_encode_to_the_bit_what_one_does(small_settings: Settings,
     assert (len(of_train), len(of_val)) == (4, 2)
     assert [*alone] == [*of_train, *of_val]
 
-    code = "from tasks import encode; encode.VIEWS_PER_FILE = 3; encode.run_stage('encode', encode.encode)"
-    process = start(2, ["-c", code])
-    output = process.communicate(timeout=240)[0]
-    assert process.returncode == 0, output
+    in_two_processes(lambda: encode.encode(small_settings), ["-c", ENCODE])
     assert latents() == alone
 
     (paths.LATENTS / of_train[2]).unlink()
@@ -99,13 +106,13 @@ def test_two_processes_train_as_one_does(small_settings: Settings):
     Nothing is revived: which vector a dead code moves onto is drawn by the order of vectors, which shares change.
     """
     codebook = small_settings.codebook.model_copy(update={"revive_below": 0.0})
-    write_params(small_settings.model_copy(update={"codebook": codebook}))
-    train(1)
+    settings = write_params(small_settings.model_copy(update={"codebook": codebook}), steps=10)
+    stage2(settings)
     history, weights = result()
     forget_training()
-    train(2)
+    train_in_two(settings)
     shared_history, shared_weights = result()
-    assert list(history.step) == list(range(1, 21))
+    assert list(history.step) == list(range(1, 11))
     losses = ["loss", "recon_loss", "outside_loss", "vq_loss", "commitment_loss", "sign_errors", "perplexity"]
     pd.testing.assert_frame_equal(history[losses], shared_history[losses], rtol=1e-5, atol=1e-5)
     for key, value in weights.items():
@@ -115,23 +122,25 @@ def test_two_processes_train_as_one_does(small_settings: Settings):
 
 
 @pytest.mark.usefixtures("small_project")
-def test_two_processes_stop_as_one_and_the_run_resumes_to_the_bit(small_settings: Settings):
-    """As if two that torchrun started had not been disturbed."""
-    write_params(small_settings, steps=40)
-    train(2, by=TORCHRUN)
+def test_two_processes_stop_as_one_and_the_run_resumes_to_the_bit(
+    small_settings: Settings, capsys: pytest.CaptureFixture[str]
+):
+    """As if two that had another launcher had not been disturbed."""
+    settings = write_params(small_settings, steps=12)
+    train_in_two(settings)
     history, weights = result()
     metrics = json.loads((paths.METRICS / "stage2.json").read_text())
     forget_training()
 
-    run = start(2)
-    wait_until(lambda: list(paths.RESUME.glob("stage2/*/state.pt")) or run.poll() is not None)
-    run.send_signal(signal.SIGTERM)
+    run = start(["-c", STOPPED], **{LIMIT: "2"})
     output = run.communicate()[0]
     assert run.returncode == 130, output
     assert output.count("stage2: interrupted; ") == 1
     assert "Traceback" not in output
 
-    assert "going on from step" in train(2)
+    capsys.readouterr()
+    train_in_two(settings)
+    assert "going on from step 6" in capsys.readouterr().err
     resumed_history, resumed_weights = result()
     pd.testing.assert_frame_equal(resumed_history, history)
     assert all(torch.equal(resumed_weights[key], value) for key, value in weights.items())
@@ -139,10 +148,16 @@ def test_two_processes_stop_as_one_and_the_run_resumes_to_the_bit(small_settings
 
 
 @pytest.mark.usefixtures("small_project")
-def test_torchrun_is_refused_more_processes_than_shapes_and_the_stage_itself_starts_no_more(small_settings: Settings):
+def test_torchrun_is_refused_more_processes_than_shapes_and_the_stage_itself_starts_no_more(
+    small_settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
     write_params(small_settings, batch_voxels=16000, steps=5)
-    run = start(1, [*TORCHRUN, "-m", "tasks.stage2"])
+    run = start([*TORCHRUN, "-m", "tasks.stage2"])
     output = run.communicate()[0]
     assert run.returncode != 0
     assert "stage2: batch_voxels is 16000 but 2 processes share a batch" in output
-    assert "1 of 2 processes work on stage2: a batch may have no more shapes" in train(2)
+
+    monkeypatch.setenv(LIMIT, "2")
+    run_stage("stage2", stage2)
+    assert "1 of 2 processes work on stage2: a batch may have no more shapes" in capsys.readouterr().err
+    assert paths.STAGE2.is_dir()

@@ -1,8 +1,5 @@
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import chdir
 from pathlib import Path
@@ -28,12 +25,12 @@ from model.vqvae import VQVAE
 from tasks.data import save_codebooks
 from tasks.evaluate import evaluate, load_networks
 from tasks.run import Evaluate, Settings, paths, run_stage
-from tasks.run.processes import LIMIT
 from tasks.shards import open_shards
 from tasks.shards.shards import INDEX, SURFACES, shape_row, write_index, write_shards, write_surfaces
 from tests.dvc_project import ROOT
 from tests.faults import full, left_over, small_disk
-from tests.tasks.conftest import one_thread
+from tests.processes import in_two_processes
+from tests.shapes import one_thread
 
 ROWS = ("reference", "floor", "vae", "stage1", "stage2")
 RESOLUTION = 32
@@ -218,7 +215,9 @@ def test_rerun_writes_the_same_bytes(project: Path):
     assert [path.read_bytes() for path in kept] == before
 
 
-def test_two_processes_evaluate_to_the_bit_what_one_does(project: Path, tmp_path: Path):
+def test_two_processes_evaluate_to_the_bit_what_one_does(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     shutil.copytree(project, tmp_path, dirs_exist_ok=True)
     kept = [path.relative_to(project) for path in sorted(project.rglob("*")) if path.is_file()]
     for folder in (paths.EVALUATION, paths.PLOTS):
@@ -226,8 +225,8 @@ def test_two_processes_evaluate_to_the_bit_what_one_does(project: Path, tmp_path
     (tmp_path / paths.HEADLINE).unlink()
     values = yaml.safe_load((ROOT / "params.yaml").read_text()) | {"evaluate": PARAMS.model_dump(mode="json")}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(values))
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", LIMIT: "2"}
-    subprocess.run([sys.executable, "-m", "tasks.evaluate"], cwd=tmp_path, env=environment, check=True)
+    monkeypatch.chdir(tmp_path)
+    in_two_processes(lambda: evaluate(SETTINGS), ["-m", "tasks.evaluate"])
     for path in kept:
         if path.is_relative_to(paths.TIMINGS):
             continue

@@ -12,7 +12,7 @@ from tasks.stage1 import stage1
 from tasks.stage2 import stage2
 from tests.dvc_project import ROOT
 from tests.faults import full, left_over, open_files, small_disk
-from tests.tasks.conftest import one_thread
+from tests.shapes import one_thread
 
 Stage = Callable[[Settings], None]
 STAGES: dict[str, tuple[Stage, Path]] = {

@@ -1,6 +1,9 @@
 """Stage 2 on real shapes: what trains, what is frozen, and that an interruption changes nothing."""
 
 import json
+import shutil
+from collections.abc import Iterator
+from contextlib import chdir
 from itertools import pairwise
 from pathlib import Path
 
@@ -22,8 +25,8 @@ from tasks.run import METRICS, PASS_TOKEN, RESUME, STAGE2, TWIN, VAE, Settings
 from tasks.stage1 import stage1
 from tasks.stage2 import stage2, start_of_stage2
 from tasks.twin import twin
-from tests.shapes import ring_and_box
-from tests.tasks.conftest import forget_training
+from tests.shapes import one_thread, ring_and_box
+from tests.tasks.conftest import copy_of, forget_training
 
 WEIGHTS = STAGE2 / "model.safetensors"
 
@@ -97,8 +100,7 @@ def test_everything_changes_and_reconstruction_improves(
     assert moved == [True] * 18 + [False] * 2
 
 
-def test_the_history_shows_the_decay_and_all_terms(small_project: Path, small_settings: Settings):
-    stage2(with_stage2(small_settings, log_every=1))
+def test_the_history_shows_the_decay_and_all_terms(trained_project: Path, small_settings: Settings):
     table = history()
     lr = table.lr.to_numpy()
     warmup = small_settings.stage2.warmup_steps
@@ -132,17 +134,6 @@ def test_each_validation_shape_is_told_before_and_after(trained_project: Path):
         mean = np.mean([figures["val_l1"] for figures in told[time].values()])
         assert metrics()[time]["val_l1"] == pytest.approx(mean)
     assert metrics()["after"]["val_l1"] == pytest.approx(history().val_l1.iloc[-1], rel=1e-4)
-
-
-def test_the_result_is_a_network_with_the_codes_of_all_levels(small_project: Path, two_levels: Settings):
-    stage1(two_levels)
-    stage2(two_levels)
-    vqvae = load_vqvae(STAGE2).vqvae
-    assert vqvae.quantizer.num_codes == [16, 4]
-    tokenizer = ShapeTokenizer(vqvae, resolution=32, truncation_voxels=2.0, mode="auto", max_bad_flip_ratio=0.4)
-    assert tokenizer.encode(ring_and_box()).indices.shape[1] == 2
-    (folder,) = (RESUME / "stage2").iterdir()
-    assert [path.name for path in folder.iterdir()] == ["state.pt"]
 
 
 def test_the_twin_trains_the_network_alone(small_project: Path, small_settings: Settings):
@@ -232,13 +223,40 @@ def test_a_killed_run_ends_with_the_same_bits_and_figures(
     pd.testing.assert_frame_equal(history(), table)
 
 
-def test_two_levels_that_are_revived_resume_to_the_bit(
-    small_project: Path, two_levels: Settings, monkeypatch: pytest.MonkeyPatch
-):
+def revived(two_levels: Settings) -> Settings:
+    return with_codebook(two_levels, revive_below=0.9, ema_decay=0.7)
+
+
+@pytest.fixture(scope="module")
+def of_two_levels(made_once: Path, two_levels: Settings, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What both stages make of a codebook of two levels whose dead codes are revived."""
+    root = shutil.copytree(made_once, tmp_path_factory.mktemp("two_levels"), dirs_exist_ok=True)
+    with chdir(root), one_thread():
+        stage1(two_levels)
+        stage2(revived(two_levels))
+    return root
+
+
+@pytest.fixture
+def project_of_two_levels(of_two_levels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    with copy_of(of_two_levels, tmp_path, monkeypatch) as project:
+        yield project
+
+
+@pytest.mark.usefixtures("project_of_two_levels")
+def test_the_result_is_a_network_with_the_codes_of_all_levels():
+    vqvae = load_vqvae(STAGE2).vqvae
+    assert vqvae.quantizer.num_codes == [16, 4]
+    tokenizer = ShapeTokenizer(vqvae, resolution=32, truncation_voxels=2.0, mode="auto", max_bad_flip_ratio=0.4)
+    assert tokenizer.encode(ring_and_box()).indices.shape[1] == 2
+    (folder,) = (RESUME / "stage2").iterdir()
+    assert [path.name for path in folder.iterdir()] == ["state.pt"]
+
+
+@pytest.mark.usefixtures("project_of_two_levels")
+def test_two_levels_that_are_revived_resume_to_the_bit(two_levels: Settings, monkeypatch: pytest.MonkeyPatch):
     """Averages of both levels and the draws of revival are part of the saved state."""
-    stage1(two_levels)
-    wanted = with_codebook(two_levels, revive_below=0.9, ema_decay=0.7)
-    stage2(wanted)
+    wanted = revived(two_levels)
     forget_training()
     expected, table = WEIGHTS.read_bytes(), history()
     assert table.revived_codes.sum() > 0

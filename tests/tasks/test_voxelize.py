@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -36,7 +37,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def settings_for(folder: str = "meshes", **changes: float) -> Settings:
-    """The shipped parameters at resolution 16, with changes, also written to params.yaml."""
+    """The shipped parameters at resolution 24, with changes, also written to params.yaml."""
     values = yaml.safe_load((ROOT / "params.yaml").read_text())
     values["voxelize"] |= {"meshes": folder, "resolution": 24, "shapes_per_shard": 3, "max_rejected_share": 0.0}
     values["voxelize"] |= {"val_share": 0.3, "test_share": 0.3, **changes}
@@ -69,9 +70,24 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_every_file_becomes_a_shape_and_a_rerun_the_same_bytes(here: Path) -> None:
-    write_balls(here / "meshes")
-    stage.voxelize_meshes(settings_for())
+@pytest.fixture(scope="module")
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Nine balls, and what the stage makes of them on all cores."""
+    root = tmp_path_factory.mktemp("voxelized")
+    with chdir(root):
+        write_balls(Path("meshes"))
+        stage.voxelize_meshes(settings_for())
+    return root
+
+
+@pytest.fixture
+def voxelized(here: Path, made_once: Path, one_worker: None) -> None:
+    """The same, here."""
+    shutil.copytree(made_once, here, dirs_exist_ok=True)
+
+
+@pytest.mark.usefixtures("voxelized")
+def test_every_file_becomes_a_shape_and_a_rerun_the_same_bytes() -> None:
     shards = open_shards(SDF)
     files = find_meshes(Path("meshes"))
     assert sorted(shards.index.index) == sorted(files)
@@ -94,9 +110,8 @@ def test_every_file_becomes_a_shape_and_a_rerun_the_same_bytes(here: Path) -> No
     assert contents(SDF) == first
 
 
-def test_one_more_mesh_costs_one_mesh_and_moves_none(here: Path) -> None:
-    write_balls(here / "meshes")
-    stage.voxelize_meshes(settings_for())
+@pytest.mark.usefixtures("voxelized")
+def test_one_more_mesh_costs_one_mesh_and_moves_none() -> None:
     before = open_shards(SDF).index.split
     done = in_scratch()
     trimesh.creation.box((1, 2, 3)).export("meshes/another.stl")
@@ -109,15 +124,16 @@ def test_one_more_mesh_costs_one_mesh_and_moves_none(here: Path) -> None:
     assert len(now) == len(done) + 1
 
 
-def test_scratch_of_other_parameters_is_cleared(here: Path) -> None:
-    write_balls(here / "meshes")
-    stage.voxelize_meshes(settings_for())
-    size = len(in_scratch())
+@pytest.mark.usefixtures("voxelized")
+def test_scratch_of_other_parameters_is_cleared() -> None:
+    before = in_scratch()
     stage.voxelize_meshes(settings_for(truncation_voxels=3.0))
-    assert len(in_scratch()) == size
+    assert len(in_scratch()) == len(before)
+    assert not in_scratch().keys() & before.keys()
     assert open_shards(SDF).truncation_voxels == 3.0
 
 
+@pytest.mark.usefixtures("one_worker")
 def test_unusable_files_are_listed_with_reasons(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_balls(here / "meshes")
     flat = b"OFF\n3 1 0\n0 0 0\n1 0 0\n0 1 0\n3 0 1 2\n"
@@ -142,20 +158,29 @@ def test_unusable_files_are_listed_with_reasons(here: Path, capsys: pytest.Captu
     }
     for name, content in bad.items():
         Path("meshes", name).write_bytes(content)
-    with pytest.raises(InputError, match=r"16 of 25 meshes.*voxelize\.max_rejected_share is 0"):
+    Path("meshes/gone.stl").symlink_to(here / "nowhere.stl")
+    with Path("meshes/enormous.stl").open("wb") as file:
+        file.truncate(10**12)  # sparse: it takes no room
+    bad |= {"gone.stl": b"", "enormous.stl": b""}
+    with pytest.raises(
+        InputError, match=r"18 of 27 meshes.*share is 0\).*; the first: meshes/binary\.glb: .*; meshes/comm"
+    ):
         stage.voxelize_meshes(settings_for())
     assert not SDF.exists()
 
     stage.voxelize_meshes(settings_for(max_rejected_share=0.7))
-    rejects = pd.read_parquet(SDF / "rejects.parquet")
-    assert sorted(Path(file).name for file in rejects.file) == sorted(bad)
-    assert rejects.reason.str.len().min() > 20
+    reasons = pd.read_parquet(SDF / "rejects.parquet").set_index("file").reason
+    assert sorted(reasons.index) == sorted(f"meshes/{name}" for name in bad)
+    assert reasons.str.len().min() > 20
+    assert "can't be opened" in reasons["meshes/gone.stl"]
+    assert re.search("reading this file takes about 16000.*max_memory_gb", reasons["meshes/enormous.stl"])
     assert len(open_shards(SDF).index) == 9
-    assert json.loads(Path("metrics/voxelize.json").read_text())["num_rejected"] == 16
+    assert json.loads(Path("metrics/voxelize.json").read_text())["num_rejected"] == 18
     printed = capsys.readouterr().out
     assert all(f"rejected meshes/{name}: " in printed for name in bad)
 
 
+@pytest.mark.usefixtures("one_worker")
 def test_odd_names_directories_and_links(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_balls(here / "meshes")
     ball = _exported(trimesh.creation.icosphere(1), "stl")
@@ -183,14 +208,7 @@ def test_odd_names_directories_and_links(here: Path, capsys: pytest.CaptureFixtu
     assert all(line.isprintable() for line in capsys.readouterr().out.split("\n"))
 
 
-def test_an_enormous_file_is_refused_by_its_size(here: Path) -> None:
-    write_balls(here / "meshes")
-    with Path("meshes/enormous.stl").open("wb") as file:
-        file.truncate(10**12)  # sparse: it takes no room
-    with pytest.raises(InputError, match=r"enormous\.stl: reading this file takes about 16000.*max_memory_gb"):
-        stage.voxelize_meshes(settings_for())
-
-
+@pytest.mark.usefixtures("one_worker")
 def test_modes_and_provenance_are_in_the_index(here: Path) -> None:
     write_balls(here / "meshes")
     bowl = trimesh.creation.icosphere(3)
@@ -209,6 +227,7 @@ def test_modes_and_provenance_are_in_the_index(here: Path) -> None:
     assert (seconds.seconds > 0).all()
 
 
+@pytest.mark.usefixtures("one_worker")
 def test_what_is_too_thin_for_a_voxel_is_kept_or_said_to_be_lost(
     here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -249,6 +268,7 @@ def test_no_mesh_at_all_says_where_and_what_to_do(here: Path) -> None:
         stage.voxelize_meshes(settings_for("nowhere"))
 
 
+@pytest.mark.usefixtures("one_worker")
 def test_an_empty_split_is_refused(here: Path) -> None:
     write_balls(here / "meshes", num=1)
     with pytest.raises(InputError, match="split"):
@@ -272,6 +292,7 @@ def test_ctrl_c_ends_the_stage_and_keeps_what_was_finished(here: Path) -> None:
     assert not SDF.exists()
 
 
+@pytest.mark.usefixtures("one_worker")
 def test_the_split_that_the_user_brings_counts(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_balls(here / "meshes")
     names = sorted(find_meshes(Path("meshes")))
@@ -282,6 +303,7 @@ def test_the_split_that_the_user_brings_counts(here: Path, capsys: pytest.Captur
     assert "splits are those that meshes says" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("one_worker")
 def test_a_full_disk_ends_the_stage_and_drops_no_mesh(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     disk = here / "disk"
     disk.mkdir()
@@ -327,13 +349,7 @@ def test_files_of_the_same_content_are_all_there_and_in_one_split(here: Path) ->
     assert copies.split.nunique() == 1
 
 
-def test_a_dangling_link_is_rejected_by_name(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_balls(here / "meshes")
-    (here / "meshes" / "gone.stl").symlink_to(here / "nowhere.stl")
-    with pytest.raises(InputError, match=r"gone\.stl.*can't be opened"):
-        stage.voxelize_meshes(settings_for())
-
-
+@pytest.mark.usefixtures("one_worker")
 def test_what_is_noted_of_files_is_in_the_index_and_said_at_the_end(
     here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

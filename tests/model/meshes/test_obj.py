@@ -134,6 +134,7 @@ REFUSED = {
     "line 15: 'surf' is a free-form surface": PLAIN + "surf 0 1 0 1 1 2 3 4\n",
     "line 15: 'call' is a call of another file": PLAIN + "call other.obj\n",
     "no faces": "\n".join(V),
+    "no faces; expected .* three vertices": "\n".join([*V, "f 1 2", "f 1", "f"]),
     "ends within a face, after 2 corners": PLAIN + "f 1 2",
     "comments say that it has 9 vertices but it has 8": "# 9 vertices\n" + PLAIN,
     "comments say that it has 13 triangles but it has 12": "# Triangles: 13\n" + PLAIN,

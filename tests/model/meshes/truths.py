@@ -22,6 +22,7 @@ class Truth(NamedTuple):
 
 
 BOX_TRUTH = Truth(22, 6, (0, 0, 0), (1, 2, 3))
+TWO_BOXES = Truth(44, 12, (0, 0, 0), (6, 2, 3))  # the second 5 to the right
 C_TRUTH = Truth(34, 8, (0, 0, 0), (3, 4, 1))
 
 

@@ -74,18 +74,20 @@ def test_runs_that_were_measured_otherwise_are_refused(tmp_path: Path):
 def test_the_command_prints_the_change_and_its_interval(tmp_path: Path):
     old = write(tmp_path / "old", table(cd_l1=[0.01, 0.02, 0.03]))
     new = write(tmp_path / "new", table(cd_l1=[0.008, 0.018, 0.028]))
-    printed = run(old, new)
+    command = [sys.executable, "-m", "model.cli", "compare", old, new]
+    printed = subprocess.run(command, check=False, capture_output=True, text=True, cwd=Path(__file__).parents[3])
     assert printed.returncode == 0, printed.stderr
     (line,) = [line for line in printed.stdout.splitlines() if line.startswith("CD-L1")]
     assert re.sub(" +", " ", line) == "CD-L1 0.02000 0.01800 -0.00200 -0.00200 to -0.00200 3 of 3 better"
 
 
-def test_the_rows_of_one_evaluation_are_compared_with_stage_2(tmp_path: Path):
+def test_the_rows_of_one_evaluation_are_compared_with_stage_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     rows = {"vae": 0.01, "stage1": 0.03, "stage2": 0.02}
     frame = pd.concat([table(cd_l1=[error, 2 * error]).assign(row=row) for row, error in rows.items()])
-    printed = run(write(tmp_path / "one", frame))
-    assert printed.returncode == 0, printed.stderr
-    lines = [re.sub(" +", " ", line) for line in printed.stdout.splitlines()]
+    with pytest.raises(SystemExit) as ended:
+        main(["compare", str(write(tmp_path / "one", frame))])
+    assert not ended.value.code
+    lines = [re.sub(" +", " ", line) for line in capsys.readouterr().out.splitlines()]
     assert [line for line in lines if line.startswith(("from", "CD-L1"))] == [
         "from stage 1 to stage 2",
         "CD-L1 0.04500 0.03000 -0.01500 -0.02000 to -0.01000 2 of 2 better",
@@ -110,8 +112,3 @@ def test_what_can_not_be_compared_is_one_sentence(tmp_path: Path, capsys: pytest
         assert str(ended.value).startswith("shape-tokenizer: ")
         assert words in str(ended.value)
     assert capsys.readouterr().out == ""
-
-
-def run(*folders: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "model.cli", "compare", *map(str, folders)]
-    return subprocess.run(command, check=False, capture_output=True, text=True, cwd=Path(__file__).parents[3])

@@ -10,7 +10,8 @@ import torch
 
 from model.sparse import neighbours
 from model.sparse.neighbours import find_by_keys, find_neighbours
-from tests.shapes import random_coords
+from model.vae import SparseSDFVAE, VAEConfig
+from tests.shapes import one_thread, random_coords, random_tensor
 
 CASES = {
     "sparse": random_coords(num_shapes=3, extent=12, seed=0),
@@ -38,29 +39,30 @@ def test_neighbours_are_found_at_each_offset_of_the_kernel(case, by_keys):
     assert table.tolist() == expected
 
 
+def decoded_and_gradients() -> list[torch.Tensor | None]:
+    """Of a small network, encoder and decoder, with one thread: the last bits of sums depend on their number."""
+    with one_thread():
+        torch.manual_seed(0)
+        vae = SparseSDFVAE(VAEConfig(model_channels=64, num_blocks=1, latent_channels=8))
+        torch.nn.init.normal_(vae.encoder.out_layer.weight, std=0.1)
+        decoded = vae.decode(vae.encode(random_tensor(1, extent=20)).mean).feats
+        gradients = torch.autograd.grad(decoded.square().sum(), list(vae.parameters()), allow_unused=True)
+    return [decoded.detach(), *gradients]
+
+
 def test_where_there_is_no_spconv_the_network_gives_the_same(tmp_path: Path):
-    """In processes of their own: what is imported is decided once. Gradients too, of the encoder and the decoder."""
-    program = """
-import sys, torch
-if sys.argv[1] == "without":
-    sys.modules["spconv"] = None  # importing it now raises ImportError
-from model.sparse import neighbours
-from model.vae import SparseSDFVAE, VAEConfig
-from tests.shapes import random_tensor
-assert (neighbours.spconv_ops is None) == (sys.argv[1] == "without")
-torch.manual_seed(0)
-vae = SparseSDFVAE(VAEConfig(model_channels=64, num_blocks=1, latent_channels=8))
-torch.nn.init.normal_(vae.encoder.out_layer.weight, std=0.1)
-decoded = vae.decode(vae.encode(random_tensor(1, extent=20)).mean)
-gradients = torch.autograd.grad(decoded.feats.square().sum(), list(vae.parameters()), allow_unused=True)
-torch.save([decoded.feats.detach(), *gradients], sys.argv[2])
-"""
+    """In a process of its own: what is imported is decided once."""
     if neighbours.spconv_ops is None:
         pytest.skip("spconv is not installed")
-    results = []
-    for way in ("with", "without"):
-        file = tmp_path / f"{way}.pt"
-        subprocess.run([sys.executable, "-c", program, way, str(file)], check=True)
-        results.append(torch.load(file))
-    for got, expected in zip(*results, strict=True):
+    program = """
+import sys
+sys.modules["spconv"] = None  # importing it now raises ImportError
+import torch
+from tests.model.sparse.test_neighbours import decoded_and_gradients, neighbours
+assert neighbours.spconv_ops is None
+torch.save(decoded_and_gradients(), sys.argv[1])
+"""
+    file = tmp_path / "without.pt"
+    subprocess.run([sys.executable, "-c", program, str(file)], check=True)
+    for got, expected in zip(torch.load(file), decoded_and_gradients(), strict=True):
         assert (got is None and expected is None) or torch.equal(got, expected)

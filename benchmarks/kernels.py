@@ -1,24 +1,36 @@
-"""Are the indices of nearest_codes those of float64, how fast, in how much memory, beside torch.cdist and others?
+"""How fast and how exact are our kernels, for nearest codes and for convolutions, beside others?
 
-    .venv/bin/python -m benchmarks.nearest_codes [--json FILE]                    (on a GPU about a minute)
-    PYTHONPATH=peers .venv/bin/python -m benchmarks.nearest_codes --peers         (vector-quantize-pytorch too)
+    .venv/bin/python -m benchmarks.kernels nearest_codes [--json FILE]                (on a GPU about a minute)
+    PYTHONPATH=peers .venv/bin/python -m benchmarks.kernels nearest_codes --peers     (vector-quantize-pytorch too)
+    .venv/bin/python -m benchmarks.kernels conv_cuda [--json FILE]                    (on a GPU only; about a minute)
 
-1 M vectors of dim 64 and 8192 codes on a GPU, 20 000 and 1024 on a CPU. Indices are checked first, on distributions
-that are hard for float32: one that is further than a millionth from the float64 minimum, or that the kernel gave
-without doubt where float64 has another, is a fault and the exit code 1. What does not fit into memory is timed on half
-of the vectors, or a quarter, and so on, and its row says on how many. `tiles` are other ways to cut the kernel's work.
-The folder peers is made as codebook.py has it.
+nearest_codes, beside torch.cdist and others: 1 M vectors of dim 64 and 8192 codes on a GPU, 20 000 and 1024 on a CPU.
+Indices are checked first, on distributions that are hard for float32: one that is further than a millionth from the
+float64 minimum, or that the kernel gave without doubt where float64 has another, is a fault and the exit code 1. What
+does not fit into memory is timed on half of the vectors, or a quarter, and so on, and its row says on how many. `tiles`
+are other ways to cut the kernel's work. The folder peers is made as codebook.py has it.
+
+conv_cuda: one 3^3 submanifold convolution in float16 beside spconv's module. The voxels are the published network's
+levels on a sphere shell: radius 0.4 R, half-width 2 voxels. Errors are relative L2 against float64 on 4000 of them.
+
+Times are medians between CUDA events after a run that does not count; on a CPU of the clock.
 """
 
+import argparse
+import json
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 import torch
-from torch import Tensor
+from spconv.pytorch import SparseConvTensor
+from spconv.pytorch import SubMConv3d as SpconvSubMConv3d
+from torch import Tensor, nn
 
-from benchmarks import add_peers, check_peers, command_line, conditions, timed, wait, watch_memory, write_json
+from benchmarks import add_json, add_peers, check_peers, command_line, conditions, timed, wait, watch_memory, write_json
 from model.quantizer.quantizer import Nearest, nearest_by_blocks, nearest_codes
+from model.sparse import Grid, SparseTensor, SubMConv3d, neighbour_table
 
 NUM, SIZE, DIM = {"cuda": 1_000_000, "cpu": 20_000}, {"cuda": 8192, "cpu": 1024}, 64
 TOLERANCE = 1e-6  # of the squared distance
@@ -33,7 +45,12 @@ TILES = [  # rows, codes, num_warps, num_stages
     (256, 64, 16, 3),
 ]
 
+LEVELS = [(512, 32, 32), (256, 128, 64), (256, 64, 64), (128, 128, 128), (64, 512, 128), (64, 512, 512)]
+
 Assign = Callable[[Tensor, Tensor], Tensor]  # vectors and codes to indices
+
+
+# --- nearest codes ---------------------------------------------------------------------------------------------------
 
 
 def distributions(device: torch.device) -> Iterator[tuple[str, Tensor, Tensor]]:
@@ -54,7 +71,7 @@ def distributions(device: torch.device) -> Iterator[tuple[str, Tensor, Tensor]]:
     yield "30 % exact repeats, codes among them", repeats, rows_of(repeats)
     vectors = randn(num, DIM)
     near = vectors[: size // 2]
-    one, two = torch.nn.functional.normalize(randn(2, len(near), DIM), dim=2)
+    one, two = nn.functional.normalize(randn(2, len(near), DIM), dim=2)
     yield "ties within a millionth", vectors, torch.cat([near + one, near + two * (1 + 1e-6 * randn(len(near), 1))])
     narrow = randn(num, DIM) * 0.7 ** torch.arange(DIM, device=device)
     yield "variance in few directions", narrow, rows_of(narrow)
@@ -189,13 +206,8 @@ def measure_tiles(vectors: Tensor, codes: Tensor) -> list[dict]:
     return rows
 
 
-def main() -> None:
-    parser = command_line(__doc__, "nearest_codes.json")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    add_peers(parser)
-    arguments = parser.parse_args()
-    check_peers(parser, arguments)
-    device = torch.device(arguments.device)
+def measure_nearest_codes(options: argparse.Namespace) -> None:
+    device = torch.device(options.device)
     generator = torch.Generator(device).manual_seed(1)
     vectors, codes = (
         torch.randn(num, DIM, generator=generator, device=device) for num in (NUM[device.type], SIZE[device.type])
@@ -204,7 +216,7 @@ def main() -> None:
 
     def add(name: str, part: object) -> None:
         result[name] = part
-        write_json(arguments.json, result)
+        write_json(options.json, result)
 
     checks = {}
     for name, *hard in distributions(device):
@@ -213,12 +225,88 @@ def main() -> None:
     add("checks", checks)
     tiles = measure_tiles(vectors, codes) if device.type == "cuda" else []
     add("tiles", tiles)
-    add("ways", measure_ways(vectors, codes, with_peers=arguments.peers))
+    add("ways", measure_ways(vectors, codes, with_peers=options.peers))
     faults = [name for name, row in checks.items() if row["wrong_without_doubt"]]
     faults += [name for name, row in checks.items() if row["worst_relative_excess"] > TOLERANCE]
     faults += [str(row) for row in tiles if row.get("other_index")]
     if faults:
         sys.exit(f"wrong indices: {', '.join(faults)}")
+
+
+# --- convolutions ----------------------------------------------------------------------------------------------------
+
+
+def shell(resolution: int) -> Grid:
+    centres = torch.arange(resolution, device="cuda") + 0.5 - resolution / 2
+    radius = (centres[:, None, None] ** 2 + centres[None, :, None] ** 2 + centres**2).sqrt()
+    coords = ((radius - 0.4 * resolution).abs() < 2).nonzero().int()
+    return Grid(nn.functional.pad(coords, (1, 0)), num_shapes=1, extent=resolution)
+
+
+def milliseconds(work: Callable[[], object]) -> float:
+    return round(timed(work, torch.device("cuda"), 10), 3)
+
+
+def error(got: Tensor, expected: Tensor) -> float:
+    return float(f"{(got.double() - expected).norm() / expected.norm():.1e}")
+
+
+def measure_level(resolution: int, in_channels: int, out_channels: int) -> dict[str, Any]:
+    grid = shell(resolution)
+    neighbours = neighbour_table(grid)
+    feats = torch.randn(len(grid), in_channels, device="cuda").half().requires_grad_()
+    upstream = torch.randn(len(grid), out_channels, device="cuda").half()
+    ours = SubMConv3d(in_channels, out_channels).cuda().half()
+    theirs = SpconvSubMConv3d(in_channels, out_channels, 3, bias=True, indice_key="level").cuda().half()
+    theirs.load_state_dict(ours.state_dict())
+    known = theirs(SparseConvTensor(feats, grid.coords, [resolution] * 3, 1)).indice_dict  # the rulebook, made once
+
+    def run_ours() -> Tensor:
+        return ours(SparseTensor.on(grid, feats)).feats
+
+    def run_theirs() -> Tensor:
+        return theirs(SparseConvTensor(feats, grid.coords, [resolution] * 3, 1, indice_dict=known)).features
+
+    sample = torch.randperm(len(grid), device="cuda")[:4000]
+    absent = torch.where(neighbours[:, sample] < 0, len(grid), neighbours[:, sample]).T.flatten().long()
+    columns = torch.cat([feats.detach(), feats.new_zeros(1, in_channels)]).double()[absent].view(len(sample), -1)
+    expected = columns @ ours.weight.detach().double().flatten(1).T
+    row: dict[str, Any] = {"voxels": len(grid), "in_channels": in_channels, "out_channels": out_channels}
+
+    def run_both_ways(run: Callable[[], Tensor], weight: Tensor) -> None:
+        torch.autograd.grad(run(), [feats, weight], upstream)
+
+    for label, run, weight in (("ours", run_ours, ours.weight), ("spconv", run_theirs, theirs.weight)):
+        row[label] = {
+            "forward_ms": milliseconds(run),
+            "forward_backward_ms": milliseconds(partial(run_both_ways, run, weight)),
+            "relative_error": error(run().detach()[sample], expected),
+        }
+    return row
+
+
+def measure_conv_cuda(options: argparse.Namespace) -> None:
+    torch.manual_seed(0)
+    rows = []
+    for level in LEVELS:
+        rows.append(measure_level(*level))
+        print(json.dumps(rows[-1]), flush=True)
+    write_json(options.json, conditions(torch.device("cuda")) | {"dtype": "float16", "levels": rows})
+
+
+def main() -> None:
+    parser = command_line(__doc__)
+    kernels = parser.add_subparsers(required=True)
+    for name, measure_kernel in (("nearest_codes", measure_nearest_codes), ("conv_cuda", measure_conv_cuda)):
+        kernel = kernels.add_parser(name)
+        kernel.set_defaults(measure=measure_kernel, peers=False)
+        add_json(kernel, f"{name}.json")
+        if measure_kernel is measure_nearest_codes:
+            kernel.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+            add_peers(kernel)
+    options = parser.parse_args()
+    check_peers(parser, options)
+    options.measure(options)
 
 
 if __name__ == "__main__":
