@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NoReturn
 
 import yaml
@@ -48,6 +49,8 @@ def main() -> None:
     work_pool, deployment = _deployed()
     command = _prefect("server", "start", "--host", server.host, "--port", str(server.port))
     with ExitStack() as running:
+        # Workers of all users would share the folder runner_storage in /tmp, which only the first could write to.
+        environment["TMPDIR"] = running.enter_context(TemporaryDirectory(ignore_cleanup_errors=True))
         parts = {"server": running.enter_context(_kept(command, environment, REQUEST_SECONDS))}
         _wait_for(server, parts["server"])
         _end_lost_runs()
