@@ -49,7 +49,9 @@ def main() -> None:
     work_pool, deployment = _deployed()
     command = _prefect("server", "start", "--host", server.host, "--port", str(server.port))
     with ExitStack() as running:
-        # Workers of all users would share the folder runner_storage in /tmp, which only the first could write to.
+        # Else the page is copied into Prefect's own folder, and what workers keep to /tmp/runner_storage: another user
+        # who was the first there would be the only one who may read the one and write to the other.
+        environment["PREFECT_SERVER_UI_STATIC_DIRECTORY"] = str(settings.home.absolute() / "ui")
         environment["TMPDIR"] = running.enter_context(TemporaryDirectory(ignore_cleanup_errors=True))
         parts = {"server": running.enter_context(_kept(command, environment, REQUEST_SECONDS))}
         _wait_for(server, parts["server"])
