@@ -60,7 +60,7 @@ def read(content: bytes, read_file: ReadFile) -> RawMesh:
     if document.animations:
         notes = (*notes, f"animations ignored: {len(document.animations)}")
     if not len(faces):
-        said = "; ".join((f"meshes: {len(document.meshes)}", f"nodes: {len(document.nodes)}", *notes))
+        said = "; ".join(notes) or f"it has {len(document.meshes)} meshes and {len(document.nodes)} nodes"
         raise InputError(f"its scene shows no triangles ({said}); export it as a surface")
     return RawMesh(vertices, faces, notes)
 
