@@ -39,7 +39,7 @@ from model.sdf import SparseSDF
 from tasks.data import ShapeLatents, dataset, latents_file, read_vectors, write_latents
 from tasks.encode import VIEWS_PER_FILE
 from tasks.run import PARAMS_FILE, SDF, VOXELIZE_SCRATCH, ShapeTraining, load_settings
-from tasks.shards import INDEX, Place, open_shards, shape_row, write_index, write_shards
+from tasks.shards import INDEX, SPLITS, Place, open_shards, shape_row, write_index, write_shards
 from tasks.voxelization import Outcome, forget_all_but, split_of, splits_brought
 
 SHAPES_PER_SHARD = 64
@@ -298,7 +298,8 @@ def meshes(folder: Path, num: int) -> Row:
         if number % 1000 == 0:
             file.parent.mkdir(parents=True)
         file.write_text(tetrahedron(number))
-    (home / "split.csv").write_text("name,split\n" + "\n".join(f"{name},train" for name in names))
+    rows = (f"{name},{SPLITS[i % 3]}" for i, name in enumerate(names))
+    (home / "split.csv").write_text("name,split\n" + "\n".join(rows))
     row: Row = {"before": memory()}
     with clock(row, "find_meshes"):
         found = find_meshes(home)

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NoReturn
 
 import yaml
@@ -48,6 +49,10 @@ def main() -> None:
     work_pool, deployment = _deployed()
     command = _prefect("server", "start", "--host", server.host, "--port", str(server.port))
     with ExitStack() as running:
+        # Else the page is copied into Prefect's own folder, and what workers keep to /tmp/runner_storage: another user
+        # who was the first there would be the only one who may read the one and write to the other.
+        environment["PREFECT_SERVER_UI_STATIC_DIRECTORY"] = str(settings.home.absolute() / "ui")
+        environment["TMPDIR"] = running.enter_context(TemporaryDirectory(ignore_cleanup_errors=True))
         parts = {"server": running.enter_context(_kept(command, environment, REQUEST_SECONDS))}
         _wait_for(server, parts["server"])
         _end_lost_runs()

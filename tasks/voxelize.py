@@ -36,6 +36,7 @@ def voxelize_meshes(settings: Settings) -> None:
             f"no mesh in {options.meshes}; expected files ending in {', '.join(SUFFIXES)} at any depth; "
             "put some there or set voxelize.meshes in params.yaml"
         )
+    brought = splits_brought(options.meshes, files)
     outcomes = sorted(voxelize_all(files, options), key=lambda outcome: outcome.name)
     assert [outcome.name for outcome in outcomes] == sorted(files)
     usable = [outcome for outcome in outcomes if not outcome.reason]
@@ -45,8 +46,8 @@ def voxelize_meshes(settings: Settings) -> None:
         print(printable(f"rejected {file}: {reason}"))
     check_share(rejects, len(outcomes), options)
 
-    index = _index(usable, files, options)
-    check_splits(index, options)
+    index = _index(usable, brought, options)
+    check_splits(index, options, drawn=brought is None)
     metrics = metrics_of(index, num_rejected=len(rejected))
     with whole_directory(SDF) as directory:
         _write_dataset(directory, usable, files, rejects, index, options)
@@ -62,9 +63,8 @@ def voxelize_meshes(settings: Settings) -> None:
     )
 
 
-def _index(usable: list[Outcome], files: dict[str, Path], options: Voxelize) -> pd.DataFrame:
+def _index(usable: list[Outcome], brought: dict[str, str] | None, options: Voxelize) -> pd.DataFrame:
     """A line for each shape: its split, and all facts about it but for how long it took."""
-    brought = splits_brought(options.meshes, files)
     if brought is not None:
         print(f"voxelize: splits are those that {options.meshes} says")
     rows = []

@@ -6,6 +6,7 @@ moments (0), and CHECKOUT is a fresh clone with meshes and parameters of its own
 
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -103,19 +104,21 @@ def test_after_kills_at_random_moments_every_file_is_an_undisturbed_runs(
     assert start(undisturbed).wait() == 0, (undisturbed / "repro.log").read_text()
     seconds = time.monotonic() - started
 
-    moments, kills = random.Random(SEED), 0
+    moments, kills = random.Random(SEED), list[str]()
     while True:
-        run = start(killed)
+        run, moment = start(killed), moments.uniform(0, seconds / 3)
         try:
-            assert run.wait(moments.uniform(0, seconds / 3) if kills < KILLS else None) == 0
+            assert run.wait(moment if len(kills) < KILLS else None) == 0
             break
         except subprocess.TimeoutExpired:
             os.killpg(run.pid, signal.SIGKILL)
             run.wait()
-            kills += 1
+            stages = re.findall(r"Running stage '(\w+)'", (killed / "repro.log").read_text())
+            kills.append(f"{moment:.1f} s ({stages[-1] if stages else 'before any'})")
     log = (killed / "repro.log").read_text()
     with capsys.disabled():
-        print(f"{kills} kills, {log.count('going on from step')} times training went on")
+        print(f"{seconds:.0f} s undisturbed, {log.count('going on from step')} times training went on, killed after")
+        print(", ".join(kills))
     expected, found = results(undisturbed), results(killed)
     assert found.keys() == expected.keys()
     assert [name for name in expected if found[name] != expected[name]] == []

@@ -60,9 +60,8 @@ def read(content: bytes, read_file: ReadFile) -> RawMesh:
     if document.animations:
         notes = (*notes, f"animations ignored: {len(document.animations)}")
     if not len(faces):
-        raise InputError(
-            f"its scene shows no triangles ({'; '.join(notes) or 'it has no meshes'}); export it as a surface"
-        )
+        said = "; ".join(notes) or f"it has {len(document.meshes)} meshes and {len(document.nodes)} nodes"
+        raise InputError(f"its scene shows no triangles ({said}); export it as a surface")
     return RawMesh(vertices, faces, notes)
 
 

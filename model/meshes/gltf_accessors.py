@@ -109,6 +109,11 @@ class Arrays:
         view = self._view(view_number)
         size = width * dtype.itemsize
         stride = view.stride or size
+        if stride < size:
+            raise InputError(
+                f"{what} has elements of {size} bytes, which bufferViews[{view_number}] puts every {stride} bytes, one "
+                "over the other; export it again"
+            )
         if count and offset + stride * (count - 1) + size > view.length:
             raise InputError(
                 f"{what} has {count} elements of {size} bytes, which bufferViews[{view_number}] of {view.length} bytes "

@@ -88,7 +88,7 @@ def outside_file(buffer: Buffer) -> str | None:
         return None
     parts = urlsplit(buffer.uri)
     name = posixpath.normpath(unquote(parts.path).replace("\\", "/"))
-    if parts.scheme or parts.netloc or name.startswith(("/", "../")) or name in (".", ".."):
+    if parts.scheme or parts.netloc or name.startswith(("/", "../")) or name in (".", "..") or "\0" in name:
         raise InputError(
             f"its data is at {buffer.uri[:80]!r}; expected a file below its own folder; export it as one .glb"
         )

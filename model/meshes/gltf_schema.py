@@ -34,7 +34,7 @@ class BufferView(_Part):
     buffer: Index
     offset: Count = Field(0, alias="byteOffset")
     length: Count = Field(alias="byteLength")
-    stride: Annotated[int, Field(ge=1)] | None = Field(None, alias="byteStride")
+    stride: Count = Field(0, alias="byteStride")  # 0 of what lies without gaps
 
 
 class SparseIndices(_Part):

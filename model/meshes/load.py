@@ -47,7 +47,7 @@ def _read_beside(folder: Path, name: str) -> bytes:
         if is_of_environment(error, given=folder / name):
             raise
         raise InputError(
-            f"its data is in the file {name!r}, which can't be opened ({error.strerror}); put it there"
+            f"its data is in the file {name[:80]!r}, which can't be opened ({error.strerror}); put it there"
         ) from error
     except InputError as error:
         raise type(error)(f"its data is in the file {name!r}: {error}") from error

@@ -16,7 +16,7 @@ from .polygons import Polygons, triangulate
 from .raw import RawMesh, check_indices, whole_numbers
 from .text import Lines, whole_text, without_comments
 
-HEADER = re.compile(rb"\s*((?:ST)?C?N?4?n?)OFF(?=[\s\d]|$)(?:\s+(BINARY)\b)?", re.IGNORECASE)
+HEADER = re.compile(rb"\s*((?:ST)?C?N?4?N?)OFF(?=[\s\d]|$)(?:\s+(BINARY)\b)?", re.IGNORECASE)
 
 
 class _Counts(NamedTuple):
@@ -31,8 +31,8 @@ def read(content: bytes) -> RawMesh:
     original = whole_text(content)
     text, _ = without_comments(original)
     header = HEADER.match(text)
-    kind = header[1] if header else b""
-    if kind.endswith(b"n"):
+    kind = header[1].upper() if header else b""
+    if header and header[0].endswith(b"nOFF"):
         raise InputError(
             "it is an nOFF, with any number of dimensions; expected OFF, which has three; export it as OFF"
         )
@@ -73,7 +73,7 @@ def _starts(
         in_stream = _starts_in_stream(values, num_counts, counts, size)
         if in_stream is not None and not any(np.array_equal(in_stream, way) for way in ways):
             ways.append(in_stream)
-    if len(ways) > 1:
+    if len(ways) > 1 or (not isinstance(by_line, InputError) and first[1] > 3):
         raise InputError(
             "its numbers can be read in two ways; write three counts, then each vertex and each face on its own line"
         )
@@ -100,7 +100,7 @@ def _starts_by_line(
 ) -> Int[np.ndarray, " num_vertices_and_faces"] | InputError:
     """The first word of each vertex and of each face, one on a line; or why they are not so."""
     num_lines = sum(counts)
-    if len(lines) - 1 < num_lines or first[1] > 3:
+    if len(lines) - 1 < num_lines:
         return InputError(
             f"it declares {counts.vertices} vertices and {counts.faces} faces but has {len(lines) - 1} lines of "
             "them; it is cut; export it again"

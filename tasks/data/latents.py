@@ -80,8 +80,8 @@ def read_vectors(
     """All latent vectors of a split, at most max_per_view drawn from each shape and symmetry.
 
     They are read view by view, so that what is not drawn takes no memory. Where more than MAX_VECTORS come together, an
-    even draw of them stays, and that is printed. Raises InputError where a file is missing or
-    damaged, and where all hold no view, or NaN or infinity.
+    even draw of them stays, and that is printed. Raises InputError where a file is missing or damaged, and where all
+    hold no view, or NaN or infinity.
     """
     rng = np.random.default_rng(seed)
     parts: list[np.ndarray] = []

@@ -15,8 +15,8 @@ import pandas as pd
 from jaxtyping import Float, Int
 
 from model.errors import InputError, is_of_environment
+from tasks.shards import SPLITS
 
-SPLITS = ("train", "val", "test")
 SPLIT_FILE = "split.csv"
 STEP = 0.002  # to which invariants are rounded; they are numbers of the order of 1
 EDGE = 2e-6  # nearer than this to where rounding changes, formats of few digits may disagree
@@ -67,13 +67,23 @@ def split_of(digest: str, *, val_share: float, test_share: float) -> str:
 def splits_brought(folder: Path, files: Mapping[str, Path]) -> dict[str, str] | None:
     """The split of each mesh by its name, where the user says it, else None.
 
-    Raises InputError where split.csv is damaged or lacks a mesh.
+    Folders say it where all meshes are below train, val and test, and two of these are there at least. Raises
+    InputError where split.csv is damaged or lacks a mesh, and where a split is left without meshes.
     """
     table = folder / SPLIT_FILE
     if table.is_file():
-        return _read_table(table, files)
-    tops = {name: path.relative_to(folder).parts[0] for name, path in files.items()}
-    return tops if set(tops.values()) == set(SPLITS) else None
+        splits, remedy = _read_table(table, files), f"remove {SPLIT_FILE}"
+    else:
+        splits, remedy = {name: path.relative_to(folder).parts[0] for name, path in files.items()}, "rename the folders"
+        if not set(splits.values()) <= set(SPLITS) or sum((folder / split).is_dir() for split in SPLITS) < 2:
+            return None
+    for split in SPLITS:
+        if split not in splits.values():
+            raise InputError(
+                f"{table if table.is_file() else folder / split} has no mesh of the {split} split, of {len(files)} in "
+                f"all; expected some in each of {', '.join(SPLITS)}; add some, or {remedy} to have splits drawn"
+            )
+    return splits
 
 
 def _read_table(table: Path, files: Mapping[str, Path]) -> dict[str, str]:

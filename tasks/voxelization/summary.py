@@ -82,12 +82,12 @@ def check_share(rejects: dict[str, str], num_files: int, options: Voxelize) -> N
         )
 
 
-def check_splits(index: pd.DataFrame, options: Voxelize) -> None:
-    remedies = {
-        "train": "add meshes",
-        "val": f"add meshes or raise voxelize.val_share ({options.val_share:g})",
-        "test": f"add meshes or raise voxelize.test_share ({options.test_share:g})",
-    }
-    for split, remedy in remedies.items():
+def check_splits(index: pd.DataFrame, options: Voxelize, *, drawn: bool) -> None:
+    """Raise InputError where a split, drawn or brought by the user, has no usable mesh."""
+    shares = {"val": options.val_share, "test": options.test_share} if drawn else {}
+    for split in shards.SPLITS:
         if not (index.split == split).any():
-            raise InputError(f"none of the {len(index)} meshes fell into the {split} split; expected some; {remedy}")
+            raised = f" or raise voxelize.{split}_share ({shares[split]:g})" if split in shares else ""
+            raise InputError(
+                f"none of the {len(index)} meshes fell into the {split} split; expected some; add meshes{raised}"
+            )

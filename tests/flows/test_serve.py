@@ -108,6 +108,13 @@ def test_the_secret_is_its_owners_alone(served: Served):
     assert not any(served.secret in words for words in [*commands, served.log()])
 
 
+def test_its_files_are_apart_from_those_of_other_users(served: Served):
+    (folder,) = {Path(part.environ()["TMPDIR"]) for part in psutil.Process(served.process.pid).children()}
+    assert (folder.stat().st_uid, stat.S_IMODE(folder.stat().st_mode)) == (os.geteuid(), 0o700)
+    wait_until((folder / "runner_storage").is_dir)
+    assert list((served.root / ".prefect" / "ui").rglob("index.html"))
+
+
 def test_with_it_readmes_command_runs_the_flow(served: Served):
     command = next(command for command in COMMANDS if command.endswith("--watch"))
     ended = served.shell(f"""{command} -p targets='["import_vae"]'""")

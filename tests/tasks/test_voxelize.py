@@ -303,6 +303,16 @@ def test_the_split_that_the_user_brings_counts(here: Path, capsys: pytest.Captur
     assert "splits are those that meshes says" in capsys.readouterr().out
 
 
+def test_a_split_without_test_meshes_is_refused_before_any_is_voxelized(here: Path) -> None:
+    write_balls(here / "meshes")
+    names = sorted(find_meshes(Path("meshes")))
+    splits = {name: ("train", "val")[i % 2] for i, name in enumerate(names)}
+    pd.DataFrame(splits.items(), columns=["name", "split"]).to_csv("meshes/split.csv", index=False)
+    with pytest.raises(InputError, match=r"^meshes/split\.csv has no mesh of the test split, of 9 in all; .*add some"):
+        stage.voxelize_meshes(settings_for())
+    assert not VOXELIZE_SCRATCH.exists()
+
+
 @pytest.mark.usefixtures("one_worker")
 def test_a_full_disk_ends_the_stage_and_drops_no_mesh(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     disk = here / "disk"

@@ -80,7 +80,9 @@ def files(folder: Path, *names: str) -> dict[str, Path]:
     return {name: folder / f"{name}.stl" for name in names}
 
 
-def test_folders_are_splits_where_all_three_are_there(tmp_path: Path):
+def test_folders_are_splits_where_all_meshes_are_below_them(tmp_path: Path):
+    for split in ("train", "val", "test"):
+        (tmp_path / split).mkdir()
     assert splits_brought(tmp_path, files(tmp_path, "train/a", "val/b", "test/c")) == {
         "train/a": "train", "val/b": "val", "test/c": "test",
     }  # fmt: skip
@@ -89,8 +91,9 @@ def test_folders_are_splits_where_all_three_are_there(tmp_path: Path):
 
 
 def test_a_table_of_names_counts_before_folders(tmp_path: Path):
-    (tmp_path / "split.csv").write_text("split,name\ntest,train/a\nval,b\ntrain,gone\n")
-    assert splits_brought(tmp_path, files(tmp_path, "train/a", "b")) == {"train/a": "test", "b": "val"}
+    (tmp_path / "split.csv").write_text("split,name\ntest,train/a\nval,b\ntrain,c\ntrain,gone\n")
+    brought = splits_brought(tmp_path, files(tmp_path, "train/a", "b", "c"))
+    assert brought == {"train/a": "test", "b": "val", "c": "train"}
 
 
 @pytest.mark.parametrize(
@@ -107,3 +110,18 @@ def test_a_damaged_table_is_refused(tmp_path: Path, text: str, said: str):
     (tmp_path / "split.csv").write_text(text)
     with pytest.raises(InputError, match=said):
         splits_brought(tmp_path, files(tmp_path, "a"))
+
+
+@pytest.mark.parametrize("lacking", ["train", "val", "test"])
+@pytest.mark.parametrize("empty", [True, False])
+def test_folders_of_which_one_is_missing_or_empty_are_refused(tmp_path: Path, lacking: str, empty: bool):
+    others = {"train", "val", "test"} - {lacking}
+    for split in others | ({lacking} if empty else set()):
+        (tmp_path / split).mkdir()
+    with pytest.raises(InputError, match=f"{lacking} has no mesh of the {lacking} split, of 2 in all; .*rename the"):
+        splits_brought(tmp_path, files(tmp_path, *(f"{split}/a" for split in others)))
+
+
+def test_one_folder_that_happens_to_be_called_like_a_split_is_none(tmp_path: Path):
+    (tmp_path / "train").mkdir()
+    assert splits_brought(tmp_path, files(tmp_path, "train/a", "train/b")) is None
