@@ -9,9 +9,7 @@ import torch
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from model.errors import InputError
-from model.sparse import Grid, SparseTensor, SubMConv3d, conv
-from model.sparse.neighbours import spconv_ops
+from model.sparse import SparseTensor, SubMConv3d, conv
 from tests.shapes import random_coords, random_tensor, relative_error
 
 TOLERANCE = 1e-5  # relative; float32 over 27 * channels products
@@ -144,12 +142,3 @@ def test_one_search_for_neighbours_serves_every_layer_on_a_grid():
     x = random_tensor(2)
     SubMConv3d(2, 2)(SubMConv3d(2, 2)(x))
     assert conv.neighbour_table(x.grid) is conv.neighbour_table(x.with_feats(x.feats * 2).grid)
-
-
-@pytest.mark.skipif(spconv_ops is None, reason="spconv is not installed")
-def test_shapes_that_the_search_would_mix_up_are_refused():
-    """spconv's keys have 32 bits on the CPU: the fifth of five such shapes would get the first one's neighbours."""
-    coords = torch.tensor([[0, 1, 2, 3], [4, 1, 2, 3]], dtype=torch.int32)
-    with pytest.raises(InputError, match=r"5 shapes of 1024.* at most 4 at a time"):
-        conv.neighbour_table(Grid(coords, num_shapes=5, extent=1024))
-    assert conv.neighbour_table(Grid(coords[:1], num_shapes=4, extent=1024))[13].tolist() == [0]

@@ -1,15 +1,11 @@
-"""The two searches for neighbours against a dictionary, and a convolution where there is no spconv."""
+"""The search for neighbours against a dictionary; test_cuda.py has that of a GPU."""
 
-import subprocess
-import sys
 from itertools import product
-from pathlib import Path
 
 import pytest
 import torch
 
-from model.sparse import neighbours
-from model.sparse.neighbours import find_by_keys, find_neighbours
+from model.sparse.neighbours import find_neighbours
 from tests.shapes import random_coords
 
 CASES = {
@@ -22,45 +18,20 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("by_keys", [True, False], ids=["by keys", "by what there is"])
-def test_neighbours_are_found_at_each_offset_of_the_kernel(case, by_keys):
+def test_neighbours_are_found_at_each_offset_of_the_kernel(case):
     coords = CASES[case]
     num_shapes, extent = int(coords[:, 0].max()) + 1, int(coords[:, 1:].max()) + 1
     row_of = {tuple(coord): row for row, coord in enumerate(coords.tolist())}
     offsets = list(product((-1, 0, 1), repeat=3))
     expected = [[row_of.get((b, x + i, y + j, z + k), -1) for b, x, y, z in coords.tolist()] for i, j, k in offsets]
-    table = (
-        find_by_keys(coords, extent=extent)
-        if by_keys
-        else find_neighbours(coords, num_shapes=num_shapes, extent=extent)
-    )
+    table = find_neighbours(coords, num_shapes=num_shapes, extent=extent)
     assert table.dtype == torch.int32
     assert table.tolist() == expected
 
 
-def test_where_there_is_no_spconv_the_network_gives_the_same(tmp_path: Path):
-    """In processes of their own: what is imported is decided once. Gradients too, of the encoder and the decoder."""
-    program = """
-import sys, torch
-if sys.argv[1] == "without":
-    sys.modules["spconv"] = None  # importing it now raises ImportError
-from model.sparse import neighbours
-from model.vae import SparseSDFVAE, VAEConfig
-from tests.shapes import random_tensor
-assert (neighbours.spconv_ops is None) == (sys.argv[1] == "without")
-torch.manual_seed(0)
-vae = SparseSDFVAE(VAEConfig(model_channels=64, num_blocks=1, latent_channels=8))
-torch.nn.init.normal_(vae.encoder.out_layer.weight, std=0.1)
-decoded = vae.decode(vae.encode(random_tensor(1, extent=20)).mean)
-gradients = torch.autograd.grad(decoded.feats.square().sum(), list(vae.parameters()), allow_unused=True)
-torch.save([decoded.feats.detach(), *gradients], sys.argv[2])
-"""
-    if neighbours.spconv_ops is None:
-        pytest.skip("spconv is not installed")
-    results = []
-    for way in ("with", "without"):
-        file = tmp_path / f"{way}.pt"
-        subprocess.run([sys.executable, "-c", program, way, str(file)], check=True)
-        results.append(torch.load(file))
-    for got, expected in zip(*results, strict=True):
-        assert (got is None and expected is None) or torch.equal(got, expected)
+def test_shapes_of_any_extent_are_told_apart():
+    """More places than 32 bits have numbers for."""
+    coords = torch.tensor([[0, 1, 2, 3], [4, 1, 2, 3], [4, 1023, 1023, 1023]], dtype=torch.int32)
+    table = find_neighbours(coords, num_shapes=5, extent=1024)
+    assert table[13].tolist() == [0, 1, 2]
+    assert table.sum() == 0 + 1 + 2 - 26 * 3
