@@ -92,11 +92,12 @@ def stage1(_options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         [row for file in latents_files(ROOT / LATENTS, split) for row in read_rows(file, remedy="run dvc repro encode")]
         for split in ("train", "val")
     )
-    lengths = np.array([len(row["mean"][0]) // row["latent_channels"][0].as_py() for row in [*train, *val]])
+    rows, schema = [*train, *val], train[0].schema
+    lengths = np.array([len(row["mean"][0]) // row["latent_channels"][0].as_py() for row in rows])
     taken = int((lengths.cumsum() <= NUM_VECTORS).sum()) + 1
     (folder / LATENTS).mkdir(parents=True)
-    write_rows(folder / latents_file(LATENTS, "train"), [*train, *val][:taken])
-    write_rows(folder / latents_file(LATENTS, "val"), val)
+    write_rows(folder / latents_file(LATENTS, "train"), rows[:taken], schema)
+    write_rows(folder / latents_file(LATENTS, "val"), val, schema)
     seconds = seconds_of_stage("stage1", folder)
     figures = json.loads((folder / METRICS / "stage1.json").read_text())
     return conditions(pick_device()) | {

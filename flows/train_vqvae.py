@@ -52,10 +52,7 @@ def bring_up_to_date(stage: str, force: bool, remote: bool) -> StageResult:
 
 @flow(name="train-vqvae", on_failure=[alert], on_crashed=[alert], persist_result=False)
 def train_vqvae(
-    targets: list[str] | None = None,
-    force: bool = False,
-    params: dict[str, Any] | None = None,
-    remote: bool = False,
+    targets: list[str] | None = None, force: bool = False, params: dict[str, Any] | None = None, remote: bool = False
 ) -> State[Any]:
     """Bring the tokenizer up to date.
 

@@ -19,7 +19,7 @@ from zipfile import is_zipfile
 import torch
 from torch import Tensor
 
-from .errors import is_of_environment
+from .errors import reading
 from .files import write_whole
 from .hub import WEIGHT_SUFFIXES, local_path
 from .sparse import SubMConv3d
@@ -181,15 +181,10 @@ def _read_state(file: Path) -> tuple[State, dict[str, str], list[Tensor]]:
 
 
 def _unpickled(file: Path) -> Any:
-    try:
+    with reading(file, FETCH, kind=CheckpointError):
         if not is_zipfile(file):
             raise ValueError("no zip archive, which torch.save writes")
         return torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # what a hostile file holds makes torch fail in many ways
-        if is_of_environment(error):
-            raise
-        reason = str(error).strip().split("\n")[0]
-        raise CheckpointError(f"{file}: not a readable checkpoint ({reason}); {FETCH}") from error
 
 
 def _check_storage(content: dict[str, Any], file: Path) -> None:

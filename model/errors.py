@@ -4,7 +4,8 @@ import errno
 import os
 import signal
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from shutil import disk_usage
 
@@ -93,6 +94,19 @@ def told_of_environment(error: BaseException) -> str:
     return f"{what}{f': {file}' if file else ''}; {remedy}"
 
 
+def sentence_of(error: Exception, *, again: str) -> str | None:
+    """What a user is told of an error that ended a program, which is to be run `again` where the machine is at fault.
+
+    None for a fault of ours, which keeps its traceback.
+    """
+    if isinstance(error, InputError):
+        return printable(str(error))
+    if isinstance(error, OSError) or is_of_environment(error):
+        told = f"{told_of_environment(error)}; nothing is half-written, and no input is at fault: run the {again} again"
+        return printable(told)
+    return None
+
+
 def reason_of(error: Exception, *, given: Path, more_memory: str) -> str:
     """Why the file `given` can't be read and worked on, as one sentence; it is one of many and need not end them.
 
@@ -108,6 +122,27 @@ def reason_of(error: Exception, *, given: Path, more_memory: str) -> str:
     if isinstance(error, OSError):
         return f"the file can't be opened ({error.strerror}); check its permissions"
     return fault_of_ours(error)
+
+
+@contextmanager
+def reading(file: Path, remedy: str, *, kind: type[InputError] = InputError) -> Iterator[None]:
+    """Within it, whatever a missing or damaged file makes of its reader becomes one sentence, which ends in the remedy.
+
+    An InputError is raised as it is, and so is what the machine is at fault for.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, InputError) or is_of_environment(error):
+            raise
+        if not file.is_file():
+            raise kind(f"{file} does not exist; {remedy}") from error
+        raise kind(f"{file} can't be read ({type(error).__name__}: {first_line(error)}); {remedy}") from error
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, without what some libraries say below it."""
+    return str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
 
 
 def fault_of_ours(error: Exception) -> str:

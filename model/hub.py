@@ -5,7 +5,7 @@ from pathlib import Path
 from huggingface_hub import hf_hub_download, parse_hf_uri, snapshot_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HfUriError, HFValidationError
 
-from .errors import InputError, is_of_environment
+from .errors import InputError, first_line, is_of_environment
 
 WEIGHT_SUFFIXES = {".safetensors", ".ckpt", ".pt", ".pth", ".bin"}
 PREFIXES = ("hf://", "https://huggingface.co/")
@@ -34,19 +34,15 @@ def local_path(source: str | Path) -> Path:
         folder = Path(root) / path
     except (HfUriError, HFValidationError) as error:
         raise InputError(
-            f"{source}: not an id of the hub ({_first_line(error)}); expected hf://owner/name[@revision]/path"
+            f"{source}: not an id of the hub ({first_line(error)}); expected hf://owner/name[@revision]/path"
         ) from error
     except (HfHubHTTPError, EntryNotFoundError, OSError) as error:  # OSError: no network, and not in the cache
         if is_of_environment(error):
             raise
         raise InputError(
-            f"{source}: neither in the hub's cache nor to be fetched ({_first_line(error)}); check the name and the "
+            f"{source}: neither in the hub's cache nor to be fetched ({first_line(error)}); check the name and the "
             "network, or fetch it on another machine and name the file's path here"
         ) from error
     if not folder.is_dir():
         raise InputError(f"{source}: no folder with files of weights; name the folder or the file as the hub does")
     return folder
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__

@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .errors import InputError, is_of_environment
+from .errors import InputError, reading
 from .files import DIGEST, digest_of, is_as_written, whole_file
 
 
@@ -55,17 +55,12 @@ def read_tensors(path: Path, *, remedy: str, ours: bool) -> Tensors:
     Of ours, what was written in half precision is made float32, and the digest is of that. Raises CheckpointError,
     which ends in the remedy, where the file is missing, damaged or something else.
     """
-    try:
+    with reading(path, remedy, kind=CheckpointError):
         path.open("rb").close()  # where too many files are open, safetensors says that there is none
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
         digest = digest_of_tensors(tensors)
-    except Exception as error:  # a damaged header makes the reader fail in many ways
-        if is_of_environment(error):
-            raise
-        reason = "there is no such file" if not path.is_file() else " ".join(str(error).split())
-        raise CheckpointError(f"{path}: not a readable checkpoint ({reason}); {remedy}") from error
     if not is_as_written(metadata, digest, required=ours):
         raise CheckpointError(f"{path}: its content is not what its digest says, it is damaged; {remedy}")
     if not ours:

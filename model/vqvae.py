@@ -23,7 +23,7 @@ from .checkpoint import (
     save_weights,
 )
 from .distributed import global_variance
-from .errors import InputError, is_of_environment
+from .errors import InputError, reading
 from .files import digest_of, write_whole
 from .quantizer import Quantized, ResidualQuantizer
 from .sparse import Grid, SparseTensor
@@ -145,8 +145,9 @@ def load_vqvae(directory: Path, *, device: torch.device | str = "cpu") -> Loaded
 
 
 def _read_config(file: Path) -> Config:
-    try:
+    with reading(file, REMEDY):
         text = file.read_bytes()
+    try:
         return Config.model_validate_json(text)
     except ValidationError as error:
         if b'"latent_channels"' in text and b'"codebook"' not in text:
@@ -154,10 +155,6 @@ def _read_config(file: Path) -> Config:
         first = error.errors(include_url=False)[0]
         key, got = ".".join(map(str, first["loc"])) or "it", repr(first["input"])[:40]
         raise InputError(f"{file}: {key} is {got} ({first['msg']}); {REMEDY}") from error
-    except OSError as error:
-        if is_of_environment(error):
-            raise
-        raise InputError(f"{file} can't be read ({error.strerror}); {REMEDY}") from error
 
 
 class VQVAELoss(NamedTuple):

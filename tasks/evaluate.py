@@ -5,7 +5,6 @@ from shutil import rmtree
 from typing import Any
 
 import pandas as pd
-import pyarrow as pa
 
 from model.checkpoint import load_vae
 from model.device import pick_device
@@ -104,7 +103,7 @@ def evaluate(settings: Settings) -> None:
     write_metrics("evaluate", evaluation.metrics)
     write_metrics("headline", headline(evaluation.metrics))
     # Apart from the evaluation, whose bytes must not depend on the clock.
-    write_table(TIMINGS / "evaluate.parquet", pa.Table.from_pandas(evaluation.costs, preserve_index=False))
+    write_table(TIMINGS / "evaluate.parquet", evaluation.costs)
     print_outcome(evaluation)
 
 

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from model.device import pick_device
-from model.errors import InputError, is_of_environment
+from model.errors import InputError, reading
 from model.files import whole_directory, write_whole
 from model.metrics import summarise_change
 from model.tokenizer import ShapeTokenizer
@@ -81,12 +81,8 @@ def _latents(
 
 
 def _read_json(path: Any, stage: str) -> dict[str, Any]:
-    try:
+    with reading(path, f"run dvc repro -f {stage}"):
         return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        if is_of_environment(error):
-            raise
-        raise InputError(f"{path}: no readable figures ({error}); run dvc repro -f {stage}") from error
 
 
 if __name__ == "__main__":

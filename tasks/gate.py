@@ -112,46 +112,30 @@ def judge(
     A further level is judged on what the levels before it leave; its figures are named level2_usage and so on.
     """
     checks: list[Check] = []
-    for level, codes in enumerate(codebooks, start=1):
-        passes = _nearest(seen, codes), _nearest(heldout, codes)
-        prefix = "" if level == 1 else f"level{level}_"
-        checks += _judge_level(params, section, codes, remedies, seen=passes[0], heldout=passes[1], prefix=prefix)
-        seen, heldout = seen - codes[passes[0].indices], heldout - codes[passes[1].indices]
-    return checks
 
-
-def _judge_level(
-    params: CodebookThresholds,
-    section: str,
-    codes: Float[Tensor, "codebook_size dim"],
-    remedies: Remedies,
-    *,
-    seen: Lloyd,
-    heldout: Lloyd,
-    prefix: str,
-) -> list[Check]:
-    use = codebook_statistics(heldout.counts)
-    size = len(codes)
-    error_ratio = float(heldout.squared_errors.mean() / seen.squared_errors.mean())
-    num_duplicates = size - len(codes.unique(dim=0))
-    shown = 1 - math.exp(-use.num_tokens / size)
-    more_tokens = (
-        f"too few held-out tokens to judge by (of codes in even use, {shown:.1%} would occur); "
-        "raise encode.heldout_symmetries or voxelize.val_share"
-    )
-
-    def check(figure: str, value: float, parameter: str, remedy: str) -> Check:
+    def check(figure: str, value: float, parameter: str, remedy: str) -> None:
         threshold, at_least = getattr(params, parameter), parameter.startswith("min_")
-        return Check(prefix + figure, value, threshold, f"{section}.{parameter}", at_least, remedy)
+        checks.append(Check(prefix + figure, value, threshold, f"{section}.{parameter}", at_least, remedy))
 
-    return [
-        check("tokens_per_code", use.num_tokens / size, "min_tokens_per_code", more_tokens),
-        check("usage", use.usage, "min_usage", remedies.unused),
-        check("perplexity_ratio", use.perplexity / size, "min_perplexity_ratio", remedies.unused),
-        check("top_share", use.top_share, "max_top_share", remedies.one_takes_all),
-        check("error_ratio", error_ratio, "max_error_ratio", remedies.no_carry_over),
-        Check(prefix + "duplicate_codes", num_duplicates, 0, "never allowed", False, remedies.duplicates),
-    ]
+    for level, codes in enumerate(codebooks, start=1):
+        prefix = "" if level == 1 else f"level{level}_"
+        size, of_seen, of_heldout = len(codes), _nearest(seen, codes), _nearest(heldout, codes)
+        use = codebook_statistics(of_heldout.counts)
+        more_tokens = (
+            f"too few held-out tokens to judge by (of codes in even use, {1 - math.exp(-use.num_tokens / size):.1%} "
+            "would occur); raise encode.heldout_symmetries or voxelize.val_share"
+        )
+        error_ratio = float(of_heldout.squared_errors.mean() / of_seen.squared_errors.mean())
+        num_duplicates = size - len(codes.unique(dim=0))
+        check("tokens_per_code", use.num_tokens / size, "min_tokens_per_code", more_tokens)
+        check("usage", use.usage, "min_usage", remedies.unused)
+        check("perplexity_ratio", use.perplexity / size, "min_perplexity_ratio", remedies.unused)
+        check("top_share", use.top_share, "max_top_share", remedies.one_takes_all)
+        check("error_ratio", error_ratio, "max_error_ratio", remedies.no_carry_over)
+        duplicates = Check(prefix + "duplicate_codes", num_duplicates, 0, "never allowed", False, remedies.duplicates)
+        checks.append(duplicates)
+        seen, heldout = seen - codes[of_seen.indices], heldout - codes[of_heldout.indices]
+    return checks
 
 
 if __name__ == "__main__":

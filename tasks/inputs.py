@@ -15,7 +15,7 @@ from pathlib import Path
 from model.errors import InputError, printable, some_of
 from model.files import write_whole
 from model.meshes import irregular_files
-from tasks.run import ParameterError, load_settings
+from tasks.run import load_settings
 
 DVC_LOCKS = Path(".dvc/tmp/rwlock")  # which process reads and writes what; of interest while it lives only
 DVC_SETTINGS = Path(".dvc/config.local")  # of this checkout alone
@@ -85,5 +85,5 @@ if __name__ == "__main__":
     try:
         prepare_dvc()
         check_inputs()
-    except (InputError, ParameterError) as error:
+    except InputError as error:
         sys.exit(str(error))

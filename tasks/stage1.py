@@ -28,14 +28,7 @@ from model.quantizer import (
 from model.sparse import SparseTensor
 from model.vae import SDFTarget
 from model.vqvae import VQVAE
-from tasks.data import (
-    Codebooks,
-    VectorBatch,
-    draw_vectors,
-    imported_codes,
-    read_vectors,
-    save_codebooks,
-)
+from tasks.data import Codebooks, VectorBatch, draw_vectors, imported_codes, read_vectors, save_codebooks
 from tasks.run import CODEBOOK, LATENTS, METRICS, SDF, VAE, Settings, Stage1, run_stage, write_metrics
 from tasks.shards import open_shards
 from tasks.training import History, Losses, ResumePoint, fingerprint, train, validate

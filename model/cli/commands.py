@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..errors import INTERRUPTED, InputError, hear_interrupts, is_of_environment, printable, told_of_environment
+from ..errors import INTERRUPTED, hear_interrupts, sentence_of
 
 if TYPE_CHECKING:
     from ..checkpoint import Layout
@@ -70,15 +70,12 @@ class _Commands(click.Group):
         """Each command returns how many of its inputs could not be used, or None where it has but one."""
         try:
             num_failed = super().invoke(ctx)
-        except InputError as error:
-            sys.exit(printable(f"{PROGRAM}: {error}"))
         except BrokenPipeError:
             raise  # click's: the reader of stdout has gone
         except Exception as error:
-            if not (isinstance(error, OSError) or is_of_environment(error)):
+            if (told := sentence_of(error, again="command")) is None:
                 raise
-            told = told_of_environment(error)
-            sys.exit(printable(f"{PROGRAM}: {told}; nothing is half-written: run the command again"))
+            sys.exit(f"{PROGRAM}: {told}")
         except KeyboardInterrupt:
             print(f"{PROGRAM}: interrupted; what is written so far is whole", file=sys.stderr)
             sys.exit(INTERRUPTED)

@@ -32,14 +32,7 @@ PRINTED = ("cd_l1", "fscore_0.01", "surface_iou", "volume_iou", "sign_errors", "
 
 
 def evaluate_tokenizer(
-    tokenizer: str,
-    meshes: Sequence[Path],
-    out: Path,
-    *,
-    num_points: int,
-    seed: int,
-    limits: Limits,
-    device: str | None,
+    tokenizer: str, meshes: Sequence[Path], out: Path, *, num_points: int, seed: int, limits: Limits, device: str | None
 ) -> int:
     """Write report, tables and figures into the folder `out`. Returns how many meshes could not be used.
 

@@ -4,10 +4,9 @@ evaluate and `shape-tokenizer evaluate` measure with it. Grids, surfaces and net
 other room of model/ but cli. A figure that is added in measuring.py gets its name and meaning in model.report.
 """
 
-from .evaluation import REPORT, summarise_all, write_evaluation, write_per_shape
 from .measuring import Sampling, TrueShape, measure_shapes
 from .reconstructions import CodeUse, Reconstructor
-from .tables import aggregate, counts_of_levels, rank, spread, summarise_pairs, summarise_rows
+from .tables import REPORT, counts_of_levels, spread, summarise_all, write_evaluation
 
 __all__ = [
     "REPORT",
@@ -15,14 +14,9 @@ __all__ = [
     "Reconstructor",
     "Sampling",
     "TrueShape",
-    "aggregate",
     "counts_of_levels",
     "measure_shapes",
-    "rank",
     "spread",
     "summarise_all",
-    "summarise_pairs",
-    "summarise_rows",
     "write_evaluation",
-    "write_per_shape",
 ]

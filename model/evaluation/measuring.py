@@ -1,7 +1,7 @@
 """Every shape through every row, compared with its true mesh: a line of figures each, and what it cost."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from operator import itemgetter
@@ -17,9 +17,8 @@ from ..report import COSTS, Gallery
 from ..sdf import SparseSDF, Surface
 from .reconstructions import Reconstruction, Reconstructor
 
-NO_FIELD = {"sdf_l1": None, "sign_errors": None, "band_precision": None, "band_recall": None}
-IOUS = ("volume_iou", "surface_iou")  # over closed truths
-OPEN_IOUS = {name: f"open_{name}" for name in IOUS}  # over open truths that became solids
+NO_FIELD: dict[str, float | None] = dict.fromkeys(("sdf_l1", "sign_errors", "band_precision", "band_recall"))
+IOUS = ("volume_iou", "surface_iou")  # over closed truths; open_volume_iou and so on over open ones that became solids
 
 
 class TrueShape(NamedTuple):
@@ -71,7 +70,8 @@ def measure_shapes(
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
         for shape in track(shapes, total, description="evaluate", unit="shape"):
             try:
-                results, of_shape = _measure(shape, reconstructor, sampling, threads)
+                results = [Reconstruction("reference", shape.surface), *reconstructor.rows(shape.grid)]
+                of_shape = _lines_of(shape, results, sampling, threads)
             except Exception as error:
                 if reject is None:
                     raise
@@ -93,57 +93,37 @@ def measure_shapes(
     return Measured(lines, costs)
 
 
-def _measure(
-    shape: TrueShape, reconstructor: Reconstructor, sampling: Sampling, threads: ThreadPoolExecutor
-) -> tuple[list[Reconstruction], list[dict[str, Any]]]:
-    """The rows of a shape, and a line with the figures of each."""
-    name, grid, surface = shape
-    results = [Reconstruction("reference", surface), *reconstructor.rows(grid)]
-    truth = Truth(surface, num_points=sampling.num_points, seed=sampling.seed)
-    geometries = compare_all(truth, grid, results, sampling, threads)
-    lines = [
-        {"shape": name, "row": result.row}
-        | geometry
-        | compare_fields(result, grid)
-        | {"num_tokens": result.num_tokens, "bits": result.bits}
-        for result, geometry in zip(results, geometries, strict=True)
-    ]
-    return results, lines
-
-
-def compare_all(
-    truth: Truth, shape: SparseSDF, results: Sequence[Reconstruction], sampling: Sampling, threads: ThreadPoolExecutor
-) -> Iterator[dict[str, Any]]:
-    """The geometry of each result as a line of the table, in order.
+def _lines_of(
+    shape: TrueShape, results: Sequence[Reconstruction], sampling: Sampling, threads: ThreadPoolExecutor
+) -> list[dict[str, Any]]:
+    """A line with the figures of each result, in order.
 
     What a closed truth holds is known, and so it is of an open one that the winding number made a solid of; their IoUs
-    are figures of their own. A shell has none.
+    are figures of their own. A shell has none. The errors of a field are those on the stored band; rows that no network
+    decoded have none.
     """
-    has_inside = truth.mesh.is_closed or shape.mode == "solid"
+    name, grid, surface = shape
+    truth = Truth(surface, num_points=sampling.num_points, seed=sampling.seed)
+    closed = truth.mesh.is_closed
+    has_inside = closed or grid.mode == "solid"
     if has_inside:
         truth.solid  # noqa: B018 - made here once, or every thread would begin with it
 
-    def compare(result: Reconstruction) -> dict[str, Any]:
-        line = truth.compare(
+    def line_of(result: Reconstruction) -> dict[str, Any]:
+        field = result.field
+        geometry = truth.compare(
             result.mesh,
             thresholds=sampling.thresholds,
-            voxel_size=2 / shape.resolution,
-            field=result.field,
-            with_iou=has_inside and result.field is not None,
+            voxel_size=2 / grid.resolution,
+            field=field,
+            with_iou=has_inside and field is not None,
         ).as_row()
-        ious = {name: line.pop(name) for name in IOUS}
-        closed = truth.mesh.is_closed
-        return (
-            line
-            | {name: iou if closed else None for name, iou in ious.items()}
-            | {OPEN_IOUS[name]: None if closed else iou for name, iou in ious.items()}
-        )
+        of_open = {f"open_{iou}": None if closed else geometry[iou] for iou in IOUS}
+        of_closed = {iou: geometry[iou] if closed else None for iou in IOUS}
+        errors = NO_FIELD
+        if field is not None and result.row != "floor":
+            errors = asdict(compare_sdf(field.coords, field.sdf, grid.coords, grid.sdf))
+        cost = {"num_tokens": result.num_tokens, "bits": result.bits}
+        return {"shape": name, "row": result.row} | geometry | of_closed | of_open | errors | cost
 
-    return threads.map(compare, results)
-
-
-def compare_fields(result: Reconstruction, shape: SparseSDF) -> dict[str, float | None]:
-    """The errors of a decoded field on the stored band; nothing for rows that no network decoded."""
-    if result.field is None or result.row == "floor":
-        return dict(NO_FIELD)
-    return asdict(compare_sdf(result.field.coords, result.field.sdf, shape.coords, shape.sdf))
+    return list(threads.map(line_of, results))

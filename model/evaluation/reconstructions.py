@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -17,9 +18,9 @@ from ..sdf import SparseSDF, Surface
 from ..sparse import Grid, SparseTensor, from_arrays
 from ..tokenizer import decoded_surface
 from ..vqvae import VQVAE
-from .memory import PeakMemory
 
 T = TypeVar("T")
+MB = 1e6
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,31 @@ class Reconstruction:
 class Cost(NamedTuple):
     ms: float
     memory_mb: float | None
+
+
+class PeakMemory:
+    """The highest mark since this was made: on a GPU what its tensors took, else what the whole process held.
+
+    The process's mark is Linux's; elsewhere there is none.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device, self._marked = device, True
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+            return
+        try:
+            Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets the mark VmHWM
+        except OSError:
+            self._marked = False
+
+    def megabytes(self) -> float | None:
+        if self._device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self._device) / MB
+        if not self._marked:
+            return None
+        lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+        return float(lines["VmHWM"].split()[0]) * 1024 / MB
 
 
 class CodeUse:

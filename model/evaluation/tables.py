@@ -1,24 +1,53 @@
-"""From a line per shape and row to means, paired differences and the ranking."""
+"""From a line per shape and row to means, paired differences and the ranking; and the files of an evaluation."""
 
 from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Int
 
+from ..files import write_whole
 from ..metrics import Summary, summarise
 from ..quantizer import codebook_statistics
-from ..report import Aggregates, Ranking, compare_within, rows_of
+from ..report import PER_SHAPE, Aggregates, Evaluation, Ranking, compare_within, rows_of
+from ..tables import write_table
+from .measuring import Measured, Sampling
 from .reconstructions import CodeUse
 
+REPORT = "report.html"
 RANKED_BY = "cd_l1"  # of stage 2
 # Columns whose means are metrics, by how they begin. The rest is detail of the tables.
 SUMMARISED = (
     *("cd_", "fscore_", "normal_consistency", "spurious_area", "volume_iou", "surface_iou", "open_"),
     *("sdf_l1", "sign_errors", "band_", "num_tokens", "bits"),
 )
+
+
+def summarise_all(measured: Measured, use: Mapping[str, CodeUse], sampling: Sampling, *, resolution: int) -> Evaluation:
+    """What measure_shapes gave, summarised; and how codes were used by it."""
+    table = measured.table
+    aggregates = aggregate(table, seed=sampling.seed)
+    metrics = summarise_rows(table, aggregates) | {
+        "codebook": summarise_codes(use),
+        "paired": summarise_pairs(table, seed=sampling.seed),
+    }
+    conditions = {"resolution": resolution, "num_points": sampling.num_points, "seed": sampling.seed}
+    return Evaluation(table, pd.DataFrame(measured.costs), aggregates, rank(table), metrics, conditions)
+
+
+def write_evaluation(directory: Path, evaluation: Evaluation, report: str) -> None:
+    """The tables and the page."""
+    write_table(directory / PER_SHAPE, evaluation.table, evaluation.conditions)  # as `shape-tokenizer compare` reads it
+    means = [
+        {"row": row, "figure": figure, **summary._asdict()}
+        for row, summaries in evaluation.aggregates.items()
+        for figure, summary in summaries.items()
+    ]
+    write_table(directory / "aggregates.parquet", pd.DataFrame(means))
+    write_whole(directory / REPORT, report)
 
 
 def aggregate(table: pd.DataFrame, *, seed: int) -> Aggregates:
@@ -36,17 +65,6 @@ def aggregate(table: pd.DataFrame, *, seed: int) -> Aggregates:
     return aggregates
 
 
-def aggregates_table(aggregates: Aggregates) -> pd.DataFrame:
-    """A line per row and figure."""
-    return pd.DataFrame(
-        [
-            {"row": row, "figure": figure, **summary._asdict()}
-            for row, summaries in aggregates.items()
-            for figure, summary in summaries.items()
-        ]
-    )
-
-
 def summarise_rows(table: pd.DataFrame, aggregates: Aggregates) -> dict[str, dict[str, float | int]]:
     """The metrics file: for each row the means over all test shapes, and more about the figure it is ranked by.
 
@@ -54,20 +72,21 @@ def summarise_rows(table: pd.DataFrame, aggregates: Aggregates) -> dict[str, dic
     """
     metrics: dict[str, dict[str, float | int]] = {}
     for row, summaries in aggregates.items():
-        figures: dict[str, float | int] = {}
+        figures = {}
         for column, summary in summaries.items():
-            if not column.startswith(SUMMARISED):
-                continue
-            figures[column] = rounded(summary.mean)
+            if column.startswith(SUMMARISED):
+                figures[column] = rounded(summary.mean)
             if column == RANKED_BY:
                 for part in ("median", "p95", "ci_low", "ci_high"):
                     figures[f"{column}_{part}"] = rounded(getattr(summary, part))
         lines = table[table.row == row]
-        figures["num_closed"] = num_shapes(summaries.get("volume_iou"))
-        figures["num_open"] = num_shapes(summaries.get("open_volume_iou"))
-        figures["failures"] = int(lines.failed.sum())
-        figures["num_shapes"] = len(lines)
-        metrics[row] = figures
+        counts = {
+            "num_closed": num_shapes(summaries.get("volume_iou")),
+            "num_open": num_shapes(summaries.get("open_volume_iou")),
+            "failures": int(lines.failed.sum()),
+            "num_shapes": len(lines),
+        }
+        metrics[row] = figures | counts
     return metrics
 
 

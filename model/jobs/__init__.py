@@ -2,10 +2,4 @@
 
 from .fanout import GB, Failure, Limits, free_memory, run_all
 
-__all__ = [
-    "GB",
-    "Failure",
-    "Limits",
-    "free_memory",
-    "run_all",
-]
+__all__ = ["GB", "Failure", "Limits", "free_memory", "run_all"]

@@ -5,7 +5,7 @@ numbers in, figures out; may import model.meshes and model.sdf.
 """
 
 from .distances import AnyMesh, checked_mesh
-from .field import SdfMetrics, compare_sdf
+from .field import compare_sdf
 from .iou import Field
 from .statistics import Change, Summary, summarise, summarise_change
 from .truth import GeometryMetrics, Truth, compare
@@ -15,7 +15,6 @@ __all__ = [
     "Change",
     "Field",
     "GeometryMetrics",
-    "SdfMetrics",
     "Summary",
     "Truth",
     "checked_mesh",

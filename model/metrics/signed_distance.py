@@ -14,11 +14,7 @@ _ONE_AT_A_TIME = Lock()  # comparisons may run in threads; Warp does not say tha
 
 @no_type_check
 @wp.kernel
-def _distances(
-    mesh: wp.uint64,
-    points: wp.array(dtype=wp.vec3),
-    distance: wp.array(dtype=wp.float32),
-) -> None:
+def _distances(mesh: wp.uint64, points: wp.array(dtype=wp.vec3), distance: wp.array(dtype=wp.float32)) -> None:
     i = wp.tid()
     query = wp.mesh_query_point_no_sign(mesh, points[i], _FAR)
     distance[i] = wp.length(points[i] - wp.mesh_eval_position(mesh, query.face, query.u, query.v))

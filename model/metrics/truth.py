@@ -59,14 +59,14 @@ class GeometryMetrics:
     def as_row(self) -> dict[str, float | bool | None]:
         """Flat, for a table: fscores become fscore_0.01, precision_0.01, recall_0.01."""
         row: dict[str, float | bool | None] = {"failed": self.failed, "cd_l1": self.cd_l1, "cd_l2": self.cd_l2}
-        for name in ("accuracy_l1", "completeness_l1", "accuracy_l2", "completeness_l2"):
-            row[name] = getattr(self, name)
-        for threshold, score in self.fscores.items():
-            row[f"fscore_{threshold:g}"] = score.fscore
-            row[f"precision_{threshold:g}"] = score.precision
-            row[f"recall_{threshold:g}"] = score.recall
-        for name in ("normal_consistency", "normal_consistency_absolute", "spurious_area", "volume_iou", "surface_iou"):
-            row[name] = getattr(self, name)
+        for name, value in vars(self).items():
+            if name != "fscores":
+                row[name] = value
+                continue
+            for threshold, score in self.fscores.items():
+                row[f"fscore_{threshold:g}"] = score.fscore
+                row[f"precision_{threshold:g}"] = score.precision
+                row[f"recall_{threshold:g}"] = score.recall
         return row
 
 
@@ -128,12 +128,9 @@ class Truth:
         samples = sample_surface(pred, self.num_points, np.random.default_rng([self.seed, _PRED_STREAM]))
         to_truth, nearest_truth = nearest(self.tree, samples.points)
         to_pred, nearest_pred = nearest(tree_of(samples.points), self.samples.points)
-        cosines = np.stack(
-            [
-                (samples.normals * self.samples.normals[nearest_truth]).sum(1),
-                (self.samples.normals * samples.normals[nearest_pred]).sum(1),
-            ]
-        )
+        there = samples.normals * self.samples.normals[nearest_truth]
+        back = self.samples.normals * samples.normals[nearest_pred]
+        cosines = np.stack([there.sum(1), back.sum(1)])
         ious = self._ious(pred, field) if with_iou else Ious(None, None)
         return GeometryMetrics(
             failed=False,

@@ -6,7 +6,7 @@ Draws and words figures that others have measured; no result depends on it.
 from .codebook_plots import draw_codebook
 from .compare import PER_SHAPE, check_comparable, compare_rows, compare_within, read_evaluation, show_changes
 from .figures import COSTS, ROW_TITLES, figures_of, rows_of
-from .gallery import PICTURED, Gallery, Ranking
+from .gallery import Gallery, Ranking
 from .page import CODEBOOK_TITLES, Aggregates, Evaluation, report_page
 from .plots import draw_history, draw_shapes, draw_usage, read_history, usage_table
 
@@ -14,7 +14,6 @@ __all__ = [
     "CODEBOOK_TITLES",
     "COSTS",
     "PER_SHAPE",
-    "PICTURED",
     "ROW_TITLES",
     "Aggregates",
     "Evaluation",

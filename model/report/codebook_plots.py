@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from ..quantizer import water_level
-from .png import png_of_figure
+from .plots import png_of_figure
 
 NUM_POINTS = 4000  # latents in the PCA picture
 SIZE = (9.0, 3.6)  # inches
@@ -93,9 +93,8 @@ def _draw_spectrum(spectrum: Spectrum, *, bits: float) -> bytes:
     left, right = figure.subplots(1, 2)
     direction = np.arange(1, len(spectrum.variance) + 1)
     left.plot(direction, spectrum.variance, marker=".", label="latents")
-    left.plot(
-        direction, spectrum.measured_error, marker=".", label=f"error, in all {spectrum.measured_error.sum():.3f}"
-    )
+    error = f"error, in all {spectrum.measured_error.sum():.3f}"
+    left.plot(direction, spectrum.measured_error, marker=".", label=error)
     bound = f"Gaussian bound at {bits:.4g} bits, in all {spectrum.bound.sum():.3f}"
     left.plot(direction, spectrum.bound, linestyle="--", color="0.4", label=bound)
     left.set(title="variance along principal directions (held out)", xlabel="principal direction")
@@ -111,10 +110,8 @@ def _draw_neighbours(distances: Float[np.ndarray, " codebook_size"], error: floa
     axes = figure.subplots()
     axes.hist(distances, bins=min(60, len(distances)), color="tab:blue")
     axes.axvline(error, color="tab:red", linestyle="--", linewidth=1, label=f"rms held-out error, {error:.3g}")
-    duplicates = f"{(distances == 0).sum()} at 0"
-    axes.set(
-        title=f"distance to the nearest other code ({duplicates})", xlabel="distance, latent units", ylabel="codes"
-    )
+    axes.set(title=f"distance to the nearest other code ({(distances == 0).sum()} at 0)")
+    axes.set(xlabel="distance, latent units", ylabel="codes")
     return _finished(figure)
 
 

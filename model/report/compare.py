@@ -10,7 +10,7 @@ import pandas as pd
 
 from ..errors import InputError
 from ..metrics import Change, summarise_change
-from ..tables import read_table
+from ..tables import metadata_of, read_table
 from .figures import Figure, figures_of
 
 PER_SHAPE = "per_shape.parquet"
@@ -51,7 +51,7 @@ def read_evaluation(path: Path) -> pd.DataFrame:
     """The per-shape table of an evaluation, its conditions in `attrs`. Raises InputError naming what can't be read."""
     file = path / PER_SHAPE if path.is_dir() else path
     table = read_table(file, remedy="give a folder that evaluate wrote, or evaluate again", ours=False)
-    metadata = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
+    metadata = metadata_of(table)
     try:
         conditions = {key: int(metadata[key]) for key in CONDITIONS}
     except KeyError as error:

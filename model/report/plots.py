@@ -1,8 +1,9 @@
-"""Pictures of a run, as small PNG files: shapes side by side, loss curves, code usage."""
+"""Pictures of a run, as small files: shapes side by side, loss curves, code usage."""
 
 from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,13 +12,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-from ..errors import InputError, is_of_environment
+from ..errors import InputError, reading
 from .gallery import Gallery, Ranking
-from .png import NUM_COLOURS, png, png_of_figure
 from .render import WHITE, SheetRow, draw_sheet
 
 BLOCKS = 2  # shapes side by side
 GAP = 24  # pixels between them
+DOTS_PER_INCH = 100
+NUM_COLOURS = 64  # of a PNG's palette: it makes the file several times smaller
 WEBP_QUALITY = 82
 
 # What a person looks at while and after training: the columns of each panel, with their labels.
@@ -45,13 +47,25 @@ def draw_shapes(ranking: Ranking, shapes: Sequence[str], gallery: Gallery) -> by
     height = -(-len(rows) // BLOCKS)
     titles = tuple(gallery.titles.values())
     sheet = _side_by_side([draw_sheet(titles, rows[i : i + height]) for i in range(0, len(rows), height)])
-    return png(Image.fromarray(sheet).quantize(NUM_COLOURS, dither=Image.Dither.NONE))
+    return _encoded(Image.fromarray(sheet).quantize(NUM_COLOURS, dither=Image.Dither.NONE), "PNG", optimize=True)
 
 
 def webp(picture: UInt8[np.ndarray, "height width 3"]) -> bytes:
     """A tenth of what PNG takes for a shaded shape."""
+    return _encoded(Image.fromarray(picture), "WEBP", quality=WEBP_QUALITY, method=6)
+
+
+def png_of_figure(figure: Figure) -> bytes:
     buffer = BytesIO()
-    Image.fromarray(picture).save(buffer, format="WEBP", quality=WEBP_QUALITY, method=6)
+    figure.savefig(buffer, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})
+    coverage = Image.Quantize.MAXCOVERAGE  # the usual median cut merges the colours of thin lines
+    few_colours = Image.open(buffer).convert("RGB").quantize(NUM_COLOURS, method=coverage, dither=Image.Dither.NONE)
+    return _encoded(few_colours, "PNG", optimize=True)
+
+
+def _encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
+    buffer = BytesIO()
+    image.save(buffer, format=kind, **options)
     return buffer.getvalue()
 
 
@@ -63,12 +77,8 @@ def _side_by_side(blocks: Sequence[UInt8[np.ndarray, "height width 3"]]) -> UInt
 
 def read_history(path: Path) -> pd.DataFrame:
     """What a training stage logged. Raises InputError where the file is missing or has no steps."""
-    try:
+    with reading(path, "run dvc repro again"):
         history = pd.read_csv(path, sep="\t")
-    except (OSError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        if is_of_environment(error):
-            raise
-        raise InputError(f"{path} can't be read as a training history ({error}); run dvc repro again") from error
     if "step" not in history or history.empty:
         raise InputError(f"{path} has no logged step, expected a column step with rows; run its stage again")
     return history

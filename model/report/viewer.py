@@ -75,9 +75,8 @@ def cluster(mesh: Mesh, cells: float) -> Mesh:
     """Vertices of one cell of a grid, `cells` to a length of 2, become their mean; faces that collapse go."""
     grid = np.floor((mesh.vertices + 1) * (cells / 2)).astype(np.int64)
     _, cell, counts = np.unique(grid, axis=0, return_inverse=True, return_counts=True)
-    sums = np.stack(
-        [np.bincount(cell.reshape(-1), weights=axis, minlength=len(counts)) for axis in mesh.vertices.T], axis=1
-    )
-    faces = cell.reshape(-1)[mesh.faces]
+    sums = np.zeros((len(counts), 3))
+    np.add.at(sums, cell, mesh.vertices)
+    faces = cell[mesh.faces]
     a, b, c = faces.T
     return Mesh(sums / counts[:, None], np.unique(faces[(a != b) & (b != c) & (c != a)], axis=0))

@@ -8,10 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 
-from .edges import Edges, Faces, Vertices, find_edges, number_edges
+from .edges import Edges, Faces, Vertices, connected_parts, find_edges, number_edges
 from .sign import orient_consistently
 from .winding import winding_numbers
 
@@ -72,8 +70,8 @@ def _without_doubles(faces: Faces) -> Int[np.ndarray, "num_kept 3"] | None:
     ends at edges where they go on, is none of that.
     """
     _, same, count = np.unique(np.sort(faces, 1), axis=0, return_inverse=True, return_counts=True)
-    rows = np.argsort(same.reshape(-1), kind="stable")
-    rows = rows[count[same.reshape(-1)[rows]] == 2].reshape(-1, 2)
+    rows = np.argsort(same, kind="stable")
+    rows = rows[count[same[rows]] == 2].reshape(-1, 2)
     turn = faces[rows].argmin(2)[:, :, None] + np.arange(3)
     one, other = np.take_along_axis(faces[rows], turn % 3, 2).transpose(1, 0, 2)
     rows = rows[(one != other).any(1)]
@@ -82,9 +80,7 @@ def _without_doubles(faces: Faces) -> Int[np.ndarray, "num_kept 3"] | None:
     once = faces[rows[:, 0]]
     edge, faces_at = number_edges(once)
     owner = np.repeat(np.arange(len(once)), 3)
-    nodes = len(once) + len(faces_at)
-    graph = coo_matrix((np.ones(len(edge), bool), (owner, len(once) + edge)), shape=(nodes, nodes))
-    part = connected_components(graph, directed=False)[1]
+    part = connected_parts(owner, len(once) + edge, len(once) + len(faces_at))
     ends_there = np.zeros(part.max() + 1, bool)
     ends_there[part[len(once) :][faces_at % 2 == 1]] = True
     second = rows[~ends_there[part[: len(once)]], 1]
@@ -137,9 +133,8 @@ def _join_open(
     rows = np.flatnonzero(~closed[body])
     edge, _ = number_edges(faces[rows])
     owner = np.repeat(body[rows], 3)
-    num_bodies, num_nodes = len(closed), len(closed) + edge.max() + 1
-    graph = coo_matrix((np.ones(len(edge), bool), (owner, num_bodies + edge)), shape=(num_nodes, num_nodes))
-    label = connected_components(graph, directed=False)[1][:num_bodies]
+    num_bodies = len(closed)
+    label = connected_parts(owner, num_bodies + edge, num_bodies + edge.max() + 1)[:num_bodies]
     return np.unique(label[body], return_inverse=True)[1]
 
 

@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
 
 from ..warp import wp
 from .arrays import Cells, Ints
@@ -54,6 +56,14 @@ def number_edges(faces: Faces) -> tuple[Int[np.ndarray, " three_a_face"], Int[np
     keys = np.minimum(start, end) * (faces.max() + 1) + np.maximum(start, end)
     _, number, count = np.unique(keys, return_inverse=True, return_counts=True)
     return number, count
+
+
+def connected_parts(
+    one: Int[np.ndarray, " num_links"], other: Int[np.ndarray, " num_links"], num_nodes: int
+) -> Int[np.ndarray, " num_nodes"]:
+    """For each node of a graph, on the host, the number of the part that it is in; links join one node to another."""
+    graph = coo_matrix((np.ones(len(one), bool), (one, other)), shape=(num_nodes, num_nodes))
+    return connected_components(graph, directed=False)[1]
 
 
 @wp.kernel

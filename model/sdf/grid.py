@@ -69,11 +69,9 @@ class SparseSDF:
             band[(np.searchsorted(bricks, own), *(rows % BRICK_SIZE).T)] = True
         return band
 
-    def beyond(
-        self, bricks: Bool[np.ndarray, " num_bricks"] | None = None
-    ) -> tuple[Int[np.ndarray, "num_beyond 3"], Float[np.ndarray, " num_beyond"]]:
-        """The voxels of the bricks, all or some, that are not in the band: coords, and sign +1 outside or -1 inside."""
-        beyond = ~self.brick_band if bricks is None else ~self.brick_band & bricks[:, None, None, None]
+    def beyond(self) -> tuple[Int[np.ndarray, "num_beyond 3"], Float[np.ndarray, " num_beyond"]]:
+        """The voxels of the bricks that are not in the band: coords, and sign +1 outside or -1 inside."""
+        beyond = ~self.brick_band
         return voxel_coords(self.brick_coords, beyond), np.where(self.brick_inside[beyond], -1, 1).astype(np.float32)
 
     def surface(self) -> Surface:

@@ -9,14 +9,12 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 
 from ..warp import wp
 from .arrays import Flags, Floats, Ints
 from .crossings import count_crossings
 from .distance import Bricks, split_long
-from .edges import Faces, Vertices, number_edges
+from .edges import Faces, Vertices, connected_parts, number_edges
 from .insides import decide_insides
 
 wp.set_module_options({"enable_backward": False})  # no gradients here: half the code to compile
@@ -105,12 +103,11 @@ def cap_holes(vertices: Vertices, boundary: Int[np.ndarray, "num_edges 2"]) -> F
 def _loops(from_: Int[np.ndarray, " num_edges"], to: Int[np.ndarray, " num_edges"]) -> Int[np.ndarray, " num_edges"]:
     """For each edge the number of its loop, where every vertex is left as often as it is reached."""
     vertex, start, times = np.unique(from_, return_inverse=True, return_counts=True)
-    graph = coo_matrix((np.ones(len(from_), bool), (start, np.searchsorted(vertex, to))), shape=(len(vertex),) * 2)
-    num_parts, part = connected_components(graph, directed=False)
+    part = connected_parts(start, np.searchsorted(vertex, to), len(vertex))
     crossed = np.bincount(part, weights=times > 1) > 0  # the others are single loops
     loop = part[start]
     walked = np.flatnonzero(crossed[loop])
-    loop[walked] = num_parts + _walk(from_[walked], to[walked])
+    loop[walked] = len(vertex) + _walk(from_[walked], to[walked])
     return np.unique(loop, return_inverse=True)[1]
 
 
@@ -171,8 +168,7 @@ def orient_consistently(faces: Faces) -> Faces:
     other = right + np.where(opposed, 0, num_faces)
     i = np.concatenate([left, (left + num_faces)])
     j = np.concatenate([other, (other + num_faces) % (2 * num_faces)])
-    graph = coo_matrix((np.ones(len(i), bool), (i, j)), shape=(2 * num_faces, 2 * num_faces))
-    label = connected_components(graph, directed=False)[1]
+    label = connected_parts(i, j, 2 * num_faces)
     kept, flipped = label[:num_faces], label[num_faces:]
     votes = np.bincount(kept, minlength=label.max() + 1)
     flip = votes[flipped] > votes[kept]  # the choice of the fewer flips; a Moebius band has kept == flipped

@@ -1,6 +1,6 @@
 """Marching cubes on a sparse grid: only in cells whose 8 corners are all stored, with memory for stored bricks only."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -13,6 +13,17 @@ from .distance import find_voxel, number_bricks, place_of
 from .edges import Faces, Vertices
 
 wp.set_module_options({"enable_backward": False})  # no gradients here: half the code to compile
+
+
+@wp.struct
+class Field:
+    """A value at every voxel of the stored bricks of a grid, NaN where none is stored."""
+
+    bricks: Cells
+    slots: Ints  # for every brick of the whole grid: its row in bricks, or -1
+    bricks_a_side: int
+    values: Floats  # 512 for every stored brick, in C order
+    iso_level: float
 
 
 class Surface(NamedTuple):
@@ -51,7 +62,7 @@ def extract_mesh(
     values = wp.full(len(bricks) * BRICK_VOXELS, np.nan, dtype=wp.float32, device=device)
     inputs = [voxels, _send(sdf, wp.float32, device), bricks_a_side, slots, values]
     wp.launch(_store, len(coords), inputs=inputs, device=device)
-    return _march([bricks, bricks_a_side, slots], [values, float(iso_level)], 2 / resolution, device)
+    return _march(_field(bricks, slots, bricks_a_side, values, iso_level), 2 / resolution, device)
 
 
 def extract_from_bricks(
@@ -59,15 +70,14 @@ def extract_from_bricks(
     values: Float[np.ndarray, " num_values"],
     *,
     resolution: int,
-    iso_level: float = 0.0,
     device: str = "cpu",
 ) -> Surface:
     """As extract_mesh, from the 512 values of each brick in C order, float32; NaN where no voxel is stored."""
     bricks_a_side = -(-resolution // BRICK_SIZE)
     table = np.full((bricks_a_side,) * 3, -1, np.int32)
     table[tuple(brick_coords.T)] = np.arange(len(brick_coords))
-    grid = [_send(brick_coords, wp.vec3i, device), bricks_a_side, _send(table.reshape(-1), wp.int32, device)]
-    return _march(grid, [_send(values, wp.float32, device), float(iso_level)], 2 / resolution, device)
+    bricks, slots = _send(brick_coords, wp.vec3i, device), _send(table.reshape(-1), wp.int32, device)
+    return _march(_field(bricks, slots, bricks_a_side, _send(values, wp.float32, device), 0.0), 2 / resolution, device)
 
 
 def _send(array: np.ndarray, dtype: type, device: str) -> wp.array:
@@ -75,28 +85,33 @@ def _send(array: np.ndarray, dtype: type, device: str) -> wp.array:
     return wp.array(np.ascontiguousarray(array), dtype=dtype, device=device, copy=False)
 
 
-def _march(grid: list[Any], field: list[Any], voxel_size: float, device: str) -> Surface:
-    """The surface; grid: bricks, how many fit on a side, their slots; field: values of the bricks and the iso level."""
+def _field(bricks: wp.array, slots: wp.array, bricks_a_side: int, values: wp.array, iso_level: float) -> Field:
+    field = Field()
+    field.bricks, field.slots, field.bricks_a_side = bricks, slots, bricks_a_side
+    field.values, field.iso_level = values, float(iso_level)
+    return field
 
+
+def _march(field: Field, voxel_size: float, device: str) -> Surface:
     def launch(kernel: wp.Kernel, *inputs: object) -> None:
-        wp.launch(kernel, num_lines, inputs=list(inputs), device=device)
+        wp.launch(kernel, num_lines, inputs=[field, *inputs], device=device)
 
-    values = field[0]
-    num_lines = len(values) // BRICK_SIZE
-    cases = wp.zeros(len(values), dtype=wp.uint8, device=device)  # of the cell whose lowest corner the voxel is
-    cuts = wp.zeros(len(values), dtype=wp.uint8, device=device)  # bit a: the edge along axis a has a vertex
+    num_voxels = len(field.values)
+    num_lines = num_voxels // BRICK_SIZE
+    cases = wp.zeros(num_voxels, dtype=wp.uint8, device=device)  # of the cell whose lowest corner the voxel is
+    cuts = wp.zeros(num_voxels, dtype=wp.uint8, device=device)  # bit a: the edge along axis a has a vertex
     num_triangles = _send(CASES.num_triangles.astype(np.int32), wp.int32, device)
     triangles_of, vertices_of = (wp.zeros(num_lines, dtype=wp.int32, device=device) for _ in range(2))
-    launch(_classify, *grid, *field, num_triangles, cases, triangles_of)
-    launch(_cut_edges, *grid, *field, cases, cuts, vertices_of)
+    launch(_classify, num_triangles, cases, triangles_of)
+    launch(_cut_edges, cases, cuts, vertices_of)
 
     num_faces, first_face = _starts(triangles_of)
     num_vertices, first_vertex = _starts(vertices_of)
     vertices = wp.empty(num_vertices, dtype=wp.vec3, device=device)
     faces = wp.empty(num_faces, dtype=wp.vec3i, device=device)
-    launch(_write_vertices, *grid, *field, cuts, first_vertex, voxel_size, vertices)
+    launch(_write_vertices, cuts, first_vertex, voxel_size, vertices)
     tables = [num_triangles, *(_send(part.astype(np.int32), wp.int32, device) for part in (CASES.triangles, EDGES))]
-    launch(_write_faces, *grid, cases, cuts, first_vertex, first_face, *tables, faces)
+    launch(_write_faces, cases, cuts, first_vertex, first_face, *tables, faces)
     return Surface(vertices.numpy().reshape(-1, 3), faces.numpy().reshape(-1, 3))
 
 
@@ -110,8 +125,14 @@ def _starts(counts: wp.array) -> tuple[int, wp.array]:
 
 
 @wp.func
-def _voxel(bricks: Cells, line: int, z: int) -> wp.vec3i:
-    return bricks[line // 64] * 8 + wp.vec3i(line // 8 % 8, line % 8, z)
+def _voxel(field: Field, line: int, z: int) -> wp.vec3i:
+    return field.bricks[line // 64] * 8 + wp.vec3i(line // 8 % 8, line % 8, z)
+
+
+@wp.func
+def _find(field: Field, voxel: wp.vec3i) -> int:
+    """Where the voxel's value is, or -1."""
+    return find_voxel(voxel, field.bricks_a_side, field.slots)
 
 
 @wp.func
@@ -144,16 +165,7 @@ def _store(voxels: Cells, sdf: Floats, bricks_a_side: int, slots: Ints, values: 
 
 
 @wp.kernel
-def _classify(
-    bricks: Cells,
-    bricks_a_side: int,
-    slots: Ints,
-    values: Floats,
-    iso_level: float,
-    num_triangles: Ints,
-    cases: Bytes,
-    triangles_of: Ints,
-) -> None:
+def _classify(field: Field, num_triangles: Ints, cases: Bytes, triangles_of: Ints) -> None:
     """The case of every cell of a line, 0 where a corner is not stored, and how many triangles they have together."""
     line = wp.tid()
     found = int(0)
@@ -161,12 +173,12 @@ def _classify(
         case = int(0)
         corner = int(0)
         while corner < 8:
-            at = find_voxel(_corner(_voxel(bricks, line, z), corner), bricks_a_side, slots)
-            if at < 0 or wp.isnan(values[wp.max(at, 0)]):
+            at = _find(field, _corner(_voxel(field, line, z), corner))
+            if at < 0 or wp.isnan(field.values[wp.max(at, 0)]):
                 case = 0
                 corner = 8
             else:
-                if values[at] < iso_level:
+                if field.values[at] < field.iso_level:
                     case += 1 << corner
                 corner += 1
         cases[line * 8 + z] = wp.uint8(case % 255)  # all inside is as empty as all outside
@@ -175,28 +187,20 @@ def _classify(
 
 
 @wp.kernel
-def _cut_edges(
-    bricks: Cells,
-    bricks_a_side: int,
-    slots: Ints,
-    values: Floats,
-    iso_level: float,
-    cases: Bytes,
-    cuts: Bytes,
-    vertices_of: Ints,
-) -> None:
+def _cut_edges(field: Field, cases: Bytes, cuts: Bytes, vertices_of: Ints) -> None:
     """Which edges from the voxels of a line have a vertex: their sign changes, and one of the cells around is whole."""
     line = wp.tid()
     found = int(0)
     for z in range(8):
-        voxel = _voxel(bricks, line, z)
+        voxel = _voxel(field, line, z)
+        starts_inside = field.values[line * 8 + z] < field.iso_level
         mask = int(0)
         for axis in range(3):
-            end = find_voxel(voxel + _step(axis), bricks_a_side, slots)
-            if end >= 0 and (values[line * 8 + z] < iso_level) != (values[end] < iso_level):
+            end = _find(field, voxel + _step(axis))
+            if end >= 0 and starts_inside != (field.values[end] < field.iso_level):
                 for around in range(4):
                     low = voxel - _step((axis + 1) % 3) * (around % 2) - _step((axis + 2) % 3) * (around // 2)
-                    cell = find_voxel(low, bricks_a_side, slots)
+                    cell = _find(field, low)
                     if cell >= 0 and cases[wp.max(cell, 0)] != wp.uint8(0):
                         mask = mask | 1 << axis
         cuts[line * 8 + z] = wp.uint8(mask)
@@ -205,25 +209,15 @@ def _cut_edges(
 
 
 @wp.kernel
-def _write_vertices(
-    bricks: Cells,
-    bricks_a_side: int,
-    slots: Ints,
-    values: Floats,
-    iso_level: float,
-    cuts: Bytes,
-    first_vertex: Ints,
-    voxel_size: float,
-    vertices: Vectors,
-) -> None:
+def _write_vertices(field: Field, cuts: Bytes, first_vertex: Ints, voxel_size: float, vertices: Vectors) -> None:
     line = wp.tid()
     row = first_vertex[line]
     for z in range(8):
-        voxel = _voxel(bricks, line, z)
+        voxel = _voxel(field, line, z)
         for axis in range(3):
             if (int(cuts[line * 8 + z]) >> axis & 1) == 1:
-                start = wp.float64(values[line * 8 + z]) - wp.float64(iso_level)
-                end = wp.float64(values[find_voxel(voxel + _step(axis), bricks_a_side, slots)]) - wp.float64(iso_level)
+                start = wp.float64(field.values[line * 8 + z]) - wp.float64(field.iso_level)
+                end = wp.float64(field.values[_find(field, voxel + _step(axis))]) - wp.float64(field.iso_level)
                 place = wp.vec3d(voxel) + wp.vec3d(wp.float64(0.5), wp.float64(0.5), wp.float64(0.5))
                 place[axis] = place[axis] + start / (start - end)
                 vertices[row] = wp.vec3(place * wp.float64(voxel_size)) - wp.vec3(1.0)
@@ -232,9 +226,7 @@ def _write_vertices(
 
 @wp.kernel
 def _write_faces(
-    bricks: Cells,
-    bricks_a_side: int,
-    slots: Ints,
+    field: Field,
     cases: Bytes,
     cuts: Bytes,
     first_vertex: Ints,
@@ -253,7 +245,7 @@ def _write_faces(
             for side in range(3):
                 edge = triangles[case, triangle, side]
                 axis = edges[edge, 1]
-                at = find_voxel(_corner(_voxel(bricks, line, z), edges[edge, 0]), bricks_a_side, slots)
+                at = _find(field, _corner(_voxel(field, line, z), edges[edge, 0]))
                 # The vertices of a line are numbered voxel by voxel, those of a voxel by axis.
                 vertex = first_vertex[at // 8] + _num_bits(int(cuts[at]) & ((1 << axis) - 1))
                 for before in range(at // 8 * 8, at):

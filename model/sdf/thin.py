@@ -10,13 +10,12 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 
 from ..bricks import BRICK_SIZE, BRICK_VOXELS
 from ..warp import wp
 from .arrays import Cells, Flags, Floats, Ints, Points, Vectors
 from .distance import Bricks, find_voxel, number_bricks, place_of, split_long
+from .edges import connected_parts
 
 wp.set_module_options({"enable_backward": False})  # no gradients here: half the code to compile
 
@@ -139,9 +138,7 @@ def _parts(cells: Int[np.ndarray, "num_pieces 3"]) -> Int[np.ndarray, " num_piec
             found = np.flatnonzero(place[beside] == place + step)
             rows.append(found)
             columns.append(beside[found])
-    i, j = np.concatenate(rows), np.concatenate(columns)
-    graph = coo_matrix((np.ones(len(i), bool), (i, j)), shape=(len(place), len(place)))
-    return connected_components(graph, directed=False)[1][own.reshape(-1)]
+    return connected_parts(np.concatenate(rows), np.concatenate(columns), len(place))[own]
 
 
 def _lengths(

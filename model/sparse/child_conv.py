@@ -17,26 +17,19 @@ from .neighbours import NUM_OFFSETS
 from .tensor import NUM_CHILDREN, SparseTensor, Subdivision, neighbour_table
 
 NUM_TAPS = 8  # parents that a child reads
+# [octant, tap]: where in its own parent's 3^3 neighbourhood each parent lies that a child reads.
+_BITS = torch.cartesian_prod(*[torch.arange(2)] * 3)
+PARENT_OFFSETS = (_BITS[:, None] + _BITS) @ torch.tensor([9, 3, 1])
 # By octant bit, tap and kernel element of one axis, whether the tap sums up that element. A lower child (bit 0) finds
 # its lower neighbour in another parent, itself and its upper neighbour in its own; an upper child the other way round.
 _SUMMED = torch.tensor([[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]])
 
 
-def _by_octant_and_tap() -> tuple[Int[Tensor, "8 8"], Float[Tensor, "64 27"]]:
-    """Where in the 3^3 neighbourhood each parent lies that is read, and what makes the 64 summed kernels of the 27."""
-    bits = torch.cartesian_prod(*[torch.arange(2)] * 3)
-    offsets = (bits[:, None] + bits) @ torch.tensor([9, 3, 1])
-    summed = torch.einsum("axi,byj,czk->abcxyzijk", _SUMMED, _SUMMED, _SUMMED)
-    return offsets, summed.reshape(NUM_CHILDREN * NUM_TAPS, NUM_OFFSETS).float()
-
-
-PARENT_OFFSETS, SUMMED_KERNELS = _by_octant_and_tap()
-
-
 @cache
 def _summed_kernels(device: torch.device, dtype: torch.dtype) -> Float[Tensor, "64 27"]:
-    """Moved once: the CPU waits for the GPU while something is moved there."""
-    return SUMMED_KERNELS.to(device, dtype)
+    """What makes the 64 summed kernels of the 27. Moved once: the CPU waits while something is moved to the GPU."""
+    summed = torch.einsum("axi,byj,czk->abcxyzijk", _SUMMED, _SUMMED, _SUMMED)
+    return summed.reshape(NUM_CHILDREN * NUM_TAPS, NUM_OFFSETS).to(device, dtype)
 
 
 class ChildConv3d(SubMConv3d):

@@ -56,13 +56,7 @@ class Convolution(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        products: Products,
-        feats: Tensor,
-        weight: Tensor,
-        bias: Tensor,
-        num_outputs: int,
-        *tables: Tensor,
+        ctx: Any, products: Products, feats: Tensor, weight: Tensor, bias: Tensor, num_outputs: int, *tables: Tensor
     ) -> Tensor:
         ctx.products, ctx.dtype = products, feats.dtype
         feats, weight = feats.to(compute_dtype(feats)), weight.to(compute_dtype(feats))

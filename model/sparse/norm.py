@@ -23,10 +23,11 @@ MAX_GROUPS = 32
 class GroupNormSiLU(nn.Module):
     """SiLU of the group norm (Wu and He 2018) whose statistics are per shape over its voxels, in float32."""
 
-    def __init__(self, channels: int, *, eps: float = 1e-5):
+    eps = 1e-5
+
+    def __init__(self, channels: int):
         super().__init__()
         self.num_groups = math.gcd(MAX_GROUPS, channels)  # narrow layers have fewer groups, of equal width
-        self.eps = eps
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
 

@@ -3,8 +3,4 @@
 from .generation import ShapeLogitsProcessor
 from .tokenizer import ShapeTokenizer, decoded_surface
 
-__all__ = [
-    "ShapeLogitsProcessor",
-    "ShapeTokenizer",
-    "decoded_surface",
-]
+__all__ = ["ShapeLogitsProcessor", "ShapeTokenizer", "decoded_surface"]

@@ -16,26 +16,29 @@ tags:
 - tokenizer
 ---
 
-# Shape tokenizer, resolution {resolution}, {num_codes} codes
+# Shape tokenizer, resolution {config.resolution}, {num_codes} codes
 
-Turns a triangle mesh into integers and back: {codes_a_brick} for each occupied brick of 8³ voxels of a {resolution}³
+Turns a triangle mesh into integers and back: {codes_a_brick} for each occupied brick of 8³ voxels of a \
+{config.resolution}³
 grid.
-The network is the sparse-SDF VAE of Direct3D-S2 ({channels} channels, {blocks} transformer blocks) with a codebook of
-{num_codes} × {code_dim} between encoder and decoder, trained as ShapeLLM-Omni describes.
+The network is the sparse-SDF VAE of Direct3D-S2 ({vae.model_channels} channels, {vae.num_blocks} transformer blocks) \
+with a codebook of
+{num_codes} × {config.codebook.dim} between encoder and decoder, trained as ShapeLLM-Omni describes.
 
 | | |
 |---|---|
-| grid | {resolution} voxels along a side of the [-1, 1] cube, SDF truncated at {truncation_voxels:g} voxels |
-| codebook | {num_codes} codes of {code_dim} numbers |
-| vocabulary of the flat sequences | {vocabulary_size} integers, {octree_levels} octree levels |
-| fingerprint | `{fingerprint}` |
+| grid | {config.resolution} voxels along a side of the [-1, 1] cube, \
+SDF truncated at {config.truncation_voxels:g} voxels |
+| codebook | {num_codes} codes of {config.codebook.dim} numbers |
+| vocabulary of the flat sequences | {vocabulary.size} integers, {vocabulary.octree_levels} octree levels |
+| fingerprint | `{config.fingerprint}` |
 
 ```python
 from shape_tokenizer.tokenizer import ShapeTokenizer
 
 tokenizer = ShapeTokenizer.from_pretrained("path/to/this/folder")
 tokens = tokenizer.encode("chair.ply")  # a mesh file, or a mesh
-sequence = tokenizer.to_sequence(tokens)  # integers below {vocabulary_size}, for a language model
+sequence = tokenizer.to_sequence(tokens)  # integers below {vocabulary.size}, for a language model
 tokenizer.decode(tokens).export("chair_decoded.ply")
 ```
 
@@ -46,12 +49,7 @@ tokenizer.decode(tokens).export("chair_decoded.ply")
 _NO_FIGURES = "None were given when this folder was written: `save_pretrained(folder, metrics=...)` takes them."
 
 
-def model_card(
-    config: Config,
-    *,
-    vocabulary: Vocabulary,
-    metrics: Mapping[str, Mapping[str, Any]],
-) -> str:
+def model_card(config: Config, vocabulary: Vocabulary, metrics: Mapping[str, Mapping[str, Any]]) -> str:
     """Markdown with the front matter that the hub reads.
 
     `config` is config.json; `metrics` are numbers by row and name; of a mapping in a number's
@@ -59,16 +57,11 @@ def model_card(
     """
     num_codes = config.codebook.num_codes
     return _CARD.format(
-        resolution=config.resolution,
-        truncation_voxels=config.truncation_voxels,
+        config=config,
+        vae=config.vae,
+        vocabulary=vocabulary,
         num_codes=" + ".join(map(str, num_codes)),
         codes_a_brick="one code" if len(num_codes) == 1 else f"{len(num_codes)} codes, one of each residual level,",
-        code_dim=config.codebook.dim,
-        channels=config.vae.model_channels,
-        blocks=config.vae.num_blocks,
-        vocabulary_size=vocabulary.size,
-        octree_levels=vocabulary.octree_levels,
-        fingerprint=config.fingerprint,
         figures=_table(metrics) if metrics else _NO_FIGURES,
     )
 

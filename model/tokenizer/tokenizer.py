@@ -113,7 +113,7 @@ class ShapeTokenizer:
         """
         directory = Path(directory)
         config = save_vqvae(self.vqvae, directory, self.grid_options, dtype=dtype)
-        card = model_card(config, vocabulary=self.vocabulary, metrics=metrics or {})
+        card = model_card(config, self.vocabulary, metrics or {})
         write_whole(directory / CARD_FILE, card)
 
     def encode(self, shape: Shape) -> Tokens:

@@ -18,17 +18,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ..errors import InputError, is_of_environment
-from ..tables import read_table, write_table
-from .tokens import unreadable
+from ..errors import InputError, is_of_environment, reading
+from ..tables import metadata_of, read_table, write_table
+from .tokens import REMEDY
 
 if TYPE_CHECKING:  # it brings torch along
     from ..tokenizer import ShapeTokenizer
 
 SHAPES_PER_SHARD = 1024
 UNFINISHED = ".unfinished"  # the journal: its name hides it from those who read all files of a folder
-_SHARD = "tokens-{:05d}.parquet"
-_REMEDY = "delete it and run encode again, which makes its shapes alone anew"
+_SHARD, _SHARDS = "tokens-{:05d}.parquet", "tokens-*.parquet"
+SHARD_REMEDY = "delete it and run encode again, which makes its shapes alone anew"
 _TOKENIZER = "tokenizer"  # of the schema's metadata, whose "columns" says what each means
 _COLUMNS = {
     "name": (pa.string(), "path of the mesh below its folder, without suffix"),
@@ -59,19 +59,15 @@ class Dataset:
         vocabulary = tokenizer.vocabulary
         facts = {"num_codes": vocabulary.num_codes, "grid_size": vocabulary.grid_size, "size": vocabulary.size}
         meanings = {name: meaning for name, (_, meaning) in _COLUMNS.items()}
-        self._schema = pa.schema(
-            [(name, kind) for name, (kind, _) in _COLUMNS.items()],
-            metadata={
-                "columns": json.dumps(meanings),
-                "vocabulary": json.dumps(facts),
-                _TOKENIZER: tokenizer.fingerprint,
-            },
-        )
+        metadata = {"columns": json.dumps(meanings), "vocabulary": json.dumps(facts), _TOKENIZER: tokenizer.fingerprint}
+        self._schema = pa.schema([(name, kind) for name, (kind, _) in _COLUMNS.items()], metadata=metadata)
         self.folder, self.fingerprint = folder, tokenizer.fingerprint
         self.written: dict[str, Written] = {}  # by name
         self._stale: dict[Path, set[str]] = defaultdict(set)  # names of rows that others have replaced, by shard
-        for shard in sorted(folder.glob(_SHARD.replace("{:05d}", "*"))):
-            self._read_shard(shard)
+        for shard in sorted(folder.glob(_SHARDS)):
+            table = read_table(shard, remedy=SHARD_REMEDY)
+            self._check(shard, metadata_of(table).get(_TOKENIZER, ""))
+            self._take_in(shard, table)
         self._journal = {
             row["name"]: row
             for row in self._read_journal()
@@ -97,7 +93,7 @@ class Dataset:
         """Rows of shapes into new shards, each written when it is full; the last one takes what remains."""
         remaining = iter(rows)
         while batch := list(islice(remaining, SHAPES_PER_SHARD)):
-            numbers = (int(path.stem.rpartition("-")[2]) for path in self.folder.glob(_SHARD.replace("{:05d}", "*")))
+            numbers = (int(path.stem.rpartition("-")[2]) for path in self.folder.glob(_SHARDS))
             shard = self.folder / _SHARD.format(max(numbers, default=-1) + 1)
             table = pa.Table.from_pylist(batch, schema=self._schema)
             write_table(shard, table)
@@ -109,19 +105,13 @@ class Dataset:
             if (old := self.written.pop(name, None)) is not None:
                 self._stale[old.shard].add(name)
         for shard, names in self._stale.items():
-            table = read_table(shard, remedy=_REMEDY)
+            table = read_table(shard, remedy=SHARD_REMEDY)
             kept = table.filter(pc.invert(pc.is_in(table["name"], pa.array(sorted(names), pa.string()))))
             if len(kept):
                 write_table(shard, kept)
             else:
                 shard.unlink()
         (self.folder / UNFINISHED).unlink(missing_ok=True)
-
-    def _read_shard(self, shard: Path) -> None:
-        table = read_table(shard, remedy=_REMEDY)
-        metadata = table.schema.metadata or {}
-        self._check(shard, metadata.get(_TOKENIZER.encode(), b"").decode())
-        self._take_in(shard, table)
 
     def _take_in(self, shard: Path, table: pa.Table) -> None:
         columns = (table[column].to_pylist() for column in ("name", "mesh_sha256", "length"))
@@ -185,13 +175,8 @@ def read_sequences(path: Path) -> Iterator[dict[str, Any]]:
 
     Raises InputError naming the file where it is damaged.
     """
-    try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            columns = [name for name in _NEEDED_TO_DECODE if name in file.schema_arrow.names]
-            for batch in file.iter_batches(64, columns=columns, use_threads=False):
-                for row in batch.to_pylist():
-                    yield {key: value for key, value in row.items() if value is not None}
-    except Exception as error:  # what is damaged makes the reader fail in many ways
-        if is_of_environment(error):
-            raise
-        raise unreadable(path, error) from error
+    with reading(path, REMEDY), pq.ParquetFile(path, page_checksum_verification=True) as file:
+        columns = [name for name in _NEEDED_TO_DECODE if name in file.schema_arrow.names]
+        for batch in file.iter_batches(64, columns=columns, use_threads=False):
+            for row in batch.to_pylist():
+                yield {key: value for key, value in row.items() if value is not None}

@@ -1,14 +1,14 @@
 """Tokens of many shapes in files: JSON lines for language models, a Parquet table, or npz files in a folder."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pyarrow.parquet as pq
 
-from ..errors import InputError, is_of_environment
+from ..errors import InputError, first_line, is_of_environment
 from ..files import DIGEST, digest_of, is_as_written, whole_file
 from .dataset import UNFINISHED, is_of_sequences, read_sequences
 from .tokens import Tokens, read_rows, write_parquet
@@ -107,10 +107,10 @@ def _read_file(path: Path, tokenizer: "ShapeTokenizer") -> Iterator[Found]:
     if path.suffix == JSON_LINES:
         for number, line in enumerate(_lines(path), 1):
             if line.strip():
-                yield _read_line(f"{path}, line {number}", _numbered(path, number), line, tokenizer)
+                yield _found(f"{path}, line {number}", _numbered(path, number), tokens_of_json, line, tokenizer)
     elif path.suffix == PARQUET and is_of_sequences(path):
         for number, row in enumerate(read_sequences(path), 1):
-            yield _read_row(f"{path}, row {number}", _numbered(path, number), row, tokenizer)
+            yield _found(f"{path}, row {number}", _numbered(path, number), _tokens_of_row, row, tokenizer)
     elif path.suffix == PARQUET:
         for number, (name, tokens) in enumerate(read_rows(path), 1):
             place = f"{path}, row {number}"
@@ -133,18 +133,9 @@ def _lines(path: Path) -> Iterator[str]:
                 line = file.readline(MAX_LINE)
 
 
-def _read_line(place: str, default_name: str, line: str, tokenizer: "ShapeTokenizer") -> Found:
+def _found(place: str, default_name: str, read: Callable[..., "Line"], *given: object) -> Found:
     try:
-        row = _row_of_json(line)
-    except InputError as error:
-        long = f", after the first {MAX_LINE} bytes of a line that is longer" if len(line) >= MAX_LINE else ""
-        return Found(place, reason=f"{error}{long}")
-    return _read_row(place, default_name, row, tokenizer)
-
-
-def _read_row(place: str, default_name: str, row: Mapping[str, Any], tokenizer: "ShapeTokenizer") -> Found:
-    try:
-        name, tokens, note = _tokens_of_row(row, tokenizer)
+        name, tokens, note = read(*given)
     except InputError as error:
         return Found(place, reason=str(error))
     return Found(place, name or default_name, tokens, note=note)
@@ -188,17 +179,14 @@ def tokens_of_json(line: str, tokenizer: "ShapeTokenizer") -> Line:
     Without center and scale the shape stays in the [-1, 1] cube. Raises InputError for anything else than that, and
     where tokens, frame or fingerprint are not those that were written.
     """
-    return _tokens_of_row(_row_of_json(line), tokenizer)
-
-
-def _row_of_json(line: str) -> dict[str, Any]:
+    long = f", after the first {MAX_LINE} bytes of a line that is longer" if len(line) >= MAX_LINE else ""
     try:
         fields: Any = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"it is no JSON ({' '.join(str(error).split())}); expected a line as encode writes") from error
+        raise InputError(f"it is no JSON ({first_line(error)}); expected a line as encode writes{long}") from error
     if not isinstance(fields, dict) or "tokens" not in fields:
         raise InputError('it is no JSON object with the key "tokens"; expected a line as encode writes')
-    return fields
+    return _tokens_of_row(fields, tokenizer)
 
 
 def _tokens_of_row(fields: Mapping[str, Any], tokenizer: "ShapeTokenizer") -> Line:

@@ -11,9 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Float, Int
 
-from ..errors import InputError, is_of_environment
+from ..errors import InputError, first_line, reading
 from ..files import whole_file
 
+REMEDY = "expected a file of tokens; check its path, or encode again"
 SHAPES_PER_ROW_GROUP = 1024
 LARGEST_COORDINATE = 1e300  # of a frame: far enough from where float64 ends
 
@@ -127,30 +128,20 @@ class Tokens:
                 found = "more than one shape" if shapes else "no shape"
                 raise InputError(f"{path} holds {found}; expected 1; use shape_tokenizer.tokens.read_tokens")
             return shapes[0]
+        with reading(path, REMEDY), path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            coords, indices, center = arrays["coords"], arrays["indices"], arrays["center"]
+            scale, fingerprint = float(arrays["scale"]), str(arrays["fingerprint"])
         try:
-            with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-                return Tokens(
-                    arrays["coords"],
-                    arrays["indices"],
-                    arrays["center"],
-                    float(arrays["scale"]),
-                    str(arrays["fingerprint"]),
-                )
+            return Tokens(coords, indices, center, scale, fingerprint)
         except InputError as error:
             raise InputError(f"{path}: {error}") from error
-        except Exception as error:  # zip, deflate and numpy's header each fail in their own ways
-            if is_of_environment(error):
-                raise
-            raise unreadable(path, error) from error
 
 
 def _array(name: str, value: Any) -> np.ndarray:
     try:
         return np.asarray(value)
     except (ValueError, OverflowError) as error:  # lists of unequal length
-        raise InputError(
-            f"{name} can't be an array ({' '.join(str(error).split())}); expected one; correct it"
-        ) from error
+        raise InputError(f"{name} can't be an array ({first_line(error)}); expected one; correct it") from error
 
 
 def write_parquet(path: Path, shapes: Iterable[tuple[str, Tokens]]) -> None:
@@ -161,12 +152,10 @@ def write_parquet(path: Path, shapes: Iterable[tuple[str, Tokens]]) -> None:
         while batch := list(islice(remaining, SHAPES_PER_ROW_GROUP)):
             rows = [
                 {
+                    **vars(tokens),
                     "name": name,
                     "coords": tokens.coords.reshape(-1),
                     "indices": tokens.indices.reshape(-1),
-                    "center": tokens.center,
-                    "scale": tokens.scale,
-                    "fingerprint": tokens.fingerprint,
                 }
                 for name, tokens in batch
             ]
@@ -183,22 +172,17 @@ def read_parquet(path: Path) -> Iterator[tuple[str, Tokens]]:
 
 def read_rows(path: Path) -> Iterator[tuple[str, Tokens | InputError]]:
     """As read_parquet, with the reason in the place of a shape whose row holds none."""
-    try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            if missing := sorted(set(_SCHEMA.names) - set(file.schema_arrow.names)):
-                raise InputError(f"{path} has no column {missing[0]}; expected a table of tokens; encode again")
-            if sum(file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)) != file.metadata.num_rows:
-                raise ValueError("its footer tells of two numbers of rows")
-            for group in range(file.num_row_groups):
-                table = file.read_row_group(group, columns=_SCHEMA.names)
-                if table.schema.remove_metadata() != _SCHEMA.remove_metadata():
-                    raise InputError(f"{path} has columns of other types; expected a table of tokens; encode again")
-                for row in range(len(table)):
-                    yield table["name"][row].as_py() or "", _tokens_of(table, row)
-    except Exception as error:  # what is damaged makes the reader fail in many ways
-        if isinstance(error, InputError) or is_of_environment(error):
-            raise
-        raise unreadable(path, error) from error
+    with reading(path, REMEDY), pq.ParquetFile(path, page_checksum_verification=True) as file:
+        if missing := sorted(set(_SCHEMA.names) - set(file.schema_arrow.names)):
+            raise InputError(f"{path} has no column {missing[0]}; expected a table of tokens; encode again")
+        if sum(file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)) != file.metadata.num_rows:
+            raise ValueError("its footer tells of two numbers of rows")
+        for group in range(file.num_row_groups):
+            table = file.read_row_group(group, columns=_SCHEMA.names)
+            if table.schema.remove_metadata() != _SCHEMA.remove_metadata():
+                raise InputError(f"{path} has columns of other types; expected a table of tokens; encode again")
+            for row in range(len(table)):
+                yield table["name"][row].as_py() or "", _tokens_of(table, row)
 
 
 def _tokens_of(table: pa.Table, row: int) -> Tokens | InputError:
@@ -218,10 +202,3 @@ def _tokens_of(table: pa.Table, row: int) -> Tokens | InputError:
         )
     except InputError as error:
         return error
-
-
-def unreadable(path: Path, error: Exception) -> InputError:
-    if not path.is_file():
-        return InputError(f"{path} does not exist; expected a file of tokens; check its path")
-    reason = " ".join(f"{type(error).__name__}: {error}".split())
-    return InputError(f"{path} is no readable file of tokens ({reason}); encode again")

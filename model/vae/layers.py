@@ -143,12 +143,10 @@ class TransformerBlock(Recomputable):
 
 
 class FeedForward(nn.Module):
-    def __init__(self, channels: int, *, ratio: int = 4):
+    def __init__(self, channels: int):
         super().__init__()
         # The published network's places in its list, which name the parameters; the activation had one as well.
-        self.mlp = nn.ModuleDict(
-            {"0": nn.Linear(channels, ratio * channels), "2": nn.Linear(ratio * channels, channels)}
-        )
+        self.mlp = nn.ModuleDict({"0": nn.Linear(channels, 4 * channels), "2": nn.Linear(4 * channels, channels)})
 
     def forward(self, feats: Float[Tensor, "num_voxels channels"]) -> Float[Tensor, "num_voxels channels"]:
         widen, narrow = self.mlp.values()

@@ -1,6 +1,7 @@
 """Shapes from shards, in batches that follow from seed and step alone, so that a resumed run sees the same."""
 
 import signal
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -53,11 +54,11 @@ class ShapeBatch:
 
 @dataclass(frozen=True)
 class ShapeDataset(Dataset[PackedBatch]):
-    """Shapes to train on; its indices say where they are, so that no worker holds a list of all shapes."""
+    """Shapes, whole if nothing else is said; its indices say where they are, so that no worker holds a list of all."""
 
     resolution: int
-    shape_voxels: int
-    outside_share: float
+    shape_voxels: int = sys.maxsize  # of the band: of larger ones only so many are taken
+    outside_share: float = 1.0  # of the bricks whose voxels beyond the band are compared
 
     def __getitem__(self, index: tuple[Located, TrainingView]) -> PackedBatch:
         place, item = index
@@ -67,25 +68,10 @@ class ShapeDataset(Dataset[PackedBatch]):
         return batch_of_one(place.name, shape, symmetry=item.view.symmetry, compared=drawn, resolution=self.resolution)
 
 
-@dataclass(frozen=True)
-class WholeShapes(Dataset[PackedBatch]):
-    """Views with nothing cropped, by where their shapes are."""
-
-    resolution: int
-    beyond: bool
-
-    def __getitem__(self, index: tuple[Located, View]) -> PackedBatch:
-        place, view = index
-        shape = read_packed(place)
-        compared = np.full(len(shape.brick_coords), self.beyond)
-        return batch_of_one(place.name, shape, symmetry=view.symmetry, compared=compared, resolution=self.resolution)
-
-
 def load_targets(shards: Shards, names: Sequence[str], *, device: torch.device) -> Iterator[SDFTarget]:
     """All voxels of each shape on the device, in order; loaded ahead where that is a GPU."""
-    dataset = WholeShapes(shards.resolution, beyond=True)
-    views = ((shards.locate(name), View(name, 0)) for name in names)
-    for packed in DataLoader(dataset, sampler=views, batch_size=None, **_loading(device)):
+    views = ((shards.locate(name), TrainingView(View(name, 0), 0)) for name in names)
+    for packed in DataLoader(ShapeDataset(shards.resolution), sampler=views, batch_size=None, **_loading(device)):
         yield packed.to(device).unfold()
 
 
@@ -95,8 +81,8 @@ def load_bands(
     """The bands of all views on the device, in order, in batches as _filled makes them; loaded ahead for a GPU."""
     sizes = shards.index.num_voxels
     batches = _filled(views, lambda view: sizes[view.name], batch_voxels)
-    dataset = WholeShapes(shards.resolution, beyond=False)
-    places = ([(shards.locate(view.name), view) for view in batch] for batch in batches)
+    dataset = ShapeDataset(shards.resolution, outside_share=0.0)
+    places = ([(shards.locate(view.name), TrainingView(view, 0)) for view in batch] for batch in batches)
     for packed in DataLoader(dataset, batch_sampler=places, collate_fn=collate, **_loading(device)):
         yield packed.to(device).unfold().band
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from model.errors import InputError
 from tasks.run.paths import METRICS, SDF, VAE
-from tasks.run.settings import ParameterError, load_settings
+from tasks.run.settings import load_settings
 
 
 def refuse_links() -> None:
@@ -25,5 +25,5 @@ if __name__ == "__main__":
     try:
         load_settings()
         refuse_links()
-    except (InputError, ParameterError) as error:
+    except InputError as error:
         sys.exit(str(error))

@@ -6,13 +6,14 @@ There are no defaults here; params.yaml is the only place that holds a value.
 import re
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple, Self
+from typing import Annotated, Literal, Self
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from model.bricks import BRICK_SIZE
+from model.errors import InputError
 from tasks.run.paths import FETCHED, MESHES, PRETRAINED
 
 PARAMS_FILE = Path("params.yaml")
@@ -31,7 +32,7 @@ Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 Recon = Literal["l1", "l2", "l1+l2"]
 
 
-class ParameterError(ValueError):
+class ParameterError(InputError):
     """params.yaml holds something that no stage could use; the message names key, value and remedy."""
 
 
@@ -116,16 +117,12 @@ class Training(Section):
     seed: CountOrZero
 
     @model_validator(mode="after")
-    def save_whole_rows_of_the_history(self) -> Self:
+    def steps_fit_each_other(self) -> Self:
         if self.save_every % self.log_every:
             raise ValueError(
                 f"save_every {self.save_every} is not a multiple of log_every {self.log_every}; "
                 "make it one, so that a resumed run logs what an undisturbed one does"
             )
-        return self
-
-    @model_validator(mode="after")
-    def warm_up_before_the_end(self) -> Self:
         if self.warmup_steps >= self.steps:
             raise ValueError(f"warmup_steps {self.warmup_steps} is not less than steps {self.steps}; lower it")
         return self
@@ -292,11 +289,6 @@ class Settings(Section):
         return self
 
 
-class _Problem(NamedTuple):
-    key: str
-    text: str
-
-
 def load_settings(path: Path = PARAMS_FILE) -> Settings:
     """All of params.yaml, checked as a whole.
 
@@ -316,20 +308,20 @@ def load_settings(path: Path = PARAMS_FILE) -> Settings:
     try:
         return Settings.model_validate(values)
     except ValidationError as error:
-        problems = [_describe(detail) for detail in error.errors()]
-        raise ParameterError("; ".join(f"{path}: {p.key}: {p.text}" for p in problems)) from error
+        raise ParameterError("; ".join(f"{path}: {_problem(detail)}" for detail in error.errors())) from error
 
 
-def _describe(detail: ErrorDetails) -> _Problem:
+def _problem(detail: ErrorDetails) -> str:
+    """The key that is wrong, and why."""
     key = ".".join(str(part) for part in detail["loc"]) or "(top level)"
     match detail["type"]:
         case "extra_forbidden" if key in RENAMED:
-            return _Problem(key, f"is called {RENAMED[key]} now; rename it")
+            return f"{key}: is called {RENAMED[key]} now; rename it"
         case "extra_forbidden":
-            return _Problem(key, "unknown key; remove it or correct its spelling")
+            return f"{key}: unknown key; remove it or correct its spelling"
         case "missing":
-            return _Problem(key, "missing; add it (git diff params.yaml shows what was there)")
+            return f"{key}: missing; add it (git diff params.yaml shows what was there)"
         case "value_error":
-            return _Problem(key, str(detail["ctx"]["error"]))
+            return f"{key}: {detail['ctx']['error']}"
         case _:
-            return _Problem(key, f"got {detail['input']!r}; {detail['msg'][:1].lower()}{detail['msg'][1:]}")
+            return f"{key}: got {detail['input']!r}; {detail['msg'][:1].lower()}{detail['msg'][1:]}"

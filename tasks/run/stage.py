@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
-from model.errors import INTERRUPTED, InputError, hear_interrupts, is_of_environment, printable, told_of_environment
+from model.errors import INTERRUPTED, InputError, hear_interrupts, sentence_of
 from model.files import write_whole
 from tasks.run.paths import METRICS, RESUME
 from tasks.run.processes import End, hand_over, is_launched, launch, num_nodes, num_processes, stop_with_launcher
-from tasks.run.settings import ParameterError, Settings, load_settings
+from tasks.run.settings import Settings, load_settings
 
 ALREADY_RUNNING = 75  # EX_TEMPFAIL of sysexits.h: try again later
 REFUSED = 3
@@ -59,15 +59,9 @@ def _end_of(name: str, stage: Callable[[Settings], None]) -> End | None:
             stage(settings)
     except AlreadyRunningError as error:
         return End(ALREADY_RUNNING, str(error))
-    except RefusedError as error:
-        return End(REFUSED, printable(f"{name}: {error}"))
-    except (InputError, ParameterError) as error:
-        return End(1, printable(f"{name}: {error}"))
     except Exception as error:
-        if isinstance(error, OSError) or is_of_environment(error):
-            told = told_of_environment(error)
-            reason = f"{name}: {told}; nothing is half-written, and no input is at fault: run the stage again"
-            return End(1, printable(reason))
+        if (told := sentence_of(error, again="stage")) is not None:
+            return End(REFUSED if isinstance(error, RefusedError) else 1, f"{name}: {told}")
         if is_launched():
             return End(1, traceback.format_exc().rstrip(), is_fault=True)
         raise

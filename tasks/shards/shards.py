@@ -21,13 +21,13 @@ from jaxtyping import Float, Int, UInt8
 from model.bricks import BRICK_SIZE
 from model.errors import InputError
 from model.sdf import SparseSDF, Surface, voxel_coords
-from model.tables import read_row, read_table, write_rows, write_table
+from model.tables import metadata_of, read_row, read_table, write_rows, write_table
 
 INDEX = "index.parquet"
 REJECTS = "rejects.parquet"
 SURFACES = "surfaces.parquet"
 SPLITS = ("train", "val", "test")
-_FACTS = b"facts"
+_FACTS = "facts"
 REMEDY = "delete its folder and run dvc repro -f voxelize"
 
 _CONVENTIONS = {
@@ -48,11 +48,7 @@ _SHAPE_FIELDS = [
     ("bad_flip_ratio", pa.float64()),
     ("mode", pa.string()),
 ]
-_SURFACE_FIELDS = [
-    ("name", pa.string()),
-    ("vertices", pa.list_(pa.float32())),
-    ("faces", pa.list_(pa.int32())),
-]
+_SURFACE_FIELDS = [("name", pa.string()), ("vertices", pa.list_(pa.float32())), ("faces", pa.list_(pa.int32()))]
 
 
 class PackedSDF(NamedTuple):
@@ -115,7 +111,7 @@ def shape_of(row: pa.RecordBatch) -> SparseSDF:
     packed = packed_of(row)
     bricks = -1, BRICK_SIZE, BRICK_SIZE, BRICK_SIZE
     band, inside = (np.unpackbits(bits).reshape(bricks).astype(bool) for bits in (packed.band, packed.inside))
-    metadata = {key.decode(): text.decode() for key, text in row.schema.metadata.items()}
+    metadata = metadata_of(row)
     return SparseSDF(
         coords=voxel_coords(packed.brick_coords, band),
         sdf=packed.sdf.copy(),
@@ -140,7 +136,7 @@ def write_shards(directory: Path, rows: Iterable[pa.RecordBatch], *, shapes_per_
     rest = iter(rows)
     for number, first in enumerate(rest):
         shard = f"shard_{number:05d}.parquet"
-        num_groups = write_rows(directory / shard, _up_to_an_end(chain([first], rest), shapes_per_shard))
+        num_groups = write_rows(directory / shard, _up_to_an_end(chain([first], rest), shapes_per_shard), first.schema)
         places.extend(Place(shard, group) for group in range(num_groups))
     return places
 
@@ -156,19 +152,20 @@ def _up_to_an_end(rows: Iterable[pa.RecordBatch], shapes_per_shard: int) -> Iter
 def write_lone_shape(path: Path, shape: SparseSDF, facts: dict[str, Any]) -> None:
     """A file of one shape that has no name yet, and what is known about it besides."""
     row = shape_row("", shape)
-    write_rows(path, [row.replace_schema_metadata({**row.schema.metadata, _FACTS: json.dumps(facts)})])
+    row = row.replace_schema_metadata({**metadata_of(row), _FACTS: json.dumps(facts)})
+    write_rows(path, [row], row.schema)
 
 
 def read_lone_shape(path: Path, name: str) -> pa.RecordBatch:
     """The row of a file of one shape, with a name."""
     row = read_row(path, 0, remedy=REMEDY)
-    metadata = {key: value for key, value in row.schema.metadata.items() if key != _FACTS}
+    metadata = {key: value for key, value in metadata_of(row).items() if key != _FACTS}
     return row.replace_schema_metadata(metadata).set_column(0, "name", pa.array([name]))
 
 
 def read_facts(path: Path) -> dict[str, Any]:
     """What write_lone_shape was told."""
-    return json.loads(read_row(path, 0, remedy=REMEDY).schema.metadata[_FACTS])
+    return json.loads(metadata_of(read_row(path, 0, remedy=REMEDY))[_FACTS])
 
 
 def write_surfaces(path: Path, surfaces: Iterable[tuple[str, Surface]]) -> None:
@@ -230,7 +227,7 @@ def open_shards(directory: Path) -> Shards:
     """Raises InputError naming the file when the index is missing or damaged, or a shard that it lists is missing."""
     path = directory / INDEX
     table = read_table(path, remedy=REMEDY)
-    metadata = {key.decode(): text.decode() for key, text in (table.schema.metadata or {}).items()}
+    metadata = metadata_of(table)
     try:
         index = table.to_pandas().set_index("name")
         shards = Shards(directory, index, int(metadata["resolution"]), float(metadata["truncation_voxels"]))
@@ -245,9 +242,7 @@ def open_shards(directory: Path) -> Shards:
 
 def write_index(path: Path, index: pd.DataFrame, *, resolution: int, truncation_voxels: float) -> None:
     """The table of all shapes, one row each, columns as given."""
-    table = pa.Table.from_pandas(index, preserve_index=False)
-    metadata = {"resolution": str(resolution), "truncation_voxels": str(float(truncation_voxels))}
-    write_table(path, table.replace_schema_metadata({**(table.schema.metadata or {}), **metadata}))
+    write_table(path, index, {"resolution": resolution, "truncation_voxels": float(truncation_voxels)})
 
 
 def _read_named_row(path: Path, group: int, name: str) -> pa.RecordBatch:

@@ -21,7 +21,7 @@ from model.errors import InputError
 from model.files import whole_file, write_whole
 from tasks.data import ShapeBatch, training_batches
 from tasks.joint_training import JointSteps, param_groups
-from tasks.run import SDF, ParameterError, Settings, load_settings
+from tasks.run import SDF, Settings, load_settings
 from tasks.shards import open_shards
 from tasks.stage2 import start_of_stage2
 from tasks.training import History, ResumePoint, train
@@ -113,7 +113,7 @@ def main() -> None:
     arguments = parser.parse_args()
     try:
         table = profile_stage2(load_settings(), steps=arguments.steps, directory=arguments.directory)
-    except (InputError, ParameterError) as error:
+    except InputError as error:
         sys.exit(f"profile_stage2: {error}")
     table.index = pd.Index([PARTS.get(part, part) for part in table.index], name="part")
     print(table.to_string(float_format="%.2f"))

@@ -17,6 +17,7 @@ from flows.alerts import WEBHOOK
 from flows.experiment import SNAPSHOT
 from flows.train_vqvae import bring_up_to_date, train_vqvae
 from tasks.run import only_one
+from tests.dvc_project import set_parameter
 from tests.flows.conftest import changes, replace_stage, run
 
 REFUSAL = "gate: the codebook is not good enough: usage 0.1 (gate.min_usage: >= 0.9): raise stage1.kmeans_iterations"
@@ -89,6 +90,14 @@ def test_an_unknown_parameter_is_refused_before_anything_runs(checkout: Path):
     assert "stage2.lrr=0.5 can't be set" in state.message
     assert attempts(state) == {}
     assert changes() == ""
+
+
+def test_a_wrong_value_in_params_yaml_ends_the_run_with_its_key(checkout: Path):
+    set_parameter(checkout, "stage2.lr", -1.0)
+    state = train_vqvae(return_state=True)
+    assert state.is_failed()
+    assert state.message.startswith("params.yaml: stage2.lr: got -1.0")
+    assert attempts(state) == {}
 
 
 def test_a_gate_that_refuses_ends_the_run_with_its_reason(checkout: Path, heard: list[dict]):

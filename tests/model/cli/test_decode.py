@@ -146,8 +146,8 @@ def test_files_that_hold_no_tokens_are_listed(here: Path, capsys: pytest.Capture
     assert run("decode", "a.npz", "b.parquet", "c.txt", "d.jsonl", "e.npz", "empty") == 1
     errors = capsys.readouterr().err
     for file, reason in {
-        "a.npz": "no readable file of tokens",
-        "b.parquet": "no readable file of tokens",
+        "a.npz": "can't be read",
+        "b.parquet": "can't be read",
         "c.txt": "it is no .jsonl, .parquet or .npz file",
         "d.jsonl": "can't be read (No such file or directory)",
         "e.npz": "does not exist",

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from model.evaluation import aggregate, rank, spread, summarise_pairs, summarise_rows
+from model.evaluation.tables import aggregate, rank, spread, summarise_pairs, summarise_rows
 
 ROWS = ("reference", "floor", "vae", "stage1", "stage2")
 

@@ -10,9 +10,9 @@ import pytest
 
 from model.cli import main
 from model.errors import InputError
-from model.evaluation import write_per_shape
 from model.report import PER_SHAPE
 from model.report.compare import check_comparable, compare_rows, num_better, read_evaluation, verdict
+from model.tables import write_table
 
 CONDITIONS = {"resolution": 64, "num_points": 1000, "seed": 0}
 
@@ -24,7 +24,7 @@ def table(**figures: list[float | None]) -> pd.DataFrame:
 
 def write(directory: Path, frame: pd.DataFrame, **conditions: int) -> Path:
     directory.mkdir()
-    write_per_shape(directory / PER_SHAPE, frame, CONDITIONS | conditions)
+    write_table(directory / PER_SHAPE, frame, CONDITIONS | conditions)
     return directory
 
 

@@ -52,7 +52,7 @@ def test_it_is_a_picture_of_six_panels_at_most():
 
 def test_history_may_lack_columns_but_not_exist_without_steps(tmp_path: Path):
     assert draw_history({"stage1": pd.DataFrame({"step": [1], "loss": [0.1]}), "stage2": pd.DataFrame({"step": [1]})})
-    with pytest.raises(InputError, match=r"gone\.tsv can't be read"):
+    with pytest.raises(InputError, match=r"gone\.tsv does not exist"):
         read_history(tmp_path / "gone.tsv")
     (tmp_path / "empty.tsv").write_text("step\tloss\n")
     with pytest.raises(InputError, match="no logged step"):

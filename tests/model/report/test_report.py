@@ -16,10 +16,11 @@ import trimesh
 from PIL import Image
 from playwright.sync_api import Browser, sync_playwright
 
-from model.evaluation import aggregate, rank, summarise_rows
+from model.evaluation.tables import aggregate, rank, summarise_rows
 from model.meshes import Mesh
 from model.metrics import Truth
-from model.report import PICTURED, Evaluation, Gallery, report_page
+from model.report import Evaluation, Gallery, report_page
+from model.report.gallery import PICTURED
 from model.report.render import WHITE, render_mesh
 from model.report.viewer import FIXED_POINT, MAX_FACES, PackedMesh, pack_mesh, scene_of, simplify
 from tests.waiting import SECONDS
