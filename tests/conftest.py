@@ -1,15 +1,13 @@
 """What holds for every test."""
 
-import os
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from filelock import FileLock
 from hypothesis import HealthCheck, settings
 
 from model.errors import hear_interrupts
+from tests.sharing import made_by_the_first
 from tests.wheel import SPCONV, build_wheel, make_environment
 
 settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -31,21 +29,6 @@ def dvc_by_itself(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def one_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each process that voxelizes takes two seconds to start: one where their number does not matter."""
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0})
-
-
-def made_by_the_first(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
-    """A folder of all processes that run the tests: whichever wants it first makes it, the others wait for it."""
-    root = factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        root = root.parent
-    folder, done = root / name, root / f"{name}.done"
-    with FileLock(root / f"{name}.lock"):
-        if not done.exists():
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir()
-            make(folder)
-            done.touch()
-    return folder
 
 
 @pytest.fixture(scope="session")

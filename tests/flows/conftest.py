@@ -14,6 +14,7 @@ from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_REQUEST_TIMEOU
 
 from tests.dvc_project import write_project
 from tests.flows.served import Served, serving
+from tests.sharing import made_by_the_first
 from tests.waiting import SECONDS
 
 
@@ -25,19 +26,20 @@ def run(*command: str) -> str:
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("finished")
-    write_project(root)
-    (root / ".gitignore").write_text("/artifacts/\n/data/\n")
-    with pytest.MonkeyPatch.context() as here:
-        enter(here, root)
-        run("git", "init", "--quiet", "--initial-branch", "main")
-        run("git", "config", "user.name", "nobody")
-        run("git", "config", "user.email", "nobody@example.org")
-        Repo.init().close()
-        repro()
-        run("git", "add", "--all")
-        run("git", "commit", "--quiet", "--message", "a finished run")
-    return root
+    def make(root: Path) -> None:
+        write_project(root)
+        (root / ".gitignore").write_text("/artifacts/\n/data/\n")
+        with pytest.MonkeyPatch.context() as here:
+            enter(here, root)
+            run("git", "init", "--quiet", "--initial-branch", "main")
+            run("git", "config", "user.name", "nobody")
+            run("git", "config", "user.email", "nobody@example.org")
+            Repo.init().close()
+            repro()
+            run("git", "add", "--all")
+            run("git", "commit", "--quiet", "--message", "a finished run")
+
+    return made_by_the_first(tmp_path_factory, "finished", make)
 
 
 @pytest.fixture

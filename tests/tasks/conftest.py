@@ -19,6 +19,7 @@ from tasks.shards.shards import INDEX, shape_row, write_index, write_shards
 from tasks.stage1 import stage1
 from tasks.stage2 import stage2
 from tests.shapes import one_thread, ring_and_box, voxelized
+from tests.sharing import made_by_the_first
 
 ROOT = Path(__file__).parents[2]
 RESOLUTION, LATENT_CHANNELS, CODEBOOK_SIZE = 32, 8, 16
@@ -79,25 +80,30 @@ def two_levels(small_settings: Settings) -> Settings:
 @pytest.fixture(scope="session")
 def made_once(tmp_path_factory: pytest.TempPathFactory, small_settings: Settings) -> Path:
     """What voxelize, import_vae, encode, stage1 and a gate that passed leave behind."""
-    root = tmp_path_factory.mktemp("project")
-    with chdir(root), one_thread():
-        write_shapes()
-        write_vae()
-        encode(small_settings)
-        stage1(small_settings)
-        forget_training()
-        write_whole(paths.PASS_TOKEN, "passed\n")
-    return root
+
+    def make(root: Path) -> None:
+        with chdir(root), one_thread():
+            write_shapes()
+            write_vae()
+            encode(small_settings)
+            stage1(small_settings)
+            forget_training()
+            write_whole(paths.PASS_TOKEN, "passed\n")
+
+    return made_by_the_first(tmp_path_factory, "project", make)
 
 
 @pytest.fixture(scope="session")
 def trained_once(made_once: Path, small_settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same, and what stage2 makes of it."""
-    root = shutil.copytree(made_once, tmp_path_factory.mktemp("trained"), dirs_exist_ok=True)
-    with chdir(root), one_thread():
-        stage2(small_settings)
-        forget_training()
-    return root
+
+    def make(root: Path) -> None:
+        shutil.copytree(made_once, root, dirs_exist_ok=True)
+        with chdir(root), one_thread():
+            stage2(small_settings)
+            forget_training()
+
+    return made_by_the_first(tmp_path_factory, "trained", make)
 
 
 def forget_training() -> None:
