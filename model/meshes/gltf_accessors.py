@@ -108,18 +108,20 @@ class Arrays:
     ) -> Shaped[np.ndarray, "count num_components"]:
         view = self._view(view_number)
         size = width * dtype.itemsize
+        if not count:
+            return np.zeros((0, width), dtype)
         stride = view.stride or size
         if stride < size:
             raise InputError(
                 f"{what} has elements of {size} bytes, which bufferViews[{view_number}] puts every {stride} bytes, one "
                 "over the other; export it again"
             )
-        if count and offset + stride * (count - 1) + size > view.length:
+        if offset + stride * (count - 1) + size > view.length:
             raise InputError(
                 f"{what} has {count} elements of {size} bytes, which bufferViews[{view_number}] of {view.length} bytes "
                 "can't hold; it is damaged; export it again"
             )
-        if count and view.offset + offset + stride * (count - 1) + size > len(self._buffer(view.buffer)):
+        if view.offset + offset + stride * (count - 1) + size > len(self._buffer(view.buffer)):
             raise InputError(f"{what} ends after its buffer; it is damaged; export it again")
         return np.ndarray(
             (count, width), dtype, self._buffer(view.buffer), view.offset + offset, (stride, dtype.itemsize)

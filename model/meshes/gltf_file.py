@@ -86,7 +86,10 @@ def outside_file(buffer: Buffer) -> str | None:
     """
     if buffer.uri is None or buffer.uri[:5].lower() == "data:":
         return None
-    parts = urlsplit(buffer.uri)
+    try:
+        parts = urlsplit(buffer.uri)
+    except ValueError:  # the host is none
+        parts = urlsplit("..")
     name = posixpath.normpath(unquote(parts.path).replace("\\", "/"))
     if parts.scheme or parts.netloc or name.startswith(("/", "../")) or name in (".", "..") or "\0" in name:
         raise InputError(

@@ -105,12 +105,11 @@ def _composed(
     what: str,
 ) -> Float[np.ndarray, "num 4 4"]:
     """Scaled, then turned by the unit quaternions x y z w, then moved."""
-    length = np.linalg.norm(rotation, axis=1, keepdims=True)
-    if not (length > 0).all():
-        raise InputError(
-            f"the rotation of {what} is {rotation[(~(length > 0))[:, 0]][0].tolist()}; expected a unit quaternion"
-        )
-    x, y, z, w = (rotation / length).T
+    largest = np.abs(rotation).max(1, keepdims=True)
+    if (wrong := ~((largest > 0) & (largest < np.inf))[:, 0]).any():
+        raise InputError(f"the rotation of {what} is {rotation[wrong][0].tolist()}; expected a unit quaternion")
+    rotation = np.ldexp(rotation, -np.frexp(largest)[1])  # so that no square overflows
+    x, y, z, w = (rotation / np.linalg.norm(rotation, axis=1, keepdims=True)).T
     turned = np.array(
         [
             [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],

@@ -4,6 +4,7 @@ import base64
 import json
 import struct
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 from urllib.parse import quote
 
@@ -17,7 +18,7 @@ from model.errors import InputError
 from model.meshes import gltf
 from tests.model.meshes.conftest import Load
 from tests.model.meshes.gltf_writer import KINDS, TYPES, box_writer
-from tests.model.meshes.truths import BOX_TRUTH, assert_truth
+from tests.model.meshes.truths import BOX_TRUTH, Truth, assert_truth
 
 Draw = Callable[..., Any]
 EXTENSIONS = ("KHR_mesh_quantization", "EXT_mesh_gpu_instancing")
@@ -92,10 +93,9 @@ class Scattered:
         places["indices"]["componentType"] = TYPES[type_]
         return {"count": len(rows), **places}
 
-    def written(self) -> tuple[bytes, dict[str, bytes]]:
+    def written(self, *, is_glb: bool) -> tuple[bytes, dict[str, bytes]]:
         """The file, and those beside it by name."""
         draw, beside, buffers = self.draw, dict[str, bytes](), list[dict[str, Any]]()
-        is_glb = draw(st.booleans())
         for number, data in enumerate(self.buffers):
             data.extend(b"\0" * (not data))
             buffers.append({"byteLength": len(data)})
@@ -206,7 +206,7 @@ def instances(writer: Scattered) -> tuple[dict[str, Any], list[np.ndarray]]:
 
 
 @st.composite
-def documents(draw: st.DrawFn) -> tuple[bytes, dict[str, bytes], np.ndarray]:
+def documents(draw: st.DrawFn, *, is_glb: bool | None = None) -> tuple[bytes, dict[str, bytes], np.ndarray]:
     """A file, those beside it, and the corners of the triangles that it shows."""
     writer = Scattered(draw)
     meshes = [a_mesh(writer) for _ in range(draw(st.integers(1, 2)))]
@@ -237,7 +237,7 @@ def documents(draw: st.DrawFn) -> tuple[bytes, dict[str, bytes], np.ndarray]:
         writer.document["scene"] = 1
     if draw(st.booleans()):
         writer.document["extensionsRequired"] = list(EXTENSIONS)
-    content, beside = writer.written()
+    content, beside = writer.written(is_glb=draw(st.booleans()) if is_glb is None else is_glb)
     return content, beside, np.concatenate(shown)
 
 
@@ -256,6 +256,58 @@ def test_what_is_read_is_what_numpy_composes(document: tuple[bytes, dict[str, by
     assert distances.reshape(3, -1).min(0).max() < tolerance
 
 
+HOSTILE = st.sampled_from(
+    [
+        0,
+        1,
+        -1,
+        7,
+        2**31,
+        2**63,
+        10**30,
+        0.5,
+        1e300,
+        1e-300,
+        True,
+        None,
+        "",
+        "x",
+        "../x",
+        "a\0",
+        [],
+        [0],
+        [[]],
+        {},
+        {"a": 0},
+    ]
+)
+
+
+def places(part: Any) -> list[tuple[Any, Any]]:
+    """Every list or dictionary in a document with each of its keys."""
+    keys = list(part) if isinstance(part, dict) else list(range(len(part))) if isinstance(part, list) else []
+    return [(part, key) for key in keys] + [place for key in keys for place in places(part[key])]
+
+
+@settings(max_examples=40, deadline=None)
+@given(documents(is_glb=False), st.data())
+@pytest.mark.filterwarnings("ignore:overflow encountered", "ignore:invalid value encountered")
+def test_documents_with_hostile_values_are_read_or_refused(
+    document: tuple[bytes, dict[str, bytes], np.ndarray], data: st.DataObject
+) -> None:
+    content, beside, _ = document
+    values = json.loads(content.decode("utf-8-sig"))
+    for _ in range(data.draw(st.integers(1, 2))):
+        part, key = data.draw(st.sampled_from(places(values)))
+        if data.draw(st.integers(0, 3)):
+            part[key] = data.draw(HOSTILE)
+        else:
+            del part[key]
+    with suppress(InputError):
+        mesh = gltf.read(json.dumps(values).encode(), lambda name: beside.get(name, b""))
+        assert 0 <= mesh.faces.min() <= mesh.faces.max() < len(mesh.vertices)
+
+
 def test_strides_that_overlap_are_refused_and_one_of_zero_is_none(load: Load) -> None:
     writer = box_writer()
     writer.document["bufferViews"][0]["byteStride"] = 0
@@ -265,8 +317,25 @@ def test_strides_that_overlap_are_refused_and_one_of_zero_is_none(load: Load) ->
         load(writer.glb(), "overlapping.glb")
 
 
-def test_names_that_no_file_has_are_refused(load: Load) -> None:
+@pytest.mark.parametrize("uri", ["a\0b.bin", "//[x", "//a\u2100b/c.bin"])
+def test_names_that_no_file_has_are_refused(load: Load, uri: str) -> None:
     with pytest.raises(InputError, match="expected a file below its own folder"):
-        load(box_writer().gltf("a\0b.bin"), "zero.gltf")
+        load(box_writer().gltf(uri), "named.gltf")
+
+
+def test_a_name_too_long_for_a_file_is_refused(load: Load) -> None:
     with pytest.raises(InputError, match=r"in the file 'a{80}', which can't be opened \(File name too long\)"):
         load(box_writer().gltf("a" * 5000), "long.gltf")
+
+
+def test_accessors_of_no_elements_may_begin_anywhere(load: Load) -> None:
+    writer = box_writer()
+    writer.document["accessors"].append({**writer.document["accessors"][1], "count": 0, "byteOffset": 9999})
+    writer.document["meshes"][0]["primitives"].append({"attributes": {"POSITION": 0}, "indices": 2})
+    assert_truth(load(writer.glb(), "box.glb"), BOX_TRUTH)
+
+
+@pytest.mark.parametrize("length", [1e-200, 1e200])
+def test_rotations_of_any_length_turn(load: Load, length: float) -> None:
+    turned = load(box_writer(rotation=[length, 0, 0, length]).glb(), "turned.glb")
+    assert_truth(turned, Truth(22, 6, (0, -3, 0), (1, 0, 2)))
