@@ -1,22 +1,29 @@
 """Does the tokenizer keep what it promises: the same shape, the same tokens; the same tokens, the same mesh?
 
     .venv/bin/python -m benchmarks.tokens [--meshes FOLDER] [--num 100] [--json FILE]        (after make repro)
+    .venv/bin/python -m benchmarks.tokens codec --tokenizer pretrained/tokenizer_128 --meshes FOLDER --json FILE
 
 On meshes of a folder (drawn by --seed): do all give the same tokens for 1 and 2 threads, alone and in batches of 4, and
 from the tokenizer saved and loaded; does the flat sequence give the mesh back bit for bit; how long is it; how near to
-a tie are the codes; what does a mesh cost.
+a tie are the codes; what does a mesh cost. `codec`: bits a shape and CD-L1 of the tokens, of all levels and of the
+first alone, beside Draco's (https://google.github.io/draco, compression level 10) on the same meshes in the same cube,
+at several bits a coordinate; and a picture beside the JSON.
 """
 
 import argparse
 import json
+import math
 import random
 import statistics
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
+import DracoPy
+import matplotlib.pyplot as plt
 import numpy as np
 import torch
 import trimesh
@@ -24,17 +31,24 @@ import trimesh
 from benchmarks import command_line, conditions, write_json
 from model.errors import InputError
 from model.meshes import find_meshes, load_mesh
-from model.sdf import SparseSDF
+from model.metrics import Truth
+from model.progress import track
+from model.quantizer import ResidualQuantizer
+from model.sdf import SparseSDF, Surface, normalised_surface
 from model.sparse import from_arrays
 from model.tokenizer import ShapeTokenizer
 from model.tokens import Tokens
+from model.vqvae import VQVAE
 
 T = TypeVar("T")
 BATCH_SIZE = 4
+NUM_POINTS = 100_000  # samples of a surface
+DRACO_BITS = (5, 6, 7, 8, 10, 12)  # of a coordinate
 
 
 def main() -> None:
     parser = command_line(__doc__, "tokens.json")
+    parser.add_argument("what", choices=["promises", "codec"], nargs="?", default="promises")
     parser.add_argument("--meshes", type=Path, default=Path("data/meshes"))
     parser.add_argument("--tokenizer", default="artifacts/tokenizer")
     parser.add_argument("--num", type=int, default=100)
@@ -43,10 +57,16 @@ def main() -> None:
 
     tokenizer = ShapeTokenizer.from_pretrained(options.tokenizer)
     meshes = list(usable_meshes(options, tokenizer))
+    figures = codec(options, tokenizer, meshes) if options.what == "codec" else promises(options, tokenizer, meshes)
+    write_json(options.json, figures)
+    print(json.dumps(figures, indent=2))
+
+
+def promises(options: argparse.Namespace, tokenizer: ShapeTokenizer, meshes: list[trimesh.Trimesh]) -> dict[str, Any]:
     tokenizer.reconstruct(meshes[0])  # compiles kernels
     tokens, encode_seconds = timed(tokenizer.encode, meshes)
     grids = [tokenizer.voxelize(mesh) for mesh in meshes]
-    figures = conditions(tokenizer.device) | {
+    return conditions(tokenizer.device) | {
         "meshes": str(options.meshes.name),
         "num_meshes": len(meshes),
         "num_codes": sum(map(len, tokens)),
@@ -57,8 +77,6 @@ def main() -> None:
         "margin": margins(tokenizer, grids),
         **sequences(tokenizer, tokens),
     }
-    write_json(options.json, figures)
-    print(json.dumps(figures, indent=2))
 
 
 def usable_meshes(options: argparse.Namespace, tokenizer: ShapeTokenizer) -> Iterator[trimesh.Trimesh]:
@@ -146,6 +164,77 @@ def sequences(tokenizer: ShapeTokenizer, tokens: list[Tokens]) -> dict[str, Any]
         "integers_per_code": round(sum(len(json.loads(text)) for text in texts) / sum(map(len, tokens)), 3),
         "vocabulary_size": tokenizer.vocabulary.size,
     }
+
+
+def codec(options: argparse.Namespace, tokenizer: ShapeTokenizer, meshes: list[trimesh.Trimesh]) -> dict[str, Any]:
+    """Of each way its settings: mean and median over the meshes of bits and of CD-L1, in units of the [-1, 1] cube."""
+    first = ResidualQuantizer.of(tokenizer.vqvae.quantizer.codebooks[:1])
+    alone = ShapeTokenizer(VQVAE(tokenizer.vqvae.vae, first), **tokenizer.grid_options)
+    found = defaultdict(list)
+    for mesh in track(meshes, len(meshes), description="codec", unit="shape"):
+        surface = normalised_surface(mesh.vertices, mesh.faces)
+        truth = Truth(surface, num_points=NUM_POINTS, seed=options.seed)
+        ways = {"tokens": by_tokens(tokenizer, mesh), "tokens, first level": by_tokens(alone, mesh)}
+        ways |= {f"Draco, {bits} bits": by_draco(surface, bits) for bits in DRACO_BITS}
+        for way, (size, decoded) in ways.items():
+            cd_l1 = distance(truth, decoded)
+            found[way].append((size, cd_l1))
+    rows = {way: of_meshes(*np.array(pairs).T) for way, pairs in found.items()}
+    draw(rows, options.json.with_suffix(".png"))
+    faces = int(statistics.median(len(mesh.faces) for mesh in meshes))
+    return conditions(tokenizer.device) | {"num_meshes": len(meshes), "faces_median": faces, "rows": rows}
+
+
+def distance(truth: Truth, decoded: trimesh.Trimesh) -> float:
+    if not len(decoded.faces):
+        return math.nan
+    return truth.compare(decoded, thresholds=(), voxel_size=None, with_iou=False).cd_l1
+
+
+def by_tokens(tokenizer: ShapeTokenizer, mesh: trimesh.Trimesh) -> tuple[float, trimesh.Trimesh]:
+    """Bits, were all codes equally frequent, with log2(255) for an octree's occupancy; and the mesh in the cube."""
+    tokens, vocabulary = tokenizer.encode(mesh), tokenizer.vocabulary
+    num_markers = 2 + vocabulary.octree_levels
+    num_places = len(vocabulary.flatten(tokens)) - tokens.indices.size - num_markers
+    decoded = tokenizer.decode(tokens)
+    decoded.vertices = (decoded.vertices - tokens.center) / tokens.scale
+    return len(tokens) * tokenizer.vqvae.quantizer.bits + num_places * math.log2(255), decoded
+
+
+def by_draco(surface: Surface, bits: int) -> tuple[float, trimesh.Trimesh]:
+    cube = {"quantization_range": 2.0, "quantization_origin": (-1.0, -1.0, -1.0)}
+    data = DracoPy.encode(surface.vertices, surface.faces, quantization_bits=bits, compression_level=10, **cube)
+    decoded = DracoPy.decode(data)
+    return 8.0 * len(data), trimesh.Trimesh(decoded.points, decoded.faces, process=False)
+
+
+def of_meshes(bits: np.ndarray, cd_l1: np.ndarray) -> dict[str, float]:
+    return {
+        "bits_mean": round(float(bits.mean())),
+        "bits_median": round(float(np.median(bits))),
+        "cd_l1_mean": round(float(np.nanmean(cd_l1)), 6),
+        "cd_l1_median": round(float(np.nanmedian(cd_l1)), 6),
+        "failed": int(np.isnan(cd_l1).sum()),
+    }
+
+
+def draw(rows: dict[str, dict[str, float]], file: Path) -> None:
+    """Medians: bits a shape against CD-L1."""
+    figure, axes = plt.subplots(figsize=(6, 4))
+    for name in ("Draco", "tokens"):
+        points = [(row["bits_median"], row["cd_l1_median"]) for way, row in rows.items() if way.startswith(name)]
+        axes.plot(*zip(*sorted(points), strict=True), "o-", label=name)
+    for way, row in rows.items():
+        axes.annotate(
+            way.split(", ")[-1],
+            (row["bits_median"], row["cd_l1_median"]),
+            fontsize=7,
+            xytext=(4, 4),
+            textcoords="offset points",
+        )
+    axes.set(xscale="log", yscale="log", xlabel="bits a shape, median", ylabel="CD-L1, median")
+    axes.legend()
+    figure.savefig(file, dpi=120, bbox_inches="tight")
 
 
 if __name__ == "__main__":

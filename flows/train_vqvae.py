@@ -59,7 +59,7 @@ def train_vqvae(
     Args:
         targets: stages, with all that they need; none: the whole of dvc.yaml.
         force: run these stages also where nothing changed.
-        params: other values for this run, by dotted key, as in {"stage2.lr": 0.0001}; the result becomes a DVC
+        params: other values for this run, by dotted key, as in {"stage2.lr": 0.0002}; the result becomes a DVC
             experiment with this run's name, and the checkout is left as it was.
         remote: pull what is missing from the default DVC remote, and push what was made.
     """
