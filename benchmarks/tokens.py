@@ -1,7 +1,7 @@
 """Does the tokenizer keep what it promises: the same shape, the same tokens; the same tokens, the same mesh?
 
     .venv/bin/python -m benchmarks.tokens [--meshes FOLDER] [--num 100] [--json FILE]        (after make repro)
-    .venv/bin/python -m benchmarks.tokens codec --tokenizer pretrained/tokenizer_128 --meshes FOLDER --json FILE
+    .venv/bin/python -m benchmarks.tokens codec --tokenizer pretrained/tokenizer_128 --meshes FOLDER
 
 On meshes of a folder (drawn by --seed): do all give the same tokens for 1 and 2 threads, alone and in batches of 4, and
 from the tokenizer saved and loaded; does the flat sequence give the mesh back bit for bit; how long is it; how near to
@@ -28,7 +28,7 @@ import numpy as np
 import torch
 import trimesh
 
-from benchmarks import command_line, conditions, write_json
+from benchmarks import FOLDER, command_line, conditions, write_json
 from model.errors import InputError
 from model.meshes import find_meshes, load_mesh
 from model.metrics import Truth
@@ -41,19 +41,22 @@ from model.tokens import Tokens
 from model.vqvae import VQVAE
 
 T = TypeVar("T")
+JSON_NAMES = {"promises": "tokens.json", "codec": "tokens_codec.json"}
 BATCH_SIZE = 4
 NUM_POINTS = 100_000  # samples of a surface
 DRACO_BITS = (5, 6, 7, 8, 10, 12)  # of a coordinate
 
 
 def main() -> None:
-    parser = command_line(__doc__, "tokens.json")
-    parser.add_argument("what", choices=["promises", "codec"], nargs="?", default="promises")
+    parser = command_line(__doc__)
+    parser.add_argument("what", choices=JSON_NAMES, nargs="?", default="promises")
+    parser.add_argument("--json", type=Path, metavar="FILE", help=f"where the result goes ({JSON_NAMES})")
     parser.add_argument("--meshes", type=Path, default=Path("data/meshes"))
     parser.add_argument("--tokenizer", default="artifacts/tokenizer")
     parser.add_argument("--num", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
+    options.json = options.json or FOLDER / JSON_NAMES[options.what]
 
     tokenizer = ShapeTokenizer.from_pretrained(options.tokenizer)
     meshes = list(usable_meshes(options, tokenizer))

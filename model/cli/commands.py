@@ -185,7 +185,7 @@ def decode(tokens: tuple[Path, ...], out: Path, mesh_format: str, tokenizer: str
 
 
 @commands.command(epilog=EVALUATE_EXAMPLES, short_help="What a tokenizer loses of your meshes.")
-@click.argument("tokenizer", type=click.Path(), metavar="TOKENIZER")
+@click.argument("tokenizer", type=click.Path(), metavar="[TOKENIZER]", required=False)
 @click.option("--meshes", multiple=True, required=True, help="May be given again.", **_path("MESH_OR_FOLDER"))
 @click.option("--out", default="evaluation", **_path("FOLDER"))
 @click.option("--num-points", type=click.IntRange(min=1), default=100_000, help="On each surface.")
@@ -194,7 +194,7 @@ def decode(tokens: tuple[Path, ...], out: Path, mesh_format: str, tokenizer: str
 @_max_memory_gb
 @_device
 def evaluate(
-    tokenizer: str,
+    tokenizer: str | None,
     meshes: tuple[Path, ...],
     out: Path,
     num_points: int,
@@ -205,7 +205,8 @@ def evaluate(
 ) -> int:
     """Distances, IoUs, use of the codes and pictures of meshes that went through a tokenizer and back.
 
-    Into the folder go report.html, evaluate.json with the means, and per_shape.parquet, which compare reads.
+    TOKENIZER is a folder or hf://owner/name; without it the one that comes with the library is meant. Into the folder
+    go report.html, evaluate.json with the means, and per_shape.parquet, which compare reads.
     """
     from ..jobs import Limits
     from .evaluate import evaluate_tokenizer

@@ -32,9 +32,18 @@ PRINTED = ("cd_l1", "fscore_0.01", "surface_iou", "volume_iou", "sign_errors", "
 
 
 def evaluate_tokenizer(
-    tokenizer: str, meshes: Sequence[Path], out: Path, *, num_points: int, seed: int, limits: Limits, device: str | None
+    tokenizer: str | None,
+    meshes: Sequence[Path],
+    out: Path,
+    *,
+    num_points: int,
+    seed: int,
+    limits: Limits,
+    device: str | None,
 ) -> int:
     """Write report, tables and figures into the folder `out`. Returns how many meshes could not be used.
+
+    Where no tokenizer is named, it is the one that comes with the library.
 
     Raises InputError where the tokenizer, or every mesh, can't be used.
     """

@@ -113,7 +113,7 @@ def test_meshes_come_back_in_their_own_frames_through_json_lines(
     for name, mesh in shapes().items():
         decoded = trimesh.load_mesh((Path("decoded") / name).with_suffix(".ply"))
         voxel = mesh.extents.max() / (0.95 * small_tokenizer().resolution)
-        np.testing.assert_allclose(decoded.bounds, mesh.bounds, atol=1.5 * voxel, err_msg=name)
+        np.testing.assert_allclose(decoded.bounds, mesh.bounds, atol=2 * voxel, err_msg=name)
         assert decoded.volume == pytest.approx(mesh.volume, rel=0.15)
 
 

@@ -54,6 +54,14 @@ def test_a_tokenizer_is_measured_on_any_meshes_and_two_are_compared(here: Path, 
 
 
 @pytest.mark.usefixtures("one_worker")
+def test_the_shipped_tokenizer_is_meant_where_none_is_named(here: Path):
+    write_shapes(here / "meshes")
+    assert run("evaluate", "--meshes", "meshes/box.glb", "--num-points", "500", "--out", "shipped") == 0
+    table = pd.read_parquet(here / "shipped/per_shape.parquet").set_index("row")
+    assert table.loc["stage2", "num_tokens"] == ShapeTokenizer.from_pretrained().encode("meshes/box.glb").indices.size
+
+
+@pytest.mark.usefixtures("one_worker")
 def test_a_shape_too_large_for_the_memory_is_listed_and_nothing_else_is_lost(
     here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
