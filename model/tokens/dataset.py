@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -20,10 +20,8 @@ import pyarrow.parquet as pq
 
 from ..errors import InputError, is_of_environment, reading
 from ..tables import metadata_of, read_table, write_table
+from .grammar import SequenceTokenizer
 from .tokens import REMEDY
-
-if TYPE_CHECKING:  # it brings torch along
-    from ..tokenizer import ShapeTokenizer
 
 SHAPES_PER_SHARD = 1024
 UNFINISHED = ".unfinished"  # the journal: its name hides it from those who read all files of a folder
@@ -55,7 +53,7 @@ class Written(NamedTuple):
 class Dataset:
     """The folder of one tokenizer's sequences, while one process adds to it: see open_dataset."""
 
-    def __init__(self, folder: Path, tokenizer: "ShapeTokenizer"):
+    def __init__(self, folder: Path, tokenizer: SequenceTokenizer):
         vocabulary = tokenizer.vocabulary
         facts = {"num_codes": vocabulary.num_codes, "grid_size": vocabulary.grid_size, "size": vocabulary.size}
         meanings = {name: meaning for name, (_, meaning) in _COLUMNS.items()}
@@ -143,7 +141,7 @@ class Dataset:
 
 
 @contextmanager
-def open_dataset(folder: Path, tokenizer: "ShapeTokenizer") -> Iterator[Dataset]:
+def open_dataset(folder: Path, tokenizer: SequenceTokenizer) -> Iterator[Dataset]:
     """The data set of a folder, which is made if it is not there.
 
     Raises InputError for one of another tokenizer, of which a shard is damaged, or that another process adds to.

@@ -4,17 +4,15 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import pyarrow.parquet as pq
 
 from ..errors import InputError, first_line, is_of_environment
 from ..files import DIGEST, digest_of, is_as_written, whole_file
 from .dataset import UNFINISHED, is_of_sequences, read_sequences
+from .grammar import SequenceTokenizer
 from .tokens import Tokens, read_rows, write_parquet
-
-if TYPE_CHECKING:  # it brings torch along
-    from ..tokenizer import ShapeTokenizer
 
 JSON_LINES, PARQUET, NPZ = ".jsonl", ".parquet", ".npz"
 CONTENT = ("tokens", "center", "scale", "fingerprint")  # of a line: what its digest is over, whatever else is added
@@ -33,7 +31,7 @@ class Found(NamedTuple):
     note: str = ""  # what is to be said of a shape that can be used
 
 
-def write_tokens(path: Path, shapes: Iterable[tuple[str, Tokens]], tokenizer: "ShapeTokenizer") -> None:
+def write_tokens(path: Path, shapes: Iterable[tuple[str, Tokens]], tokenizer: SequenceTokenizer) -> None:
     """Named shapes as JSON lines, as a table or, where the path has no suffix, as npz files in a folder.
 
     They are taken one by one. A file appears when it is whole: a table and a file of lines at the end.
@@ -56,7 +54,7 @@ def check_suffix(path: Path) -> None:
         raise InputError(f"{path}: tokens go to .jsonl, to .parquet or, without a suffix, to a folder; choose one")
 
 
-def read_tokens(path: Path, tokenizer: "ShapeTokenizer") -> Iterator[Found]:
+def read_tokens(path: Path, tokenizer: SequenceTokenizer) -> Iterator[Found]:
     """Every shape of a file of tokens, or of all below a folder, and every place where there should have been one."""
     if path.is_dir():
         yield from _read_folder(path, tokenizer)
@@ -89,7 +87,7 @@ def _files_below(folder: Path) -> list[Path]:
     return sorted(file for file in folder.rglob("*") if file.suffix in (JSON_LINES, PARQUET, NPZ))
 
 
-def _read_folder(folder: Path, tokenizer: "ShapeTokenizer") -> Iterator[Found]:
+def _read_folder(folder: Path, tokenizer: SequenceTokenizer) -> Iterator[Found]:
     files = _files_below(folder)
     if (folder / UNFINISHED).exists():
         yield Found(
@@ -103,7 +101,7 @@ def _read_folder(folder: Path, tokenizer: "ShapeTokenizer") -> Iterator[Found]:
             yield found._replace(name=found.name if below == "." else f"{below}/{found.name}")
 
 
-def _read_file(path: Path, tokenizer: "ShapeTokenizer") -> Iterator[Found]:
+def _read_file(path: Path, tokenizer: SequenceTokenizer) -> Iterator[Found]:
     if path.suffix == JSON_LINES:
         for number, line in enumerate(_lines(path), 1):
             if line.strip():
@@ -146,12 +144,12 @@ def _numbered(path: Path, number: int) -> str:
     return f"{path.stem}-{number:05d}"
 
 
-def json_line(name: str, tokens: Tokens, tokenizer: "ShapeTokenizer") -> str:
+def json_line(name: str, tokens: Tokens, tokenizer: SequenceTokenizer) -> str:
     """The row of a shape as a line."""
     return json.dumps(row_of(name, tokens, tokenizer), separators=(",", ":")) + "\n"
 
 
-def row_of(name: str, tokens: Tokens, tokenizer: "ShapeTokenizer") -> dict[str, Any]:
+def row_of(name: str, tokens: Tokens, tokenizer: SequenceTokenizer) -> dict[str, Any]:
     """One shape: its flat sequence, and beside it what that leaves out."""
     fields = {
         "tokens": tokenizer.to_sequence(tokens),
@@ -173,7 +171,7 @@ class Line(NamedTuple):
     note: str = ""
 
 
-def tokens_of_json(line: str, tokenizer: "ShapeTokenizer") -> Line:
+def tokens_of_json(line: str, tokenizer: SequenceTokenizer) -> Line:
     """The shape of a JSON line. Only "tokens" must be there, so that a model's output will do; other keys may be.
 
     Without center and scale the shape stays in the [-1, 1] cube. Raises InputError for anything else than that, and
@@ -189,7 +187,7 @@ def tokens_of_json(line: str, tokenizer: "ShapeTokenizer") -> Line:
     return _tokens_of_row(fields, tokenizer)
 
 
-def _tokens_of_row(fields: Mapping[str, Any], tokenizer: "ShapeTokenizer") -> Line:
+def _tokens_of_row(fields: Mapping[str, Any], tokenizer: SequenceTokenizer) -> Line:
     if not is_as_written(fields, _digest_of(fields), required="fingerprint" in fields):
         raise InputError(
             'its "digest" is not that of tokens, center, scale and fingerprint; it is damaged or was edited: encode '

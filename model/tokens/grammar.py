@@ -3,7 +3,7 @@
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from jaxtyping import Bool, Int
@@ -207,6 +207,22 @@ def _masks_of(vocabulary: Vocabulary) -> Bool[np.ndarray, "num_kinds size"]:
         masks[vocabulary.marker_kind(marker), marker] = True
     masks.setflags(write=False)
     return masks
+
+
+class SequenceTokenizer(Protocol):
+    """What files of sequences need of a tokenizer: model.tokenizer's is one, which brings torch and a network along."""
+
+    @property
+    def vocabulary(self) -> Vocabulary: ...
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    def to_sequence(self, tokens: Tokens) -> list[int]: ...
+
+    def from_sequence(
+        self, sequence: Sequence[int], *, center: Sequence[float] = ..., scale: float = ...
+    ) -> Tokens: ...
 
 
 class SequenceReader:
