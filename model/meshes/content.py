@@ -78,8 +78,10 @@ def format_of(content: bytes, suffix: str) -> str:
     """
     if not content:
         raise InputError("the file is empty; expected a mesh; export it again")
-    if len(content) > stl.HEADER and len(content) == stl.declared_length(content):
-        return ".stl"  # whatever its header says
+    if len(content) > stl.HEADER:  # then it is a binary STL whatever its header says; no text counts so few triangles
+        declared = stl.declared_length(content)
+        if declared == len(content) or (suffix == ".stl" and stl.HEADER < declared < len(content)):
+            return ".stl"
     if content.startswith(gltf_file.MAGIC):
         return ".glb"
     if re.match(rb"(\xef\xbb\xbf)?ply[ \t]*[\r\n]", content):
