@@ -18,7 +18,6 @@ import sys
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
-from math import log2
 from pathlib import Path
 from statistics import mean
 from tempfile import TemporaryDirectory
@@ -30,6 +29,7 @@ import torch
 import yaml
 
 from benchmarks import AS_DVC_RUNS_IT, ROOT, add_json, command_line, conditions, write_json
+from benchmarks.tokens import bits_of_places
 from model.checkpoint import load_vae
 from model.device import pick_device
 from model.evaluation import CodeUse, Reconstructor, Sampling, measure_shapes
@@ -177,9 +177,8 @@ def bits_a_shape(use: CodeUse, shards: Shards) -> dict[str, float]:
         coords = np.unique(shards.read(name).coords // 8, axis=0)
         indices = np.zeros((len(coords), len(use.quantizer.levels)), np.int64)
         tokens = Tokens(coords, indices if indices.shape[1] > 1 else indices[:, 0], np.zeros(3), 1.0, "")
-        num_places = len(vocabulary.flatten(tokens)) - indices.size - 2 - vocabulary.octree_levels  # less the markers
         of_codes.append(len(coords) * use.quantizer.bits)
-        of_places.append(num_places * log2(255))
+        of_places.append(bits_of_places(tokens, vocabulary))
     return {"bits_of_codes": mean(of_codes), "bits_of_places": mean(of_places)}
 
 

@@ -37,7 +37,7 @@ from model.quantizer import ResidualQuantizer
 from model.sdf import SparseSDF, Surface, normalised_surface
 from model.sparse import from_arrays
 from model.tokenizer import ShapeTokenizer
-from model.tokens import Tokens
+from model.tokens import Tokens, Vocabulary
 from model.vqvae import VQVAE
 
 T = TypeVar("T")
@@ -50,7 +50,12 @@ DRACO_BITS = (5, 6, 7, 8, 10, 12)  # of a coordinate
 def main() -> None:
     parser = command_line(__doc__)
     parser.add_argument("what", choices=JSON_NAMES, nargs="?", default="promises")
-    parser.add_argument("--json", type=Path, metavar="FILE", help=f"where the result goes ({JSON_NAMES})")
+    parser.add_argument(
+        "--json",
+        type=Path,
+        metavar="FILE",
+        help="where the result goes (benchmarks/tokens.json, of codec tokens_codec.json)",
+    )
     parser.add_argument("--meshes", type=Path, default=Path("data/meshes"))
     parser.add_argument("--tokenizer", default="artifacts/tokenizer")
     parser.add_argument("--num", type=int, default=100)
@@ -180,8 +185,7 @@ def codec(options: argparse.Namespace, tokenizer: ShapeTokenizer, meshes: list[t
         ways = {"tokens": by_tokens(tokenizer, mesh), "tokens, first level": by_tokens(alone, mesh)}
         ways |= {f"Draco, {bits} bits": by_draco(surface, bits) for bits in DRACO_BITS}
         for way, (size, decoded) in ways.items():
-            cd_l1 = distance(truth, decoded)
-            found[way].append((size, cd_l1))
+            found[way].append((size, distance(truth, decoded)))
     rows = {way: of_meshes(*np.array(pairs).T) for way, pairs in found.items()}
     draw(rows, options.json.with_suffix(".png"))
     faces = int(statistics.median(len(mesh.faces) for mesh in meshes))
@@ -195,13 +199,18 @@ def distance(truth: Truth, decoded: trimesh.Trimesh) -> float:
 
 
 def by_tokens(tokenizer: ShapeTokenizer, mesh: trimesh.Trimesh) -> tuple[float, trimesh.Trimesh]:
-    """Bits, were all codes equally frequent, with log2(255) for an octree's occupancy; and the mesh in the cube."""
-    tokens, vocabulary = tokenizer.encode(mesh), tokenizer.vocabulary
-    num_markers = 2 + vocabulary.octree_levels
-    num_places = len(vocabulary.flatten(tokens)) - tokens.indices.size - num_markers
+    """Bits of codes, were all equally frequent, and of their places; and the mesh in the cube."""
+    tokens = tokenizer.encode(mesh)
     decoded = tokenizer.decode(tokens)
     decoded.vertices = (decoded.vertices - tokens.center) / tokens.scale
-    return len(tokens) * tokenizer.vqvae.quantizer.bits + num_places * math.log2(255), decoded
+    bits = len(tokens) * tokenizer.vqvae.quantizer.bits + bits_of_places(tokens, tokenizer.vocabulary)
+    return bits, decoded
+
+
+def bits_of_places(tokens: Tokens, vocabulary: Vocabulary) -> float:
+    """As the flat sequence has them: log2(255) for each octree occupancy, nothing for the markers."""
+    num_markers = 2 + vocabulary.octree_levels
+    return (len(vocabulary.flatten(tokens)) - tokens.indices.size - num_markers) * math.log2(255)
 
 
 def by_draco(surface: Surface, bits: int) -> tuple[float, trimesh.Trimesh]:
