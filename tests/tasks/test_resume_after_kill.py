@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -71,7 +72,7 @@ def test_a_killed_stage_goes_on_where_it_was(dvc_project: Path, tmp_path_factory
     (hook / "sitecustomize.py").write_text(KILLED)
     first = repro(PYTHONPATH=str(hook))
     assert first.returncode != 0
-    assert "exited with -9" in first.stdout
+    assert re.search(r"exited with (-9|137)\b", first.stdout), first.stdout  # by whether its shell became the trainer
     assert not paths.STAGE2.exists()
 
     second = repro()
