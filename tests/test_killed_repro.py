@@ -2,6 +2,10 @@
 
 All stages are the real ones, on eight shapes. In the environment, KILLS is how many kills (20), SEED chooses their
 moments (0), and CHECKOUT is a fresh clone with meshes and parameters of its own, of which two copies are tried instead.
+
+Moments are spread evenly over an undisturbed run. Each is so many seconds after a stage of that run began, and the run
+to be killed is killed that long after the same stage began in it. Counted from the start instead, kills would meet the
+first stages alone, since each rerun loses seconds to its imports.
 """
 
 import os
@@ -12,7 +16,7 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import chdir
+from contextlib import chdir, suppress
 from pathlib import Path
 
 import pytest
@@ -79,6 +83,41 @@ def start(root: Path) -> "subprocess.Popen[bytes]":
         )
 
 
+def stages_begun(root: Path, skip: int = 0) -> list[str]:
+    """The stages that the log names from that character on, in their order."""
+    return re.findall(r"Running stage '(?:.*:)?(\S+?)'", (root / "repro.log").read_text()[skip:])
+
+
+def undisturbed_run(root: Path) -> tuple[float, dict[str, float]]:
+    """How many seconds it took, and after how many each stage began; before any is the stage ""."""
+    begun = {"": 0.0}
+    started = time.monotonic()
+    run = start(root)
+    while run.poll() is None:
+        time.sleep(0.05)
+        for stage in stages_begun(root):
+            begun.setdefault(stage, time.monotonic() - started)
+    assert run.returncode == 0, (root / "repro.log").read_text()
+    return time.monotonic() - started, begun
+
+
+def kill(root: Path, stages: list[str], seconds: float) -> str:
+    """Kill a run so many seconds after the first of these stages began, or a later one where that is done: in which."""
+    log = root / "repro.log"
+    log.touch()
+    before = len(log.read_text())
+    run = start(root)
+    while run.poll() is None and not ("" in stages or set(stages) & set(stages_begun(root, before))):
+        time.sleep(0.05)
+    with suppress(subprocess.TimeoutExpired):
+        run.wait(seconds)
+        return "none, since all was done"
+    os.killpg(run.pid, signal.SIGKILL)
+    run.wait()
+    begun = stages_begun(root, before)
+    return f"{begun[-1] if begun else 'none yet'} (after {seconds:.1f} s)"
+
+
 def results(root: Path) -> dict[str, bytes]:
     """Every file that stages leave, and DVC's record of them."""
     files = [file for folder in ("artifacts", "data", "metrics") for file in (root / folder).rglob("*")]
@@ -100,24 +139,16 @@ def test_after_kills_at_random_moments_every_file_is_an_undisturbed_runs(
     else:
         write_checkout(undisturbed)
     shutil.copytree(undisturbed, killed, symlinks=True)
-    started = time.monotonic()
-    assert start(undisturbed).wait() == 0, (undisturbed / "repro.log").read_text()
-    seconds = time.monotonic() - started
+    seconds, begun = undisturbed_run(undisturbed)
 
-    moments, kills = random.Random(SEED), list[str]()
-    while True:
-        run, moment = start(killed), moments.uniform(0, seconds / 3)
-        try:
-            assert run.wait(moment if len(kills) < KILLS else None) == 0
-            break
-        except subprocess.TimeoutExpired:
-            os.killpg(run.pid, signal.SIGKILL)
-            run.wait()
-            stages = re.findall(r"Running stage '(\w+)'", (killed / "repro.log").read_text())
-            kills.append(f"{moment:.1f} s ({stages[-1] if stages else 'before any'})")
+    randomly, kills = random.Random(SEED), []
+    for moment in sorted(randomly.uniform(0, seconds) for _ in range(KILLS)):
+        done = sum(second <= moment for second in begun.values()) - 1
+        kills.append(kill(killed, list(begun)[done:], moment - list(begun.values())[done]))
+    assert start(killed).wait() == 0, (killed / "repro.log").read_text()
     log = (killed / "repro.log").read_text()
     with capsys.disabled():
-        print(f"{seconds:.0f} s undisturbed, {log.count('going on from step')} times training went on, killed after")
+        print(f"{seconds:.0f} s undisturbed, training went on {log.count('going on from step')} times, killed in")
         print(", ".join(kills))
     expected, found = results(undisturbed), results(killed)
     assert found.keys() == expected.keys()
