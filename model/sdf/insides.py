@@ -16,8 +16,8 @@ from ..warp import wp
 from .arrays import Cells, Flags, Ints
 from .crossings import count_steps, step_along
 from .distance import Bricks
-from .tree import Tree, edge_tree, next_node, triangle_tree
-from .winding import GROUP_ERROR, winding_number
+from .tree import Tree, edge_tree, next_node, see_from, triangle_tree
+from .winding import GROUP_ERROR, set_group_error, winding_number
 
 wp.set_module_options({"enable_backward": False})  # no gradients here: half the code to compile
 
@@ -56,14 +56,17 @@ def decide_insides(
     inside = wp.full(len(whole), _OPEN, dtype=wp.int8, device=device)
     steps = count_steps(wp.array(triangles.reshape(-1, 3), dtype=wp.vec3d, device=device), bricks, nudge=nudge)
     surface, around = triangle_tree(triangles, device=device), edge_tree(boundary, device=device)
+    set_group_error(surface, GROUP_ERROR)
     visits = wp.zeros(1, dtype=wp.float64, device=device)
 
     def decide(side: int, blocks: int, named: wp.array | None, *, octants: int, at_once: int) -> wp.array:
         """The blocks that stay open."""
+        reach = 0.5 * (side - 1) * 3**0.5
+        set_reach(around, reach)
         left = wp.empty(blocks, dtype=wp.int32, device=device)
         num_left = wp.zeros(1, dtype=wp.int32, device=device)
         fields = [bricks.coords, nudge, surface, around, steps, whole]
-        inputs = [side, named, octants, at_once, *fields, inside, visits, num_left, left]
+        inputs = [side, reach, named, octants, at_once, *fields, inside, visits, num_left, left]
         wp.launch(_decide_blocks, blocks, inputs=inputs, device=device)
         return left[: int(num_left.numpy()[0])]
 
@@ -73,6 +76,7 @@ def decide_insides(
         left = decide(side, blocks, left, octants=8, at_once=0)
         blocks = 8 * len(left)
         if blocks and float(visits.numpy()[0]) + blocks * _visits_a_query(left, bricks, surface, nudge) > most_visits:
+            set_group_error(surface, _COARSE_ERROR)
             decide(side, len(left), left, octants=1, at_once=1)
             break
         side //= 2
@@ -85,6 +89,14 @@ def _visits_a_query(blocks: wp.array, bricks: Bricks, surface: Tree, nudge: wp.v
     probes = min(len(blocks), _PROBES)
     wp.launch(_probe, probes, inputs=[blocks, probes, bricks.coords, nudge, surface, visits], device=bricks.device)
     return float(visits.numpy()[0]) / probes
+
+
+def set_reach(boundary: Tree, reach: float) -> None:
+    """Let groups of edges count together where leaves out at most _GROUP_ERROR, up to `reach` voxels from a point."""
+    radius, length, lengths = boundary.shape.numpy().T
+    beyond = 3 * lengths * radius * (radius + reach)
+    error = reach * (reach**2 * length + beyond) / (4 * np.pi * _GROUP_ERROR)  # at a gap of one voxel
+    see_from(boundary, reach + error**0.25)
 
 
 @wp.func
@@ -123,12 +135,10 @@ def _edge_change(change: Change, a: wp.vec3, b: wp.vec3, reach: float) -> Change
 
 @wp.func
 def _group_bound(shape: wp.vec3, far: float, reach: float) -> float:
-    """Bound on what a group's sum and moment leave out over the block; 1 where the two may meet."""
+    """Bound on what a group's sum and moment leave out over the block, see set_reach."""
     gap = far - shape[0] - reach
-    if gap <= 0.0:
-        return 1.0
     beyond = 3.0 * shape[2] * shape[0] * (shape[0] + reach)
-    return wp.min(reach * (reach * reach * shape[1] + beyond) / (gap * gap * gap * gap * 4.0 * wp.pi), 1.0)
+    return reach * (reach * reach * shape[1] + beyond) / (gap * gap * gap * gap * 4.0 * wp.pi)
 
 
 @wp.func
@@ -152,12 +162,13 @@ def _change_around(q: wp.vec3d, boundary: Tree, reach: float) -> Change:
     walking = int(1)
     while walking == 1:
         change.visits += 1
-        to_group = boundary.centre[node] - q32
-        far = wp.length(to_group)
-        bound = _group_bound(boundary.shape[node], far, reach)
-        if bound <= _GROUP_ERROR:
+        seen = boundary.seen[node]
+        to_group = wp.vec3(seen[0], seen[1], seen[2]) - q32
+        squared = wp.dot(to_group, to_group)
+        if squared >= seen[3]:
+            far = wp.sqrt(squared)
             change = _group_change(change, to_group, far, boundary.sums[node], boundary.moments[node])
-            change.error += bound
+            change.error += _group_bound(boundary.shape[node], far, reach)
             node = next_node(node)
         elif node < boundary.num_inner:
             node = 2 * node + 1
@@ -239,13 +250,14 @@ def _probe(
 ) -> None:
     block = int(wp.int64(wp.tid()) * wp.int64(blocks.shape[0]) / wp.int64(probes))
     q = wp.vec3d(_place(blocks[block], bricks)) + nudge
-    _winding, taken = winding_number(q, surface, float(GROUP_ERROR))
+    _winding, taken = winding_number(q, surface)
     wp.atomic_add(visits, 0, wp.float64(taken))
 
 
 @wp.kernel
 def _decide_blocks(
     side: int,
+    reach: float,
     named: Ints,
     octants: int,
     at_once: int,
@@ -276,24 +288,21 @@ def _decide_blocks(
     half = wp.float64(side // 2) + wp.float64(0.5)
     q = wp.vec3d(_place(first, bricks)) + wp.vec3d(half, half, half) + nudge  # of the voxel after the middle
     if side == 1:
-        winding, taken = winding_number(q, surface, float(GROUP_ERROR))
+        winding, taken = winding_number(q, surface)
         wp.atomic_add(visits, 0, wp.float64(taken))
         inside[first] = wp.int8(wp.where(wp.abs(float(whole[first]) - winding) > 0.5, 1, 0))
         return
-    reach = 0.5 * float(side - 1) * wp.sqrt(3.0)
     change = _change_around(q - wp.vec3d(wp.float64(0.5), wp.float64(0.5), wp.float64(0.5)), boundary, reach)
     # the expansion also leads to q, to where it errs less, being of third order
     change.error = change.error * (1.0 + 1.0 / (float(side - 1) * float(side - 1) * float(side - 1)))
     num_open = int(1)
     num_visits = change.visits
-    group_error = float(GROUP_ERROR)
     if at_once == 1:
-        group_error = float(_COARSE_ERROR)
         if change.error >= 0.5:  # there was no end to it
             change = Change()
         change.error = -1.0
     if change.error < 0.5:
-        winding, taken = winding_number(q, surface, group_error)
+        winding, taken = winding_number(q, surface)
         num_visits += taken
         num_open = _decide_voxels(first, side, winding, change, steps, whole, inside)
     wp.atomic_add(visits, 0, wp.float64(num_visits))

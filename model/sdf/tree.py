@@ -12,7 +12,7 @@ from .arrays import Ints, Points, Vectors
 
 wp.set_module_options({"enable_backward": False})  # no gradients here: half the code to compile
 
-_LEAF = 4  # at least so many triangles or edges
+_LEAF_TRIANGLES, _LEAF_EDGES = 1, 2  # at least; with more, more are looked at one by one that could count together
 
 
 @wp.struct
@@ -23,31 +23,34 @@ class Tree:
     leaf_starts: Ints  # first triangle or edge of every leaf, and the end
     centre: Vectors  # weighted by area or length
     sums: Vectors  # of area times normal; of edges
-    moments: wp.array[wp.mat33]  # sum over edges of (place - centre) (outer product) edge; empty for triangles
-    shape: Vectors  # radius, and two factors of the error made by using the sums: see who builds them
+    moments: wp.array[wp.mat33]  # sum of (place - centre) (outer product) vector area or edge
+    shape: Vectors  # radius, and two factors of the error made by using sums and moments: see who builds them
+    seen: wp.array[
+        wp.vec4
+    ]  # centre, and the square of the distance from which on it counts by them: see_from writes it
     num_inner: int
 
 
 def triangle_tree(triangles: Float[np.ndarray, "num_triangles 3 3"], *, device: str) -> Tree:
-    """Sums are vector areas S. Factors: of the first and of the second order of what their dipole field leaves out.
-
-    How a dipole field f(x) = S.x / |x|^3 changes over a displacement e, |x| >= d: the first order of a group, whose
-    moment about its centre is M, is at most sqrt(6) |M| / d^3; the second 3 |S| e^2 / d^4.
-    """
+    """Sums are vector areas S. Factors: the sum of |S|, and 0."""
     normal = np.cross(triangles[:, 1] - triangles[:, 0], triangles[:, 2] - triangles[:, 0]) / 2
-    tree, nodes = _grow(triangles, normal, device=device)
-    moment = np.linalg.norm(nodes.moments, axis=(1, 2))
-    tree.shape = _send(np.stack([nodes.radius, np.sqrt(6) * moment, 3 * nodes.weight], 1), wp.vec3, device)
+    tree, nodes = _grow(triangles, normal, leaf=_LEAF_TRIANGLES, device=device)
+    tree.shape = _send(np.stack([nodes.radius, nodes.weight, np.zeros_like(nodes.weight)], 1), wp.vec3, device)
     return tree
 
 
 def edge_tree(edges: Float[np.ndarray, "num_edges 2 3"], *, device: str) -> Tree:
     """Sums are the edges' own. Factors: the sum's length and the lengths' sum."""
-    tree, nodes = _grow(edges, edges[:, 1] - edges[:, 0], device=device)
+    tree, nodes = _grow(edges, edges[:, 1] - edges[:, 0], leaf=_LEAF_EDGES, device=device)
     length = np.linalg.norm(nodes.sums, axis=1)
     tree.shape = _send(np.stack([nodes.radius, length, nodes.weight], 1), wp.vec3, device)
-    tree.moments = _send(nodes.moments, wp.mat33, device)
     return tree
+
+
+def see_from(tree: Tree, gap: Float[np.ndarray, " num_nodes"]) -> None:
+    """From these gaps on between a point and what is in a node, let it count by its sums and moments."""
+    far = tree.shape.numpy()[:, 0] + gap + 1e-9  # more than 0: a centre is not far
+    tree.seen = _send(np.hstack([tree.centre.numpy(), far[:, None] ** 2]), wp.vec4, tree.centre.device)
 
 
 class _Nodes:
@@ -80,11 +83,15 @@ class _Nodes:
 
 
 def _grow(
-    elements: Float[np.ndarray, "num_elements corners 3"], vectors: Float[np.ndarray, "num_elements 3"], *, device: str
+    elements: Float[np.ndarray, "num_elements corners 3"],
+    vectors: Float[np.ndarray, "num_elements 3"],
+    *,
+    leaf: int,
+    device: str,
 ) -> tuple[Tree, _Nodes]:
-    """The tree without shape and moments."""
+    """The tree without shape."""
     order = _morton_order(elements.mean(1))
-    depth = max(int(np.log2(max(len(elements) // _LEAF, 1))), 0)
+    depth = max(int(np.log2(max(len(elements) // leaf, 1))), 0)
     starts = np.arange(2**depth + 1) * len(elements) // 2**depth
     nodes = _Nodes(elements[order], vectors[order], starts[:-1])
     tree = Tree()
@@ -92,6 +99,7 @@ def _grow(
     tree.leaf_starts = wp.array(starts.astype(np.int32), dtype=wp.int32, device=device)
     tree.centre = _send(nodes.centre, wp.vec3, device)
     tree.sums = _send(nodes.sums, wp.vec3, device)
+    tree.moments = _send(nodes.moments, wp.mat33, device)
     tree.num_inner = 2**depth - 1
     return tree, nodes
 

@@ -1,7 +1,7 @@
 """The generalised winding number of a triangle soup: the sum of its solid angles over 4 pi (Jacobson et al. 2013).
 
-Far groups of triangles count as one dipole (Barill et al. 2018), as soon as a bound on the error of that says that they
-may.
+Far groups of triangles count together, as a dipole and the first moment about it (Barill et al. 2018), as soon as a
+bound on the error of that says that they may.
 """
 
 import numpy as np
@@ -9,12 +9,12 @@ from jaxtyping import Float
 
 from ..warp import wp
 from .arrays import Floats, Points
-from .tree import Tree, next_node, triangle_tree
+from .tree import Tree, next_node, see_from, triangle_tree
 
 wp.set_module_options({"enable_backward": False})  # no gradients here: half the code to compile
 
 # Largest error that one group may add, as a winding number. Errors have either sign; tests hold their sum below 0.01.
-GROUP_ERROR = 3e-3
+GROUP_ERROR = 5e-3
 
 
 def winding_numbers(
@@ -23,18 +23,20 @@ def winding_numbers(
     """Winding number at each point: 1 inside and 0 outside of a closed mesh whose normals point outward."""
     winding = wp.zeros(len(points), dtype=wp.float32, device=device)
     where = wp.array(np.ascontiguousarray(points, np.float64), dtype=wp.vec3d, device=device)
-    inputs = [where, triangle_tree(triangles, device=device), GROUP_ERROR, winding]
-    wp.launch(_wind_points, len(points), inputs=inputs, device=device)
+    tree = triangle_tree(triangles, device=device)
+    set_group_error(tree, GROUP_ERROR)
+    wp.launch(_wind_points, len(points), inputs=[where, tree, winding], device=device)
     return winding.numpy()
 
 
-@wp.func
-def _bound(shape: wp.vec3, far: float) -> float:
-    """Bound on the error of a group as a dipole; 1, the whole winding number, where the point may be within it."""
-    gap = far - shape[0]
-    if gap <= 0.0:
-        return 1.0
-    return wp.min((shape[1] + shape[2] * shape[0] * shape[0] / gap) / (gap * gap * gap * 4.0 * wp.pi), 1.0)
+def set_group_error(tree: Tree, group_error: float) -> None:
+    """Let groups of triangles count together where each adds at most this to a winding number.
+
+    A dipole field S.x / |x|^3, where |x| >= d, changes over a displacement e by no more than 3 |S| e^2 / d^4 besides
+    its change to first order.
+    """
+    radius, area, _ = tree.shape.numpy().T
+    see_from(tree, (3 * area * radius**2 / (4 * np.pi * group_error)) ** 0.25)
 
 
 @wp.func
@@ -55,7 +57,7 @@ def _half_angle(a: wp.vec3d, b: wp.vec3d, c: wp.vec3d) -> wp.vec2:
 
 
 @wp.func
-def winding_number(q: wp.vec3d, tree: Tree, group_error: float) -> tuple[float, int]:
+def winding_number(q: wp.vec3d, tree: Tree) -> tuple[float, int]:
     """Of the tree's triangles at q, and how many nodes and triangles that took."""
     q32 = wp.vec3(q)
     dipoles = float(0.0)  # solid angle
@@ -67,10 +69,13 @@ def winding_number(q: wp.vec3d, tree: Tree, group_error: float) -> tuple[float, 
     walking = int(1)
     while walking == 1:
         visits += 1
-        to_group = tree.centre[node] - q32
-        far = wp.length(to_group)
-        if _bound(tree.shape[node], far) <= group_error:
-            dipoles += wp.dot(tree.sums[node], to_group) / (far * far * far)
+        seen = tree.seen[node]
+        to_group = wp.vec3(seen[0], seen[1], seen[2]) - q32
+        squared = wp.dot(to_group, to_group)
+        if squared >= seen[3]:
+            moment = tree.moments[node]
+            spread = wp.trace(moment) - 3.0 * wp.dot(to_group, moment * to_group) / squared
+            dipoles += (wp.dot(tree.sums[node], to_group) + spread) / (squared * wp.sqrt(squared))
             node = next_node(node)
         elif node < tree.num_inner:
             node = 2 * node + 1
@@ -81,8 +86,9 @@ def winding_number(q: wp.vec3d, tree: Tree, group_error: float) -> tuple[float, 
                 angle = _half_angle(tree.corners[t * 3] - q, tree.corners[t * 3 + 1] - q, tree.corners[t * 3 + 2] - q)
                 size = wp.abs(angle[0]) + wp.abs(angle[1])
                 if size > 0.0:  # else q is one of its corners
-                    re = (product[0] * angle[0] - product[1] * angle[1]) / size
-                    im = (product[0] * angle[1] + product[1] * angle[0]) / size
+                    scale = 1.0 / size
+                    re = (product[0] * angle[0] - product[1] * angle[1]) * scale
+                    im = (product[0] * angle[1] + product[1] * angle[0]) * scale
                     # The arguments' sum has left (-pi, pi] if both are on one side of zero and it is on the other.
                     if product[1] >= 0.0 and angle[1] >= 0.0 and im < 0.0:
                         turns += 1
@@ -96,7 +102,7 @@ def winding_number(q: wp.vec3d, tree: Tree, group_error: float) -> tuple[float, 
 
 
 @wp.kernel
-def _wind_points(points: Points, tree: Tree, group_error: float, winding: Floats) -> None:
+def _wind_points(points: Points, tree: Tree, winding: Floats) -> None:
     i = wp.tid()
-    found, _visits = winding_number(points[i], tree, group_error)
+    found, _visits = winding_number(points[i], tree)
     winding[i] = found

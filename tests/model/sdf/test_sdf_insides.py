@@ -51,7 +51,9 @@ def test_expansion_of_the_boundarys_field_is_as_near_as_its_bound_says(rings: li
     steps *= reach / np.linalg.norm(steps, axis=1, keepdims=True)
     change, error = (wp.zeros(len(points), dtype=wp.float32, device="cpu") for _ in range(2))
     where = [wp.array(points, dtype=wp.vec3d, device="cpu"), wp.array(steps, dtype=wp.vec3, device="cpu")]
-    inputs = [*where, edge_tree(edges, device="cpu"), reach, change, error]
+    tree = edge_tree(edges, device="cpu")
+    insides.set_reach(tree, reach)
+    inputs = [*where, tree, reach, change, error]
     wp.launch(_expand, len(points), inputs=inputs, device="cpu")
 
     truth = brute_force.winding_numbers(points + steps, caps) - brute_force.winding_numbers(points, caps)
