@@ -6,7 +6,11 @@ from contextlib import suppress
 
 import warp as wp
 
-__all__ = ["wp"]
+__all__ = ["QUICK_TO_COMPILE", "wp"]
+
+# Options of every module with kernels here; not Warp's configuration, which is the user's. No code for gradients, which
+# nobody takes, and no loop of eight voxels written out eight times: both is most of what there would be to compile.
+QUICK_TO_COMPILE = {"enable_backward": False, "max_unroll": 4}
 
 NO_DRIVER = b"Warp CUDA warning: Could not find or load the NVIDIA CUDA driver."
 

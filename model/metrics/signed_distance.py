@@ -6,7 +6,9 @@ from typing import no_type_check
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from ..warp import wp
+from ..warp import QUICK_TO_COMPILE, wp
+
+wp.set_module_options(QUICK_TO_COMPILE)
 
 _FAR = 10.0  # farther than any two points of the cube
 _ONE_AT_A_TIME = Lock()  # comparisons may run in threads; Warp does not say that its launches may

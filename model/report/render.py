@@ -11,7 +11,9 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
-from ..warp import wp
+from ..warp import QUICK_TO_COMPILE, wp
+
+wp.set_module_options(QUICK_TO_COMPILE)
 
 AZIMUTH, ELEVATION = -50.0, 28.0
 MARGIN = 1.08  # half width of the picture / half width of what it frames

@@ -4,12 +4,12 @@ Going up a line, passing a face from its back to its front is a step out (-1), f
 """
 
 from ..bricks import BRICK_SIZE, BRICK_VOXELS
-from ..warp import wp
+from ..warp import QUICK_TO_COMPILE, wp
 from .arrays import Ints, Points
 from .distance import Bricks, find_voxel
 
-# No gradients here: half the code to compile. No fused multiply-add: two faces must agree about their edge to the bit.
-wp.set_module_options({"enable_backward": False, "fuse_fp": False})
+# No fused multiply-add: two faces must agree about their edge to the bit.
+wp.set_module_options({**QUICK_TO_COMPILE, "fuse_fp": False})
 
 
 def count_crossings(surfaces: list[wp.array], bricks: Bricks, *, nudge: wp.vec3d) -> wp.array | None:

@@ -10,11 +10,11 @@ import numpy as np
 from jaxtyping import Float
 
 from ..bricks import BRICK_SIZE, BRICK_VOXELS
-from ..warp import wp
+from ..warp import QUICK_TO_COMPILE, wp
 from .arrays import Cells, Floats, Ints, Points
 from .edges import Faces, Vertices
 
-wp.set_module_options({"enable_backward": False})  # no gradients here: half the code to compile
+wp.set_module_options(QUICK_TO_COMPILE)
 
 LONG = 4.0 * BRICK_SIZE  # longer edges are split, so that no thread walks through the whole grid
 _BRICK_REACH = 3.5 * 3**0.5  # from a brick's centre to the farthest voxel centre in it

@@ -10,10 +10,10 @@ from jaxtyping import Float, Int
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
-from ..warp import wp
+from ..warp import QUICK_TO_COMPILE, wp
 from .arrays import Cells, Ints
 
-wp.set_module_options({"enable_backward": False})  # no gradients here: half the code to compile
+wp.set_module_options(QUICK_TO_COMPILE)
 
 Vertices = Float[np.ndarray, "num_vertices 3"]
 Faces = Int[np.ndarray, "num_faces 3"]  # indices of vertices, counterclockwise from outside

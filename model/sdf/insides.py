@@ -12,14 +12,14 @@ import numpy as np
 from jaxtyping import Float
 
 from ..bricks import BRICK_SIZE
-from ..warp import wp
+from ..warp import QUICK_TO_COMPILE, wp
 from .arrays import Cells, Flags, Ints
 from .crossings import count_steps, step_along
 from .distance import Bricks
 from .tree import Tree, edge_tree, next_node, see_from, triangle_tree
 from .winding import GROUP_ERROR, set_group_error, winding_number
 
-wp.set_module_options({"enable_backward": False})  # no gradients here: half the code to compile
+wp.set_module_options(QUICK_TO_COMPILE)
 
 _GROUP_ERROR = 1e-3  # largest bound for which the walk takes a group of edges by its sums; all bounds are added up
 # Nodes and triangles visited in all, and for each voxel besides: about 10 s at R = 128. With more, blocks are not

@@ -6,11 +6,11 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from ..bricks import BRICK_SIZE
-from ..warp import wp
+from ..warp import QUICK_TO_COMPILE, wp
 from .arrays import Cells, Flags, Floats, Ints
 from .distance import Bricks, find_voxel, running_sum
 
-wp.set_module_options({"enable_backward": False})  # no gradients here: half the code to compile
+wp.set_module_options(QUICK_TO_COMPILE)
 
 
 class Rows(NamedTuple):

@@ -10,14 +10,14 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from ..warp import wp
+from ..warp import QUICK_TO_COMPILE, wp
 from .arrays import Flags, Floats, Ints
 from .crossings import count_crossings
 from .distance import Bricks, split_long
 from .edges import Faces, Vertices, connected_parts, number_edges
 from .insides import decide_insides
 
-wp.set_module_options({"enable_backward": False})  # no gradients here: half the code to compile
+wp.set_module_options(QUICK_TO_COMPILE)
 
 # Every query is this far (in voxels) from its voxel's centre: centres often lie exactly on faces, edges and caps.
 _NUDGE = wp.vec3d(1.37e-5, 2.11e-5, 1.73e-5)

@@ -6,13 +6,13 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from ..bricks import BRICK_SIZE, BRICK_VOXELS
-from ..warp import wp
+from ..warp import QUICK_TO_COMPILE, wp
 from .arrays import Bytes, Cells, Floats, Ints, Vectors
 from .cases import CASES, EDGES
 from .distance import find_voxel, number_bricks, place_of
 from .edges import Faces, Vertices
 
-wp.set_module_options({"enable_backward": False})  # no gradients here: half the code to compile
+wp.set_module_options(QUICK_TO_COMPILE)
 
 
 @wp.struct

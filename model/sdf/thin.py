@@ -12,12 +12,12 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from ..bricks import BRICK_SIZE, BRICK_VOXELS
-from ..warp import wp
+from ..warp import QUICK_TO_COMPILE, wp
 from .arrays import Cells, Flags, Floats, Ints, Points, Vectors
 from .distance import Bricks, find_voxel, number_bricks, place_of, split_long
 from .edges import connected_parts
 
-wp.set_module_options({"enable_backward": False})  # no gradients here: half the code to compile
+wp.set_module_options(QUICK_TO_COMPILE)
 
 _SPACING = 2.0  # voxels between the places looked at
 _PIECE = 2.0  # voxels: the longest edge of what is kept or not kept as a shell

@@ -7,10 +7,10 @@ and in the end the triangles or edges of a leaf one by one. See next_node for ho
 import numpy as np
 from jaxtyping import Float, Int
 
-from ..warp import wp
+from ..warp import QUICK_TO_COMPILE, wp
 from .arrays import Ints, Points, Vectors
 
-wp.set_module_options({"enable_backward": False})  # no gradients here: half the code to compile
+wp.set_module_options(QUICK_TO_COMPILE)
 
 _LEAF_TRIANGLES, _LEAF_EDGES = 1, 2  # at least; with more, more are looked at one by one that could count together
 

@@ -7,11 +7,11 @@ bound on the error of that says that they may.
 import numpy as np
 from jaxtyping import Float
 
-from ..warp import wp
+from ..warp import QUICK_TO_COMPILE, wp
 from .arrays import Floats, Points
 from .tree import Tree, next_node, see_from, triangle_tree
 
-wp.set_module_options({"enable_backward": False})  # no gradients here: half the code to compile
+wp.set_module_options(QUICK_TO_COMPILE)
 
 # Largest error that one group may add, as a winding number. Errors have either sign; tests hold their sum below 0.01.
 GROUP_ERROR = 5e-3
