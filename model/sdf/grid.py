@@ -1,5 +1,6 @@
 """A triangle mesh as a sparse signed distance field."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -257,6 +258,7 @@ def compile_kernels() -> None:
 
     A cache that can't be written to is found out here, where no mesh can be blamed for it. Raises OSError.
     """
+    wp.load_module(__package__, device="cpu", recursive=True, max_workers=len(os.sched_getaffinity(0)))
     vertices = np.array([[0.0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]])
     closed, opened = [[0, 2, 1], [0, 1, 3], [0, 3, 2], [1, 2, 3]], [[0, 2, 1], [0, 1, 3], [0, 3, 2]]
     against = [*closed, *(np.array(closed)[:, ::-1] + 4).tolist()]  # two bodies, one inside out

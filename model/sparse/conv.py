@@ -30,7 +30,8 @@ class SubMConv3d(nn.Module):
         shape = (out_channels, KERNEL_SIZE, KERNEL_SIZE, KERNEL_SIZE, in_channels)
         self.weight = nn.Parameter(torch.empty(shape))
         self.bias = nn.Parameter(torch.zeros(out_channels))
-        nn.init.normal_(self.weight, std=1 / math.sqrt(NUM_OFFSETS * in_channels))
+        if not self.weight.is_meta:  # there, drawing nothing would import torch's compiler, which takes a second
+            nn.init.normal_(self.weight, std=1 / math.sqrt(NUM_OFFSETS * in_channels))
 
     def forward(self, x: SparseTensor, num_outputs: int | None = None) -> SparseTensor:
         """With `num_outputs`, only that many leading rows are computed; their neighbours are found in all rows."""
