@@ -47,10 +47,13 @@ def edge_tree(edges: Float[np.ndarray, "num_edges 2 3"], *, device: str) -> Tree
     return tree
 
 
-def see_from(tree: Tree, gap: Float[np.ndarray, " num_nodes"]) -> None:
-    """From these gaps on between a point and what is in a node, let it count by its sums and moments."""
+def seen_from(tree: Tree, gap: Float[np.ndarray, " num_nodes"]) -> wp.array:
+    """For each node its centre, and the square of the distance from which on it counts by its sums and moments.
+
+    `gap` is that from a point to what is in the node.
+    """
     far = tree.shape.numpy()[:, 0] + gap + 1e-9  # more than 0: a centre is not far
-    tree.seen = _send(np.hstack([tree.centre.numpy(), far[:, None] ** 2]), wp.vec4, tree.centre.device)
+    return _send(np.hstack([tree.centre.numpy(), far[:, None] ** 2]), wp.vec4, tree.centre.device)
 
 
 class _Nodes:

@@ -8,8 +8,8 @@ import numpy as np
 from jaxtyping import Float
 
 from ..warp import QUICK_TO_COMPILE, wp
-from .arrays import Floats, Points
-from .tree import Tree, next_node, see_from, triangle_tree
+from .arrays import Floats, Points, Seen
+from .tree import Tree, next_node, seen_from, triangle_tree
 
 wp.set_module_options(QUICK_TO_COMPILE)
 
@@ -24,19 +24,19 @@ def winding_numbers(
     winding = wp.zeros(len(points), dtype=wp.float32, device=device)
     where = wp.array(np.ascontiguousarray(points, np.float64), dtype=wp.vec3d, device=device)
     tree = triangle_tree(triangles, device=device)
-    set_group_error(tree, GROUP_ERROR)
-    wp.launch(_wind_points, len(points), inputs=[where, tree, winding], device=device)
+    inputs = [where, tree, seen_within(tree, GROUP_ERROR), winding]
+    wp.launch(_wind_points, len(points), inputs=inputs, device=device)
     return winding.numpy()
 
 
-def set_group_error(tree: Tree, group_error: float) -> None:
-    """Let groups of triangles count together where each adds at most this to a winding number.
+def seen_within(tree: Tree, group_error: float) -> wp.array:
+    """From where groups of triangles count together, each adding at most this to a winding number: see seen_from.
 
     A dipole field S.x / |x|^3, where |x| >= d, changes over a displacement e by no more than 3 |S| e^2 / d^4 besides
     its change to first order.
     """
     radius, area, _ = tree.shape.numpy().T
-    see_from(tree, (3 * area * radius**2 / (4 * np.pi * group_error)) ** 0.25)
+    return seen_from(tree, (3 * area * radius**2 / (4 * np.pi * group_error)) ** 0.25)
 
 
 @wp.func
@@ -57,8 +57,8 @@ def _half_angle(a: wp.vec3d, b: wp.vec3d, c: wp.vec3d) -> wp.vec2:
 
 
 @wp.func
-def winding_number(q: wp.vec3d, tree: Tree) -> tuple[float, int]:
-    """Of the tree's triangles at q, and how many nodes and triangles that took."""
+def winding_number(q: wp.vec3d, tree: Tree, seen: Seen) -> tuple[float, int]:
+    """Of the tree's triangles at q, and how many nodes and triangles that took. `seen` says from where groups count."""
     q32 = wp.vec3(q)
     dipoles = float(0.0)  # solid angle
     # Half the solid angle of all near triangles: the argument of the product of theirs, and whole turns.
@@ -69,10 +69,10 @@ def winding_number(q: wp.vec3d, tree: Tree) -> tuple[float, int]:
     walking = int(1)
     while walking == 1:
         visits += 1
-        seen = tree.seen[node]
-        to_group = wp.vec3(seen[0], seen[1], seen[2]) - q32
+        group = seen[node]
+        to_group = wp.vec3(group[0], group[1], group[2]) - q32
         squared = wp.dot(to_group, to_group)
-        if squared >= seen[3]:
+        if squared >= group[3]:
             moment = tree.moments[node]
             spread = wp.trace(moment) - 3.0 * wp.dot(to_group, moment * to_group) / squared
             dipoles += (wp.dot(tree.sums[node], to_group) + spread) / (squared * wp.sqrt(squared))
@@ -102,7 +102,7 @@ def winding_number(q: wp.vec3d, tree: Tree) -> tuple[float, int]:
 
 
 @wp.kernel
-def _wind_points(points: Points, tree: Tree, winding: Floats) -> None:
+def _wind_points(points: Points, tree: Tree, seen: Seen, winding: Floats) -> None:
     i = wp.tid()
-    found, _visits = winding_number(points[i], tree)
+    found, _visits = winding_number(points[i], tree, seen)
     winding[i] = found

@@ -9,6 +9,7 @@ import warp as wp
 from scipy.spatial import Delaunay
 
 from model.sdf import insides, voxelize
+from model.sdf.arrays import Seen
 from model.sdf.edges import find_edges
 from model.sdf.insides import _at, _change_around
 from model.sdf.tree import Tree, edge_tree
@@ -20,12 +21,13 @@ def _expand(
     points: wp.array[wp.vec3d],
     steps: wp.array[wp.vec3],
     boundary: Tree,
+    seen: Seen,
     reach: float,
     change: wp.array[wp.float32],
     error: wp.array[wp.float32],
 ) -> None:
     i = wp.tid()
-    around = _change_around(points[i], boundary, reach)
+    around = _change_around(points[i], boundary, seen, reach)
     change[i] = _at(around, steps[i])
     error[i] = around.error
 
@@ -52,8 +54,7 @@ def test_expansion_of_the_boundarys_field_is_as_near_as_its_bound_says(rings: li
     change, error = (wp.zeros(len(points), dtype=wp.float32, device="cpu") for _ in range(2))
     where = [wp.array(points, dtype=wp.vec3d, device="cpu"), wp.array(steps, dtype=wp.vec3, device="cpu")]
     tree = edge_tree(edges, device="cpu")
-    insides.set_reach(tree, reach)
-    inputs = [*where, tree, reach, change, error]
+    inputs = [*where, tree, insides.seen_at(tree, reach), reach, change, error]
     wp.launch(_expand, len(points), inputs=inputs, device="cpu")
 
     truth = brute_force.winding_numbers(points + steps, caps) - brute_force.winding_numbers(points, caps)
