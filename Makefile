@@ -33,9 +33,12 @@ serve: $(SETUP) ## Prefect's server, deployment and worker on this machine, unti
 
 setup: $(SETUP) ## make .venv with what the lock files say
 
-# Many tests wait for programs that they start, so three run at a time; who is done takes over some of the other's.
-test: lint ## lint, then all tests
-	OMP_WAIT_POLICY=passive $(BIN)/pytest -n 3 --dist worksteal
+# Many tests wait for programs that they start, so three run at a time, beside lint; who is done takes over some of the
+# other's.
+test: $(SETUP) ## lint and all tests
+	$(MAKE) --no-print-directory lint & \
+	OMP_WAIT_POLICY=passive $(BIN)/pytest -n 3 --dist worksteal; \
+	wait $$! || { echo "lint failed: what it found stands above, among the tests' lines"; exit 1; }
 
 wheel: $(SETUP) ## the library and its tokenizer as others install them, in dist/
 	$(BIN)/pip wheel --no-deps --wheel-dir dist .
