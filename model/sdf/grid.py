@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from ..bricks import BRICK_SIZE
+from ..bricks import BRICK_SIZE, BRICK_VOXELS
 from ..errors import InputError
 from ..warp import wp
 from .bodies import orient_bodies
@@ -62,12 +62,14 @@ class SparseSDF:
     def brick_band(self) -> Bool[np.ndarray, "num_bricks 8 8 8"]:
         """Which voxels of each brick are rows of `coords`."""
         bricks_a_side = self.resolution // BRICK_SIZE
-        bricks = np.ravel_multi_index(tuple(self.brick_coords.T), (bricks_a_side,) * 3)
+        starts = np.empty(bricks_a_side**3, np.int32)
+        starts[_place(self.brick_coords.T, bricks_a_side)] = np.arange(len(self.brick_coords)) * BRICK_VOXELS
         band = np.zeros(self.brick_inside.shape, bool)
         for first in range(0, len(self.coords), _ROWS_AT_ONCE):
-            rows = self.coords[first : first + _ROWS_AT_ONCE]
-            own = np.ravel_multi_index(tuple((rows // BRICK_SIZE).T), (bricks_a_side,) * 3)
-            band[(np.searchsorted(bricks, own), *(rows % BRICK_SIZE).T)] = True
+            rows = np.ascontiguousarray(self.coords[first : first + _ROWS_AT_ONCE].T)
+            bricks = rows // BRICK_SIZE
+            local = rows - bricks * BRICK_SIZE
+            band.reshape(-1)[starts[_place(bricks, bricks_a_side)] + _place(local, BRICK_SIZE)] = True
         return band
 
     def beyond(self) -> tuple[Int[np.ndarray, "num_beyond 3"], Float[np.ndarray, " num_beyond"]]:
@@ -80,6 +82,12 @@ class SparseSDF:
         values = np.where(self.brick_inside, np.float32(-1), np.float32(1))
         values[self.brick_band] = self.sdf  # both go brick by brick
         return extract_from_bricks(self.brick_coords, values.reshape(-1), resolution=self.resolution)
+
+
+def _place(cells: Int[np.ndarray, "3 num_cells"], side: int) -> Int[np.ndarray, " num_cells"]:
+    """Numbers of cells in a cube with so many a side, in C order."""
+    x, y, z = cells
+    return (x * side + y) * side + z
 
 
 def voxelize(

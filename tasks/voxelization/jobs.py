@@ -117,12 +117,14 @@ def _voxelize_file(job: Job) -> Outcome:
         return Outcome(job.name, reason=_reason(error, job))
     key = job.recipe.key(sha256, job.path.suffix)
     done, refused = (_scratch_file(job.scratch, key, kind) for kind in ("parquet", "json"))
-    if (known := _in_scratch(done, refused)) is None:
-        bad_luck = _attempt_and_judge(job, sha256, done, refused)
-        if bad_luck:
-            return Outcome(job.name, reason=bad_luck)
-        known = _in_scratch(done, refused)
-    assert known is not None, "what was just written is damaged"
+    known = _in_scratch(done, refused)
+    if known is None:
+        try:
+            known = _attempt(job, sha256, done, refused)
+        except ChangedError as error:
+            return Outcome(job.name, reason=str(error))
+        except Exception as error:  # noqa: BLE001 - as above
+            return Outcome(job.name, reason=_reason(error, job))
     return Outcome(job.name, key, sha256, **known)
 
 
@@ -136,19 +138,6 @@ def _in_scratch(done: Path, refused: Path) -> dict[str, Any] | None:
         for file in (done, refused):
             file.unlink(missing_ok=True)
         return None
-
-
-def _attempt_and_judge(job: Job, sha256: str, done: Path, refused: Path) -> str:
-    """Leaves a shape or a verdict in scratch. What says nothing about the file's content is returned instead."""
-    try:
-        _attempt(job, sha256, done)
-    except ChangedError as error:
-        return str(error)
-    except InputError as error:
-        write_whole(refused, json.dumps({"reason": str(error)}))
-    except Exception as error:  # noqa: BLE001 - as above
-        return _reason(error, job)
-    return ""
 
 
 def _reason(error: Exception, job: Job) -> str:
@@ -172,8 +161,21 @@ def _load(path: Path, sha256: str) -> Mesh:
     return mesh
 
 
-def _attempt(job: Job, sha256: str, target: Path) -> None:
-    """Writes the shape and its facts to `target`. Raises InputError saying why there is none."""
+def _attempt(job: Job, sha256: str, done: Path, refused: Path) -> dict[str, Any]:
+    """The facts of the shape, or the verdict, that are now in scratch. Raises what says nothing about the content."""
+    try:
+        shape, facts = _make_shape(job, sha256)
+    except ChangedError:
+        raise
+    except InputError as error:
+        write_whole(refused, json.dumps({"reason": str(error)}))
+        return {"reason": str(error)}
+    shards.write_lone_shape(done, shape, facts)
+    return {"facts": facts}
+
+
+def _make_shape(job: Job, sha256: str) -> tuple[SparseSDF, dict[str, Any]]:
+    """The shape and its facts. Raises InputError saying why there is none."""
     started = time.monotonic()
     recipe = job.recipe
     mesh = _load(job.path, sha256)
@@ -186,15 +188,14 @@ def _attempt(job: Job, sha256: str, target: Path) -> None:
         max_bad_flip_ratio=recipe.max_bad_flip_ratio,
     )
     _refuse_hollow(mesh, shape)
-    target.parent.mkdir(parents=True, exist_ok=True)
     surface = surface_hash(mesh.vertices, mesh.faces)
-    facts = {
+    return shape, {
         "surface_hash": surface.digest,
         "on_edge_of_hash": surface.on_edge,
         "num_faces": len(mesh.faces),
         "num_dropped_faces": mesh.num_dropped,
         "watertight": mesh.is_closed,
-        "notes": mesh.notes,
+        "notes": list(mesh.notes),
         "mode": shape.mode,
         "bad_flip_ratio": shape.bad_flip_ratio,
         "lost_area_share": shape.lost_area_share,  # of parts too thin for a voxel that are not kept as a shell either
@@ -203,7 +204,6 @@ def _attempt(job: Job, sha256: str, target: Path) -> None:
         "num_bricks": len(shape.brick_coords),
         "seconds": time.monotonic() - started,
     }
-    shards.write_lone_shape(target, shape, facts)
 
 
 def _refuse_hollow(mesh: Mesh, shape: SparseSDF) -> None:
