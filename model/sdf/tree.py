@@ -25,9 +25,6 @@ class Tree:
     sums: Vectors  # of area times normal; of edges
     moments: wp.array[wp.mat33]  # sum of (place - centre) (outer product) vector area or edge
     shape: Vectors  # radius, and two factors of the error made by using sums and moments: see who builds them
-    seen: wp.array[
-        wp.vec4
-    ]  # centre, and the square of the distance from which on it counts by them: see_from writes it
     num_inner: int
 
 

@@ -58,7 +58,7 @@ def _half_angle(a: wp.vec3d, b: wp.vec3d, c: wp.vec3d) -> wp.vec2:
 
 @wp.func
 def winding_number(q: wp.vec3d, tree: Tree, seen: Seen) -> tuple[float, int]:
-    """Of the tree's triangles at q, and how many nodes and triangles that took. `seen` says from where groups count."""
+    """Of the tree's triangles at q, and how many nodes and triangles that took. `seen` is what seen_within gives."""
     q32 = wp.vec3(q)
     dipoles = float(0.0)  # solid angle
     # Half the solid angle of all near triangles: the argument of the product of theirs, and whole turns.

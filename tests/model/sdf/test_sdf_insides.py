@@ -81,7 +81,7 @@ def test_holes_are_decided_in_blocks_as_voxel_by_voxel(gone: str) -> None:
     triangles = brute_force.normalised(mesh.vertices, faces)
     points = (coords[rows] + 0.5) * 2 / resolution - 1
     winding = np.abs(brute_force.winding_numbers(points, triangles))
-    clear = np.abs(winding - 0.5) > 0.01
+    clear = np.abs(winding - 0.5) > 2e-4
     clear[rows < len(shape.sdf)] &= np.abs(shape.sdf[rows[rows < len(shape.sdf)]]) > 1e-3
     assert clear.mean() > 0.9
     assert (negative[rows] == (winding > 0.5))[clear].all()
