@@ -6,6 +6,9 @@ dvc.yaml, and its code is tasks/STAGE.py; a new one changes nothing here. docs/o
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from time import sleep
 from typing import Any
 
 from prefect import Task, flow, get_run_logger, task
@@ -25,6 +28,8 @@ from tasks.inputs import check_inputs, prepare_dvc
 from tasks.run import AlreadyRunningError, only_one
 
 STARTED_BY = os.getppid()
+FLOW_RUN_ID = "PREFECT__FLOW_RUN_ID"  # in the environment where a worker started this process
+WAIT_SECONDS = 2.0
 
 
 def mendable(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
@@ -68,7 +73,7 @@ def train_vqvae(
     failure: Exception | None = None
     try:
         prepare_dvc()
-        with only_one("train-vqvae"), overridden(params or {}):
+        with _alone_in_this_checkout(), overridden(params or {}):
             planned = plan(targets or [])
             if "voxelize" in planned:
                 check_inputs()
@@ -89,6 +94,29 @@ def train_vqvae(
     return Completed(message=f"ran {', '.join(ran)}" if ran else "everything was up to date")
 
 
+@contextmanager
+def _alone_in_this_checkout() -> Iterator[None]:
+    """A run of the deployment waits for the one before it; one that was started by hand is refused.
+
+    The deployment's limit is not enough: Prefect's server (3.8.8) gives the place of a run that was cancelled back
+    twice, at once and when its lease would have ended, and the second time another run has it.
+    """
+    with ExitStack() as lock:
+        said = False
+        while True:
+            try:
+                lock.enter_context(only_one("train-vqvae"))
+                break
+            except AlreadyRunningError as error:
+                if FLOW_RUN_ID not in os.environ or _orphaned():
+                    raise
+                if not said:
+                    get_run_logger().info(f"{error}; this run waits")
+                    said = True
+                sleep(WAIT_SECONDS)
+        yield
+
+
 def _experiment_name() -> str:
     """The flow run's name with only what a git ref may hold."""
     return re.sub(r"[^A-Za-z0-9_-]+", "-", str(flow_run.get_name())).strip("-")
@@ -96,7 +124,7 @@ def _experiment_name() -> str:
 
 def _orphaned() -> bool:
     """Whether the worker that started this process is gone; never true for a flow started by hand."""
-    return "PREFECT__FLOW_RUN_ID" in os.environ and os.getppid() != STARTED_BY
+    return FLOW_RUN_ID in os.environ and os.getppid() != STARTED_BY
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import json
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import ClassVar
@@ -155,3 +156,13 @@ def test_a_second_run_in_the_same_checkout_is_refused(checkout: Path):
         state = train_vqvae(return_state=True)
     assert state.is_failed()
     assert "runs it already; wait for it or stop it" in state.message
+
+
+def test_a_run_that_a_worker_starts_beside_another_waits_for_it(checkout: Path, monkeypatch: pytest.MonkeyPatch):
+    """Prefect may let two through: see _alone_in_this_checkout."""
+    monkeypatch.setattr("flows.train_vqvae.FLOW_RUN_ID", "A_WORKER_STARTED_THIS")
+    monkeypatch.setenv("A_WORKER_STARTED_THIS", "1")
+    with ExitStack() as other:
+        other.enter_context(only_one("train-vqvae"))
+        monkeypatch.setattr("flows.train_vqvae.sleep", lambda _seconds: other.close())
+        assert train_vqvae(return_state=True).is_completed()
