@@ -98,8 +98,8 @@ def train_vqvae(
 def _alone_in_this_checkout() -> Iterator[None]:
     """A run of the deployment waits for the one before it; one that was started by hand is refused.
 
-    The deployment's limit is not enough: Prefect's server (3.8.8) gives the place of a run that was cancelled back
-    twice, at once and when its lease would have ended, and the second time another run has it.
+    The deployment's limit is not enough: Prefect's server (3.8.8) let a second run begin four minutes after one was
+    cancelled. By its source, it frees a cancelled run's place at once and again when the run's lease would have ended.
     """
     with ExitStack() as lock:
         said = False
