@@ -61,15 +61,17 @@ class SparseSDF:
     @cached_property
     def brick_band(self) -> Bool[np.ndarray, "num_bricks 8 8 8"]:
         """Which voxels of each brick are rows of `coords`."""
-        bricks_a_side = self.resolution // BRICK_SIZE
-        starts = np.empty(bricks_a_side**3, np.int32)
-        starts[_place(self.brick_coords.T, bricks_a_side)] = np.arange(len(self.brick_coords)) * BRICK_VOXELS
+        grid = (self.resolution // BRICK_SIZE,) * 3
+        starts = np.empty(np.prod(grid), np.int32)
+        places = np.ravel_multi_index(tuple(self.brick_coords.T), grid)
+        starts[places] = np.arange(len(places)) * BRICK_VOXELS
         band = np.zeros(self.brick_inside.shape, bool)
         for first in range(0, len(self.coords), _ROWS_AT_ONCE):
             rows = np.ascontiguousarray(self.coords[first : first + _ROWS_AT_ONCE].T)
             bricks = rows // BRICK_SIZE
-            local = rows - bricks * BRICK_SIZE
-            band.reshape(-1)[starts[_place(bricks, bricks_a_side)] + _place(local, BRICK_SIZE)] = True
+            start = starts[np.ravel_multi_index(tuple(bricks), grid)]
+            local = np.ravel_multi_index(tuple(rows - bricks * BRICK_SIZE), band.shape[1:])
+            band.reshape(-1)[start + local] = True
         return band
 
     def beyond(self) -> tuple[Int[np.ndarray, "num_beyond 3"], Float[np.ndarray, " num_beyond"]]:
@@ -82,12 +84,6 @@ class SparseSDF:
         values = np.where(self.brick_inside, np.float32(-1), np.float32(1))
         values[self.brick_band] = self.sdf  # both go brick by brick
         return extract_from_bricks(self.brick_coords, values.reshape(-1), resolution=self.resolution)
-
-
-def _place(cells: Int[np.ndarray, "3 num_cells"], side: int) -> Int[np.ndarray, " num_cells"]:
-    """Numbers of cells in a cube with so many a side, in C order."""
-    x, y, z = cells
-    return (x * side + y) * side + z
 
 
 def voxelize(

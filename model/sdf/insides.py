@@ -295,13 +295,13 @@ def _decide_blocks(
     if side == 1:
         winding, taken = winding_number(q, surface, coarse)
         if wp.abs(wp.abs(float(whole[first]) - winding) - 0.5) <= _MARGIN:
-            winding, taken = winding_number(q, surface, precise)
+            winding, more = winding_number(q, surface, precise)
+            taken += more
         wp.atomic_add(visits, 0, wp.float64(taken))
         inside[first] = wp.int8(wp.where(wp.abs(float(whole[first]) - winding) > 0.5, 1, 0))
         return
-    change = _change_around(
-        q - wp.vec3d(wp.float64(0.5), wp.float64(0.5), wp.float64(0.5)), boundary, boundary_seen, reach
-    )
+    middle = q - wp.vec3d(wp.float64(0.5), wp.float64(0.5), wp.float64(0.5))
+    change = _change_around(middle, boundary, boundary_seen, reach)
     # the expansion also leads to q, to where it errs less, being of third order
     change.error = change.error * (1.0 + 1.0 / (float(side - 1) * float(side - 1) * float(side - 1))) + _MARGIN
     num_open = int(1)

@@ -121,8 +121,6 @@ def _voxelize_file(job: Job) -> Outcome:
     if known is None:
         try:
             known = _attempt(job, sha256, done, refused)
-        except ChangedError as error:
-            return Outcome(job.name, reason=str(error))
         except Exception as error:  # noqa: BLE001 - as above
             return Outcome(job.name, reason=_reason(error, job))
     return Outcome(job.name, key, sha256, **known)
