@@ -94,6 +94,7 @@ def launch(stage: str, number: int, nodes: int) -> End | None:
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     os.environ[LAUNCHER] = str(os.getpid())
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SECONDS_TO_SAVE))  # torch 2.11 does not know it: 30 s
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // number)))
     logging.disable(logging.ERROR)  # how they ended is told below, once
     with TemporaryDirectory() as scratch:
@@ -108,7 +109,6 @@ def launch(stage: str, number: int, nodes: int) -> End | None:
             local_addr="localhost" if nodes == 1 else None,  # a machine alone need not know its own name
             logs_specs=DefaultLogsSpecs(log_dir=scratch),
             signals_to_handle="SIGINT,SIGTERM",  # not SIGHUP, which nohup ignores
-            shutdown_timeout=SECONDS_TO_SAVE,
         )
         try:
             elastic_launch(config, sys.executable)(*sys.orig_argv[1:])
