@@ -5,9 +5,9 @@
 
 On meshes of a folder (drawn by --seed): do all give the same tokens for 1 and 2 threads, alone and in batches of 4, and
 from the tokenizer saved and loaded; does the flat sequence give the mesh back bit for bit; how long is it; how near to
-a tie are the codes; what does a mesh cost. `codec`: bits a shape and CD-L1 of the tokens, of all levels and of the
-first alone, beside Draco's (https://google.github.io/draco, compression level 10) on the same meshes in the same cube,
-at several bits a coordinate; and a picture beside the JSON.
+a tie are the codes; what does a mesh cost. `codec`: bits a shape, CD-L1 and IoUs of the tokens, of all levels and of
+the first alone, beside Draco's (https://google.github.io/draco, compression level 10) on the same meshes in the same
+cube, at several bits a coordinate, and what other tokenizers' papers say; and a picture beside the JSON.
 """
 
 import argparse
@@ -16,7 +16,6 @@ import math
 import random
 import statistics
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -25,11 +24,15 @@ from typing import Any, TypeVar
 import DracoPy
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import torch
 import trimesh
+from matplotlib.ticker import LogLocator, NullLocator
 
 from benchmarks import FOLDER, command_line, conditions, write_json
 from model.errors import InputError
+from model.evaluation.measuring import IOUS
+from model.evaluation.reconstructions import Reconstruction, Reconstructor
 from model.meshes import find_meshes, load_mesh
 from model.metrics import Truth
 from model.progress import track
@@ -38,6 +41,7 @@ from model.sdf import SparseSDF, Surface, normalised_surface
 from model.sparse import from_arrays
 from model.tokenizer import ShapeTokenizer
 from model.tokens import Tokens, Vocabulary
+from model.tokens.grammar import Codes
 from model.vqvae import VQVAE
 
 T = TypeVar("T")
@@ -45,6 +49,16 @@ JSON_NAMES = {"promises": "tokens.json", "codec": "tokens_codec.json"}
 BATCH_SIZE = 4
 NUM_POINTS = 100_000  # samples of a surface
 DRACO_BITS = (5, 6, 7, 8, 10, 12)  # of a coordinate
+PUBLISHED = (
+    {
+        "name": "Cube",
+        "source": "https://arxiv.org/abs/2503.15475, table 1 (Ours-VQ) and section 2.4: 512 tokens of 16384 codes",
+        "meshes": "Toys4K",
+        "bits": 512 * math.log2(16384),
+        "volume_iou": 0.945,
+        "surface_iou": 0.917,
+    },
+)
 
 
 def main() -> None:
@@ -175,78 +189,76 @@ def sequences(tokenizer: ShapeTokenizer, tokens: list[Tokens]) -> dict[str, Any]
 
 
 def codec(options: argparse.Namespace, tokenizer: ShapeTokenizer, meshes: list[trimesh.Trimesh]) -> dict[str, Any]:
-    """Of each way its settings: mean and median over the meshes of bits and of CD-L1, in units of the [-1, 1] cube."""
+    """Of the grid and of each way with its settings: bits, CD-L1 in units of the [-1, 1] cube, and IoUs."""
     first = ResidualQuantizer.of(tokenizer.vqvae.quantizer.codebooks[:1])
-    alone = ShapeTokenizer(VQVAE(tokenizer.vqvae.vae, first), **tokenizer.grid_options)
-    found = defaultdict(list)
+    networks = {"tokens": tokenizer.vqvae, "tokens, first level": VQVAE(tokenizer.vqvae.vae, first)}
+    reconstructor = Reconstructor(networks, tokenizer.device)
+    num_levels, lines = len(tokenizer.vqvae.quantizer.levels), []
     for mesh in track(meshes, len(meshes), description="codec", unit="shape"):
-        surface = normalised_surface(mesh.vertices, mesh.faces)
+        surface, grid = normalised_surface(mesh.vertices, mesh.faces), tokenizer.voxelize(mesh)
         truth = Truth(surface, num_points=NUM_POINTS, seed=options.seed)
-        ways = {"tokens": by_tokens(tokenizer, mesh), "tokens, first level": by_tokens(alone, mesh)}
-        ways |= {f"Draco, {bits} bits": by_draco(surface, bits) for bits in DRACO_BITS}
-        for way, (size, decoded) in ways.items():
-            found[way].append((size, distance(truth, decoded)))
-    rows = {way: of_meshes(*np.array(pairs).T) for way, pairs in found.items()}
+        codes = Codes(grid.brick_coords, np.zeros((len(grid.brick_coords), num_levels), np.int64))
+        places = bits_of_places(codes, tokenizer.vocabulary)
+        for way in [*reconstructor.rows(grid), *(by_draco(surface, bits) for bits in DRACO_BITS)]:
+            geometry = truth.compare(
+                way.mesh, thresholds=(), voxel_size=None, field=way.field, with_iou=truth.mesh.is_closed
+            )
+            bits = way.bits if way.field is None or way.bits is None else way.bits + places
+            lines.append({"way": way.row, "bits": bits, **geometry.as_row()})
+    table = pd.DataFrame(lines).astype({"bits": float, **dict.fromkeys(IOUS, float)})
+    rows = {str(way): of_meshes(part) for way, part in table.groupby("way", sort=False)}
     draw(rows, options.json.with_suffix(".png"))
     faces = int(statistics.median(len(mesh.faces) for mesh in meshes))
-    return conditions(tokenizer.device) | {"num_meshes": len(meshes), "faces_median": faces, "rows": rows}
+    found = {"meshes": options.meshes.name, "num_meshes": len(meshes), "faces_median": faces, "rows": rows}
+    return conditions(tokenizer.device) | found | {"published": PUBLISHED}
 
 
-def distance(truth: Truth, decoded: trimesh.Trimesh) -> float:
-    if not len(decoded.faces):
-        return math.nan
-    return truth.compare(decoded, thresholds=(), voxel_size=None, with_iou=False).cd_l1
-
-
-def by_tokens(tokenizer: ShapeTokenizer, mesh: trimesh.Trimesh) -> tuple[float, trimesh.Trimesh]:
-    """Bits of codes, were all equally frequent, and of their places; and the mesh in the cube."""
-    tokens = tokenizer.encode(mesh)
-    decoded = tokenizer.decode(tokens)
-    decoded.vertices = (decoded.vertices - tokens.center) / tokens.scale
-    bits = len(tokens) * tokenizer.vqvae.quantizer.bits + bits_of_places(tokens, tokenizer.vocabulary)
-    return bits, decoded
-
-
-def bits_of_places(tokens: Tokens, vocabulary: Vocabulary) -> float:
+def bits_of_places(tokens: Tokens | Codes, vocabulary: Vocabulary) -> float:
     """As the flat sequence has them: log2(255) for each octree occupancy, nothing for the markers."""
     num_markers = 2 + vocabulary.octree_levels
     return (len(vocabulary.flatten(tokens)) - tokens.indices.size - num_markers) * math.log2(255)
 
 
-def by_draco(surface: Surface, bits: int) -> tuple[float, trimesh.Trimesh]:
+def by_draco(surface: Surface, bits: int) -> Reconstruction:
     cube = {"quantization_range": 2.0, "quantization_origin": (-1.0, -1.0, -1.0)}
     data = DracoPy.encode(surface.vertices, surface.faces, quantization_bits=bits, compression_level=10, **cube)
     decoded = DracoPy.decode(data)
-    return 8.0 * len(data), trimesh.Trimesh(decoded.points, decoded.faces, process=False)
+    return Reconstruction(f"Draco, {bits} bits", Surface(decoded.points, decoded.faces), bits=8.0 * len(data))
 
 
-def of_meshes(bits: np.ndarray, cd_l1: np.ndarray) -> dict[str, float]:
-    return {
-        "bits_mean": round(float(bits.mean())),
-        "bits_median": round(float(np.median(bits))),
-        "cd_l1_mean": round(float(np.nanmean(cd_l1)), 6),
-        "cd_l1_median": round(float(np.nanmedian(cd_l1)), 6),
-        "failed": int(np.isnan(cd_l1).sum()),
-    }
+def of_meshes(table: pd.DataFrame) -> dict[str, float | None]:
+    """Bits, and CD-L1 of what did not come out empty; of the closed meshes, of which IoUs are, bits once more."""
+    closed = table[table["volume_iou"].notna()]
+    columns = {"bits": table["bits"], "cd_l1": table["cd_l1"][~table["failed"]], "closed_bits": closed["bits"]}
+    columns |= {iou: closed[iou] for iou in IOUS}
+    figures = {f"{name}_{how}": column.agg(how) for name, column in columns.items() for how in ("mean", "median")}
+    figures |= {"failed": table["failed"].sum(), "num_closed": len(closed)}
+    return {name: None if pd.isna(figure) else float(f"{figure:.6g}") for name, figure in figures.items()}
 
 
-def draw(rows: dict[str, dict[str, float]], file: Path) -> None:
-    """Medians: bits a shape against CD-L1."""
-    figure, axes = plt.subplots(figsize=(6, 4))
-    for name in ("Draco", "tokens"):
-        points = [(row["bits_median"], row["cd_l1_median"]) for way, row in rows.items() if way.startswith(name)]
-        axes.plot(*zip(*sorted(points), strict=True), "o-", label=name)
-    for way, row in rows.items():
-        axes.annotate(
-            way.split(", ")[-1],
-            (row["bits_median"], row["cd_l1_median"]),
-            fontsize=7,
-            xytext=(4, 4),
-            textcoords="offset points",
-        )
-    axes.set(xscale="log", yscale="log", xlabel="bits a shape, median", ylabel="CD-L1, median")
-    axes.legend()
-    figure.savefig(file, dpi=120, bbox_inches="tight")
+def draw(rows: dict[str, dict[str, Any]], file: Path) -> None:
+    """Bits a shape against CD-L1, medians, and against V-IoU, means, where papers' figures are too."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
+    left.set(xscale="log", yscale="log", xlabel="bits a shape, median", ylabel="CD-L1, median (less is better)")
+    right.set(xscale="log", xlabel="bits a shape, mean of closed meshes", ylabel="V-IoU, mean (more is better)")
+    for axes, x, y in ((left, "bits_median", "cd_l1_median"), (right, "closed_bits_mean", "volume_iou_mean")):
+        for name, side, place in (("Draco", "left", (6, 4)), ("tokens", "right", (0, 6))):
+            points = {way: (row[x], row[y]) for way, row in rows.items() if way.startswith(name)}
+            axes.plot(*zip(*sorted(points.values()), strict=True), "o-", label=name)
+            for way, point in points.items():
+                label = way.removeprefix(f"{name}, ").replace("tokens", "both levels")
+                axes.annotate(label, point, fontsize=8, ha=side, xytext=place, textcoords="offset points")
+        axes.margins(x=0.1)
+        axes.axhline(rows["floor"][y], color="gray", linestyle=":", label="the tokens' grid")
+        for axis in (axes.xaxis, axes.yaxis) if axes is left else (axes.xaxis,):
+            axis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 4, 6, 8)))
+            axis.set_minor_locator(NullLocator())
+            axis.set_major_formatter("{x:,g}")
+    for peer in PUBLISHED:
+        label = f"{peer['name']}, as published, on {peer['meshes']}"
+        right.plot(peer["bits"], peer["volume_iou"], "D", color="C3", markerfacecolor="none", label=label)
+    figure.legend(*right.get_legend_handles_labels(), loc="outside upper center", ncols=4)
+    figure.savefig(file, dpi=120)
 
 
 if __name__ == "__main__":
