@@ -67,7 +67,7 @@ def evaluate(settings: Settings) -> None:
     if not names:
         raise InputError(f"{SDF} has no test shape, expected at least 1; raise voxelize.test_share or add meshes")
     histories = {stage: read_history(METRICS / f"{stage}_history.tsv") for stage in ("stage1", "stage2")}
-    reconstructor = Reconstructor(load_networks(), pick_device())
+    reconstructor = Reconstructor(load_networks(twin=bool(settings.upstream.twin)), pick_device())
     sampling = Sampling(params.num_points, params.fscore_thresholds, params.seed)
 
     own = [names[i] for i in own_span(shards.index.num_voxels[names].tolist())]
@@ -107,12 +107,19 @@ def evaluate(settings: Settings) -> None:
     print_outcome(evaluation)
 
 
-def load_networks() -> dict[str, VQVAE]:
+def load_networks(*, twin: bool) -> dict[str, VQVAE]:
     """What the stages before left, by row. Raises InputError naming the file that is missing or damaged."""
+    if twin and not TWIN.is_dir():
+        raise InputError(
+            f"upstream.twin is [run], and {TWIN} is missing; .venv/bin/dvc repro tasks/upstream/dvc.yaml:twin@run "
+            "dvc.yaml trains it first, or set upstream.twin: []"
+        )
     vae = load_vae(VAE)
     networks = {"vae": unquantized(vae), "stage1": VQVAE(vae, ResidualQuantizer.of(load_codebooks()))}
     networks["stage2"] = load_vqvae(STAGE2).vqvae
-    return networks | ({"twin": unquantized(load_vae(TWIN))} if TWIN.is_dir() else {})
+    if twin:
+        networks["twin"] = unquantized(load_vae(TWIN))
+    return networks
 
 
 def unquantized(vae: SparseSDFVAE) -> VQVAE:

@@ -184,7 +184,8 @@ def leaves(prefix: str, model: type[BaseModel]) -> set[str]:
     return found
 
 
-OF_THE_GRAPH = {"version", *(f"upstream.{stage}" for stage in Upstream.model_fields)}  # no stage reads them
+# No stage reads them; evaluate reads whether there is a twin.
+OF_THE_GRAPH = {"version", *(f"upstream.{stage}" for stage in Upstream.model_fields)} - {"upstream.twin"}
 OF_NO_RESULT = {"tracking.writer"}  # stages read it, and are not stale when it changes
 ALL_PARAMETERS = leaves("", Settings) - OF_THE_GRAPH - OF_NO_RESULT
 

@@ -53,6 +53,7 @@ def test_a_second_repro_runs_nothing(project: Path):
             {"voxelize", "encode", "stage1", "gate", "stage2", "evaluate", "final_gate"},
         ),
         ("pretrain_vae.lr", 0.1, set()),  # not part of the graph
+        ("upstream.twin", ["run"], {"evaluate", "final_gate"}),  # a row more
         ("tracking.writer", "tensorboard", set()),
     ],
 )

@@ -25,6 +25,7 @@ from model.vqvae import VQVAE
 from tasks.data import save_codebooks
 from tasks.evaluate import evaluate, load_networks
 from tasks.run import Evaluate, Settings, paths, run_stage
+from tasks.run.settings import Upstream
 from tasks.shards import open_shards
 from tasks.shards.shards import INDEX, SURFACES, shape_row, write_index, write_shards, write_surfaces
 from tests.dvc_project import ROOT
@@ -93,7 +94,9 @@ def write_histories() -> None:
 PARAMS = Evaluate(
     num_points=4000, fscore_thresholds=(0.01, 0.05), picture_shapes=2, report_shapes=3, report_views=2, seed=0
 )
-SETTINGS = Settings.model_construct(evaluate=PARAMS)
+SETTINGS = Settings.model_construct(
+    evaluate=PARAMS, upstream=Upstream(fetch_meshes=(), pretrain_vae=(), fetch_vae=(), twin=())
+)
 
 
 @pytest.fixture(scope="module")
@@ -188,11 +191,14 @@ def test_every_closed_truth_has_an_iou_in_every_row(table: pd.DataFrame, metrics
     assert metrics["stage2"]["surface_iou"] == 0
 
 
-def test_a_twin_is_a_row_of_its_own_where_it_was_trained(project: Path):
+def test_a_twin_is_a_row_of_its_own_while_it_is_asked_for(project: Path):
     """The VAE itself in its place decodes to the same field."""
+    with pytest.raises(InputError, match=r"artifacts/twin is missing; .*twin@run dvc\.yaml trains it"):
+        load_networks(twin=True)
     shutil.copytree(paths.VAE, paths.TWIN)
     try:
-        reconstructor = Reconstructor(load_networks(), torch.device("cpu"))
+        assert "twin" not in load_networks(twin=False)  # it lies there from an earlier run
+        reconstructor = Reconstructor(load_networks(twin=True), torch.device("cpu"))
     finally:
         shutil.rmtree(paths.TWIN)
     shards = open_shards(paths.SDF)
