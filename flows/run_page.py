@@ -12,6 +12,10 @@ from prefect.artifacts import (
     create_table_artifact,
     update_progress_artifact,
 )
+from prefect.client.orchestration import get_client
+from prefect.client.schemas import State
+from prefect.runtime import flow_run
+from prefect.states import Running
 
 from flows.stage_process import PROGRESS, StageResult
 from model.report import ROW_TITLES, figures_of
@@ -40,6 +44,13 @@ class ProgressBar:
             update_progress_artifact(self._artifacts[key], percent, description=line)
         else:
             self._artifacts[key] = cast(UUID, create_progress_artifact(percent, key=key, description=line))
+
+
+def show_state(name: str, message: str | None = None) -> None:
+    """The run's state under another name; it is Running all the same, keeps its place and can be cancelled."""
+    with get_client(sync_client=True) as client:
+        state: State[None] = Running(name=name, message=message)
+        client.set_flow_run_state(str(flow_run.get_id()), state)
 
 
 def show_stages(results: list[StageResult], planned: list[str], failure: str | None) -> None:

@@ -21,7 +21,7 @@ from flows.alerts import GATE_REFUSED, alert
 from flows.experiment import overridden, save
 from flows.graph import plan, push
 from flows.local_server import bypass_proxies
-from flows.run_page import ProgressBar, show_evaluation, show_stages
+from flows.run_page import ProgressBar, show_evaluation, show_stages, show_state
 from flows.stage_process import GateRefusedError, StageError, StageResult, StageStoppedError, reproduce
 from model.errors import InputError, hear_interrupts
 from tasks.inputs import check_inputs, prepare_dvc
@@ -112,8 +112,11 @@ def _alone_in_this_checkout() -> Iterator[None]:
                     raise
                 if not said:
                     get_run_logger().info(f"{error}; this run waits")
+                    show_state("Waiting", f"for the run before it: {error}")
                     said = True
                 sleep(WAIT_SECONDS)
+        if said:
+            show_state("Running")
         yield
 
 

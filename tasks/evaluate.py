@@ -111,8 +111,8 @@ def load_networks(*, twin: bool) -> dict[str, VQVAE]:
     """What the stages before left, by row. Raises InputError naming the file that is missing or damaged."""
     if twin and not TWIN.is_dir():
         raise InputError(
-            f"upstream.twin is [run], and {TWIN} is missing; .venv/bin/dvc repro tasks/upstream/dvc.yaml:twin@run "
-            "dvc.yaml trains it first, or set upstream.twin: []"
+            f"upstream.twin is [run], and {TWIN} is missing; train it by .venv/bin/dvc repro "
+            "tasks/upstream/dvc.yaml:twin@run, or set upstream.twin: []"
         )
     vae = load_vae(VAE)
     networks = {"vae": unquantized(vae), "stage1": VQVAE(vae, ResidualQuantizer.of(load_codebooks()))}

@@ -193,7 +193,7 @@ def test_every_closed_truth_has_an_iou_in_every_row(table: pd.DataFrame, metrics
 
 def test_a_twin_is_a_row_of_its_own_while_it_is_asked_for(project: Path):
     """The VAE itself in its place decodes to the same field."""
-    with pytest.raises(InputError, match=r"artifacts/twin is missing; .*twin@run dvc\.yaml trains it"):
+    with pytest.raises(InputError, match=r"artifacts/twin is missing; train it by \.venv.*:twin@run"):
         load_networks(twin=True)
     shutil.copytree(paths.VAE, paths.TWIN)
     try:
