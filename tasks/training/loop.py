@@ -124,8 +124,8 @@ def train(
     scaler = torch.amp.GradScaler(device.type, enabled=scales_loss(device))
     stateful = {"model": model, "optimizer": optimizer, "scheduler": scheduler, "scaler": scaler}
     validation_at = partial(_validation_at, validate, validate_every, settings.steps)
-    step = _restore(resume, stateful, history, device, validation_at)
     window = _Window(description, scaler)
+    step = _restore(resume, stateful, history, window, device, validation_at)
 
     progress = Progress(settings.steps, description=description, unit="step", done=step)
     sends = tracker(history.tracking, description, resume.directory.name, step)
@@ -155,22 +155,23 @@ def train(
             skipped = (~grad_norm.isfinite()).float()
             window.add(step, batch.names, losses | {"grad_norm": grad_norm, "skipped_steps": skipped} | done)
             ending, stopping, note = step == settings.steps, on_any_rank(bool(stop)), ""
-            check = None if stopping else validation_at(step)
-            if step % settings.log_every == 0 or check or ending or stopping:
+            check = validation_at(step)
+            if step % settings.log_every == 0 or check or ending:
                 row = {"step": step} | window.means() | {"lr": lr}
                 history.append(row)
-                if check:  # may take longer than whoever stops us waits
-                    resume.save(_state_of(stateful, history, step, on_cuda, validated=False))
+                note = f"loss {row['loss']:.4f}"
+                window.start()
+                if check and not stopping:  # may take longer than whoever stops us waits
+                    resume.save(_state_of(stateful, history, window, step, on_cuda, validated=False))
                     row |= check()
                     history.write()
                 send(row)
-                note = f"loss {row['loss']:.4f}"
-                window.start()
             if rank() == 0:
                 progress.advance(note)
-            due = step % settings.save_every == 0 or ending or stopping  # a step with a row, which refuses NaN
+            due = step % settings.save_every == 0 or ending or stopping
             if due:
-                resume.save(_state_of(stateful, history, step, on_cuda, validated=bool(check)))
+                validated = bool(check) and not stopping
+                resume.save(_state_of(stateful, history, window, step, on_cuda, validated=validated))
             if stopping:
                 raise KeyboardInterrupt
             if ending:
@@ -189,6 +190,7 @@ class _Window:
     def start(self) -> None:
         self._steps: list[tuple[int, tuple[str, ...], Losses]] = []
         self._num_looked_at = 0
+        self._num_before = 0  # of the steps, those of a run that was stopped, whose seconds are not known
         self._waited = 0.0
         self._started = time.perf_counter()
 
@@ -235,6 +237,18 @@ class _Window:
             if self._scaler.get_scale() < MIN_LOSS_SCALE:
                 raise DivergenceError(f"gradients overflow whatever the loss is scaled by, last {where}; {remedy}")
 
+    def state(self) -> list[tuple[int, tuple[str, ...], Losses]]:
+        """What a saved state keeps of it, losses as means over ranks. Raises DivergenceError."""
+        self.refuse_divergence()
+        return [
+            (step, names, {key: all_reduce_mean(value.float().clone()) for key, value in losses.items()})
+            for step, names, losses in self._steps
+        ]
+
+    def go_on(self, state: list[tuple[int, tuple[str, ...], Losses]]) -> None:
+        self._steps = state
+        self._num_looked_at = self._num_before = len(state)
+
     def means(self) -> dict[str, float]:
         """Means over the window, of what is finite, and of a step's seconds and those that it waited for its batch.
 
@@ -247,7 +261,7 @@ class _Window:
         columns = [column[column.isfinite()] for column in table.T]
         figures = [c.sum() if key in COUNTED else c.mean() for key, c in zip(keys, columns, strict=True)]
         over_ranks = all_reduce_mean(torch.stack(figures)).tolist()
-        seconds = {key: value / len(self._steps) for key, value in elapsed.items()}
+        seconds = {key: value / (len(self._steps) - self._num_before) for key, value in elapsed.items()}
         return dict(zip(keys, over_ranks, strict=True)) | seconds
 
 
@@ -269,6 +283,7 @@ def _restore(
     resume: ResumePoint,
     stateful: dict[str, Any],
     history: History,
+    window: _Window,
     device: torch.device,
     validation_at: Callable[[int], Validation | None],
 ) -> int:
@@ -279,6 +294,7 @@ def _restore(
     for key, part in stateful.items():
         part.load_state_dict(state[key])
     history.rows = state["history"]
+    window.go_on(state["window"])
     if not state["validated"] and (validate := validation_at(state["step"])):
         history.rows[-1] |= validate()
     history.write()
@@ -292,10 +308,11 @@ def _restore(
 
 
 def _state_of(
-    stateful: dict[str, Any], history: History, step: int, on_cuda: bool, *, validated: bool
+    stateful: dict[str, Any], history: History, window: _Window, step: int, on_cuda: bool, *, validated: bool
 ) -> dict[str, Any]:
     state = {key: part.state_dict() for key, part in stateful.items()}
     state |= {"history": history.rows, "step": step, "validated": validated, "rng": torch.get_rng_state()}
+    state["window"] = window.state()
     return state | ({"cuda_rng": torch.cuda.get_rng_state()} if on_cuda else {})
 
 

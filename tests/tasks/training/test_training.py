@@ -234,7 +234,7 @@ def test_a_killed_run_ends_with_the_same_bits(step):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_the_step_and_raises_keyboard_interrupt(number):
-    expected, _ = uninterrupted()
+    expected, table = uninterrupted()
     handlers = [signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)]
     model = new_model()
     losses_of = regression(model, {7: lambda: os.kill(os.getpid(), number)})
@@ -248,6 +248,7 @@ def test_a_signal_saves_the_step_and_raises_keyboard_interrupt(number):
     fit(model, losses_of)
     assert losses_of.steps[0] == "a8"
     assert_same_bits(model, expected)
+    pd.testing.assert_frame_equal(history(), table)
 
 
 def test_a_signal_is_not_kept_waiting_by_a_validation_which_the_next_run_makes_up_for():
