@@ -1,5 +1,6 @@
 """What holds for every test."""
 
+import multiprocessing
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from model.errors import hear_interrupts
+from tests.processes import fork_server
 from tests.sharing import made_by_the_first
 from tests.wheel import SPCONV, build_wheel, make_environment
 
@@ -29,6 +31,13 @@ def dvc_by_itself(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def one_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each process that voxelizes takes two seconds to start: one where their number does not matter."""
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0})
+
+
+@pytest.fixture
+def forked_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it does not matter how they start either, they have begun already: see fork_server."""
+    context, server = multiprocessing.get_context, fork_server()
+    monkeypatch.setattr("multiprocessing.get_context", lambda how=None: server if how == "spawn" else context(how))
 
 
 @pytest.fixture(scope="session")

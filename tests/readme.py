@@ -22,7 +22,7 @@ def the_block(language: str) -> str:
 def make_project(folder: Path, environment: Path) -> None:
     """A mesh, and .venv, which is `environment`."""
     folder.mkdir(exist_ok=True)
-    mesh = trimesh.creation.capsule(height=1.0, radius=0.4).apply_scale(30).apply_translation([7, -80, 900])
+    mesh = trimesh.creation.capsule(height=2.0, radius=0.2).apply_scale(30).apply_translation([7, -80, 900])
     mesh.export(folder / MESH)
     (folder / ".venv").symlink_to(environment)
 

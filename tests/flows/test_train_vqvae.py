@@ -165,7 +165,7 @@ def test_a_run_that_a_worker_starts_beside_another_waits_for_it(checkout: Path, 
     with ExitStack() as other:
         other.enter_context(only_one("train-vqvae"))
         monkeypatch.setattr("flows.train_vqvae.sleep", lambda _seconds: other.close())
-        state = train_vqvae(return_state=True)
+        state = train_vqvae(targets=["import_vae"], return_state=True)
     with get_client(sync_client=True) as client:
         states = client.read_flow_run_states(state.state_details.flow_run_id)
     assert [each.name for each in states][-3:] == ["Waiting", "Running", "Completed"]

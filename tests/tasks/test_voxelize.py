@@ -81,7 +81,7 @@ def made_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def voxelized(here: Path, made_once: Path, one_worker: None) -> None:
+def voxelized(here: Path, made_once: Path, one_worker: None, forked_workers: None) -> None:
     """The same, here."""
     shutil.copytree(made_once, here, dirs_exist_ok=True)
 
@@ -133,7 +133,7 @@ def test_scratch_of_other_parameters_is_cleared() -> None:
     assert open_shards(SDF).truncation_voxels == 3.0
 
 
-@pytest.mark.usefixtures("one_worker")
+@pytest.mark.usefixtures("one_worker", "forked_workers")
 def test_unusable_files_are_listed_with_reasons(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_balls(here / "meshes")
     flat = b"OFF\n3 1 0\n0 0 0\n1 0 0\n0 1 0\n3 0 1 2\n"
@@ -180,7 +180,7 @@ def test_unusable_files_are_listed_with_reasons(here: Path, capsys: pytest.Captu
     assert all(f"rejected meshes/{name}: " in printed for name in bad)
 
 
-@pytest.mark.usefixtures("one_worker")
+@pytest.mark.usefixtures("one_worker", "forked_workers")
 def test_odd_names_directories_and_links(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_balls(here / "meshes")
     ball = _exported(trimesh.creation.icosphere(1), "stl")
@@ -208,7 +208,7 @@ def test_odd_names_directories_and_links(here: Path, capsys: pytest.CaptureFixtu
     assert all(line.isprintable() for line in capsys.readouterr().out.split("\n"))
 
 
-@pytest.mark.usefixtures("one_worker")
+@pytest.mark.usefixtures("one_worker", "forked_workers")
 def test_modes_and_provenance_are_in_the_index(here: Path) -> None:
     write_balls(here / "meshes")
     bowl = trimesh.creation.icosphere(3)
@@ -227,7 +227,7 @@ def test_modes_and_provenance_are_in_the_index(here: Path) -> None:
     assert (seconds.seconds > 0).all()
 
 
-@pytest.mark.usefixtures("one_worker")
+@pytest.mark.usefixtures("one_worker", "forked_workers")
 def test_what_is_too_thin_for_a_voxel_is_kept_or_said_to_be_lost(
     here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -268,7 +268,7 @@ def test_no_mesh_at_all_says_where_and_what_to_do(here: Path) -> None:
         stage.voxelize_meshes(settings_for("nowhere"))
 
 
-@pytest.mark.usefixtures("one_worker")
+@pytest.mark.usefixtures("one_worker", "forked_workers")
 def test_an_empty_split_is_refused(here: Path) -> None:
     write_balls(here / "meshes", num=1)
     with pytest.raises(InputError, match="split"):
@@ -292,7 +292,7 @@ def test_ctrl_c_ends_the_stage_and_keeps_what_was_finished(here: Path) -> None:
     assert not SDF.exists()
 
 
-@pytest.mark.usefixtures("one_worker")
+@pytest.mark.usefixtures("one_worker", "forked_workers")
 def test_the_split_that_the_user_brings_counts(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_balls(here / "meshes")
     names = sorted(find_meshes(Path("meshes")))
@@ -346,6 +346,7 @@ def test_a_cache_that_cannot_be_written_to_drops_no_mesh(here: Path) -> None:
     assert "rejected" not in ended.stdout
 
 
+@pytest.mark.usefixtures("forked_workers")
 def test_files_of_the_same_content_are_all_there_and_in_one_split(here: Path) -> None:
     """Many workers then want the same scratch file at the same time."""
     write_balls(here / "meshes")
@@ -359,7 +360,7 @@ def test_files_of_the_same_content_are_all_there_and_in_one_split(here: Path) ->
     assert copies.split.nunique() == 1
 
 
-@pytest.mark.usefixtures("one_worker")
+@pytest.mark.usefixtures("one_worker", "forked_workers")
 def test_what_is_noted_of_files_is_in_the_index_and_said_at_the_end(
     here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

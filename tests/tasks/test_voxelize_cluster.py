@@ -71,7 +71,7 @@ def scheduler() -> Iterator[str]:
         process.wait()
 
 
-@pytest.mark.usefixtures("one_worker")
+@pytest.mark.usefixtures("one_worker", "forked_workers")
 def test_a_cluster_writes_the_same_bytes_and_outlives_the_death_of_a_worker(here: Path, scheduler: str) -> None:
     write_balls(here / "meshes", num=24)
     stage.voxelize_meshes(settings_for())
@@ -101,7 +101,7 @@ def _pids(scheduler: str) -> list[int]:
         return list(client.run(os.getpid).values())
 
 
-@pytest.mark.usefixtures("one_worker")
+@pytest.mark.usefixtures("one_worker", "forked_workers")
 def test_after_a_kill_nothing_is_voxelized_twice(here: Path) -> None:
     write_balls(here / "meshes", num=40)
     settings = settings_for()

@@ -117,7 +117,7 @@ def test_meshes_come_back_in_their_own_frames_through_json_lines(
         assert decoded.volume == pytest.approx(mesh.volume, rel=0.15)
 
 
-@pytest.mark.usefixtures("one_worker")
+@pytest.mark.usefixtures("one_worker", "forked_workers")
 def test_what_is_written_is_what_the_tokenizer_says(here: Path):
     """Also through a table and npz files, and to the bit."""
     Path("meshes/deep").mkdir(parents=True)
@@ -133,7 +133,7 @@ def test_what_is_written_is_what_the_tokenizer_says(here: Path):
     assert decoded == Path("from_tokens.parquet/deep/can.obj").read_bytes()
 
 
-@pytest.mark.usefixtures("one_worker")
+@pytest.mark.usefixtures("one_worker", "forked_workers")
 def test_a_mesh_that_memory_is_too_small_for_is_listed_and_the_others_encoded(
     here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
@@ -155,7 +155,7 @@ def test_a_mesh_that_memory_is_too_small_for_is_listed_and_the_others_encoded(
     assert len(Path("tokens.jsonl").read_text().splitlines()) == 3
 
 
-@pytest.mark.usefixtures("one_worker")
+@pytest.mark.usefixtures("one_worker", "forked_workers")
 def test_names_that_collide_become_whole_paths(here: Path):
     trimesh.creation.icosphere().export("ball.ply")
     for folder in ("a", "b"):
@@ -204,7 +204,7 @@ main()
 
 
 @pytest.mark.timeout(1200)
-@pytest.mark.usefixtures("one_worker")
+@pytest.mark.usefixtures("one_worker", "forked_workers")
 def test_a_data_set_that_was_killed_goes_on_and_is_the_same(
     here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):

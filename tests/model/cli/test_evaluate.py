@@ -21,6 +21,7 @@ from tests.model.cli.conftest import run, write_shapes
 from tests.small_tokenizer import small_tokenizer
 
 
+@pytest.mark.usefixtures("forked_workers")
 def test_a_tokenizer_is_measured_on_any_meshes_and_two_are_compared(here: Path, capsys: pytest.CaptureFixture[str]):
     write_shapes(here / "meshes")
     (here / "meshes" / "bad.stl").write_text("solid nothing")
@@ -53,7 +54,7 @@ def test_a_tokenizer_is_measured_on_any_meshes_and_two_are_compared(here: Path, 
     assert "0 of 3" in capsys.readouterr().out
 
 
-@pytest.mark.usefixtures("one_worker")
+@pytest.mark.usefixtures("one_worker", "forked_workers")
 def test_the_shipped_tokenizer_is_meant_where_none_is_named(here: Path):
     write_shapes(here / "meshes")
     assert run("evaluate", "--meshes", "meshes/box.glb", "--num-points", "500", "--out", "shipped") == 0
@@ -61,7 +62,7 @@ def test_the_shipped_tokenizer_is_meant_where_none_is_named(here: Path):
     assert table.loc["stage2", "num_tokens"] == ShapeTokenizer.from_pretrained().encode("meshes/box.glb").indices.size
 
 
-@pytest.mark.usefixtures("one_worker")
+@pytest.mark.usefixtures("one_worker", "forked_workers")
 def test_a_shape_too_large_for_the_memory_is_listed_and_nothing_else_is_lost(
     here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
@@ -91,7 +92,7 @@ def test_a_shape_too_large_for_the_memory_is_listed_and_nothing_else_is_lost(
     assert not (here / "none").exists()
 
 
-@pytest.mark.usefixtures("one_worker")
+@pytest.mark.usefixtures("one_worker", "forked_workers")
 def test_meshes_of_which_none_can_be_used_are_no_evaluation(here: Path):
     (here / "bad.stl").write_text("solid nothing")
     with pytest.raises(SystemExit, match="none of the 1 meshes could be used"):
