@@ -61,13 +61,6 @@ def end(run: "subprocess.Popen[str]") -> tuple[int, list[str]]:
     return run.returncode, said
 
 
-def test_all_is_well():
-    run = start("good")
-    assert run.stdout is not None
-    assert run.stdout.readline().startswith("3 from all")
-    assert end(run) == (0, [])
-
-
 @pytest.mark.parametrize(
     ("mode", "code", "reason"),
     [
@@ -120,7 +113,7 @@ def test_two_machines_work_as_one():
         meeting = f"localhost:{free.getsockname()[1]}"
     runs = [start("good", PET_NNODES="2", PET_RDZV_ENDPOINT=meeting, PET_RDZV_ID="test") for _ in range(2)]
     said = [run.communicate(timeout=120) for run in runs]
-    assert [run.returncode for run in runs] == [0, 0], said
+    assert [(run.returncode, errors) for run, (_, errors) in zip(runs, said, strict=True)] == [(0, "")] * 2
     assert sum(out.startswith("10 from all") for out, _ in said) == 1
 
 
