@@ -29,10 +29,11 @@ def sample(vertices: np.ndarray, faces: np.ndarray, num_points: int, seed: int) 
 
 def nearest(points: np.ndarray, to: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     distances, rows = [], []
-    for chunk in np.array_split(points, max(1, len(points) // 500)):
-        table = np.sqrt(((chunk[:, None, :] - to[None, :, :]) ** 2).sum(2))
+    for chunk in np.array_split(points, max(1, len(points) // 50)):
+        x, y, z = (np.subtract.outer(chunk[:, k], to[:, k]) for k in range(3))
+        table = x * x + y * y + z * z
         rows.append(table.argmin(1))
-        distances.append(table.min(1))
+        distances.append(np.sqrt(table.min(1)))
     return np.concatenate(distances), np.concatenate(rows)
 
 
@@ -64,14 +65,12 @@ def inside(points: np.ndarray, vertices: np.ndarray, faces: np.ndarray) -> np.nd
     a, b, c = (vertices[faces[:, k]] for k in range(3))
     across = np.cross(direction, c - a)
     scale = ((b - a) * across).sum(1)
-    crossings = np.zeros(len(points), int)
-    for i, point in enumerate(points):
-        offset = point - a
-        u = (offset * across).sum(1) / scale
-        turned = np.cross(offset, b - a)
-        v = turned @ direction / scale
-        t = ((c - a) * turned).sum(1) / scale
-        crossings[i] = ((u >= 0) & (v >= 0) & (u + v <= 1) & (t > 0)).sum()
+    # Each is a triple product, of point - a and of two vectors that are the same for all points.
+    u, v, t = (
+        (points @ product.T - (a * product).sum(1)) / scale
+        for product in (across, np.cross(b - a, direction), np.cross(b - a, c - a))
+    )
+    crossings = ((u >= 0) & (v >= 0) & (u + v <= 1) & (t > 0)).sum(1)
     return crossings % 2 == 1
 
 
