@@ -1,6 +1,4 @@
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -71,13 +69,13 @@ def test_runs_that_were_measured_otherwise_are_refused(tmp_path: Path):
         read_evaluation(tmp_path / "other.parquet")
 
 
-def test_the_command_prints_the_change_and_its_interval(tmp_path: Path):
+def test_the_command_prints_the_change_and_its_interval(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     old = write(tmp_path / "old", table(cd_l1=[0.01, 0.02, 0.03]))
     new = write(tmp_path / "new", table(cd_l1=[0.008, 0.018, 0.028]))
-    command = [sys.executable, "-m", "model.cli", "compare", old, new]
-    printed = subprocess.run(command, check=False, capture_output=True, text=True, cwd=Path(__file__).parents[3])
-    assert printed.returncode == 0, printed.stderr
-    (line,) = [line for line in printed.stdout.splitlines() if line.startswith("CD-L1")]
+    with pytest.raises(SystemExit) as ended:
+        main(["compare", str(old), str(new)])
+    assert not ended.value.code
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("CD-L1")]
     assert re.sub(" +", " ", line) == "CD-L1 0.02000 0.01800 -0.00200 -0.00200 to -0.00200 3 of 3 better"
 
 
