@@ -45,7 +45,7 @@ def start(command: Sequence[str], **environment: str) -> "subprocess.Popen[str]"
 def fork_server() -> BaseContext:
     """Starts processes that have imported already what takes seconds: a process of one thread did so, which forks.
 
-    They have this process's folder and environment, but not the limits that it has set itself since.
+    They have this process's folder, but the environment and the limits that it had when the first was wanted.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["model.cli", "tasks.encode", "tasks.evaluate", "tasks.stage2", "tasks.voxelize"])

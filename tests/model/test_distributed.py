@@ -14,6 +14,7 @@ from model.sparse import SparseTensor
 from model.vae import kl_divergence
 from model.vae.network import Posterior
 from tests.model.quantizer.test_codebook_training import generator
+from tests.processes import fork_server
 
 SIZE, BATCH, STEPS = 40, 64, 30
 
@@ -84,7 +85,8 @@ def process(number: int, folder: Path) -> None:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What two processes leave."""
     folder = tmp_path_factory.mktemp("processes")
-    mp.spawn(process, (folder,), nprocs=2)
+    fork_server()
+    mp.start_processes(process, (folder,), nprocs=2, start_method="forkserver")
     return folder
 
 
