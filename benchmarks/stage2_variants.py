@@ -6,8 +6,9 @@
 `train`, in a checkout where `dvc repro gate` has run with presets/resolution_128.yaml, trains each variant of VARIANTS
 in a folder of its own, FOLDER/NAME_seedN, one on each GPU at a time; what was interrupted goes on when it runs again.
 `compare` takes every test shape through the VAE, stage 1 and all variants that are there, in one run: means, use of the
-codes, bits a shape, and the differences to the twin of the same seed, paired over shapes, with 95 % intervals. IoUs are
-over the shapes whose true mesh is closed, by the sign of the decoded field.
+codes, bits a shape, and the differences to the twin of the same seed, paired over shapes, with 95 % intervals; and a
+picture of these against the bits beside the JSON. IoUs are over the shapes whose true mesh is closed, by the sign of
+the decoded field.
 """
 
 import argparse
@@ -23,6 +24,7 @@ from statistics import mean
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
@@ -50,6 +52,7 @@ VARIANTS: dict[str, dict[str, Any]] = {  # what differs from params.yaml
     "units_of_variance": {"stage2": {"commitment_unit": "variance"}},
     "decoder_alone": {"stage2": {"train": "decoder"}},
 }
+NAMES = {"s_iou": "S-IoU", "v_iou": "V-IoU"}
 SHARED = (SDF, VAE, Path("artifacts/latents"))
 FIGURES = {
     "sdf_l1": "l1",
@@ -71,7 +74,12 @@ def main() -> None:
     for each in (train_parser, compare_parser):
         each.add_argument("folder", type=Path, metavar="FOLDER")
     options = parser.parse_args()
-    train(options) if options.command == "train" else write_json(options.json, compare(options.folder))
+    if options.command == "train":
+        train(options)
+    else:
+        found = compare(options.folder)
+        write_json(options.json, found)
+        draw_frontier(found, options.json.with_suffix(".png"))
 
 
 def train(options: argparse.Namespace) -> None:
@@ -194,6 +202,23 @@ def to_the_twin(table: pd.DataFrame, row: str, *, seed: int) -> dict[str, Any] |
             kept = ("mean", "ci_low", "ci_high", "num_shapes")
             lost[FIGURES[figure.column]] = {key: getattr(change, key) for key in kept}
     return lost
+
+
+def draw_frontier(found: Mapping[str, Any], file: Path) -> None:
+    """What codes cost in points of IoU, with 95 % intervals, against the bits of a shape, its places included."""
+    coded = {row: figures for row, figures in found["rows"].items() if "bits_of_codes" in figures}
+    figure, plots = plt.subplots(1, 2, figsize=(9, 3.5), layout="constrained")
+    for axes, key in zip(plots, ("s_iou", "v_iou"), strict=True):
+        for row, figures in coded.items():
+            lost = found["to_the_twin"][row][key]
+            bits = figures["bits_of_codes"] + figures["bits_of_places"]
+            cost, bars = -100 * lost["mean"], [[lost["ci_high"] - lost["mean"]], [lost["mean"] - lost["ci_low"]]]
+            axes.errorbar(bits, cost, 100 * np.array(bars), fmt="o", capsize=3, label=row.replace("_", " "))
+        axes.axhline(0, color="gray", linestyle=":", label="twin")
+        axes.set(xlabel="bits a shape, mean", ylabel=f"{NAMES[key]} lost to the twin, points")
+        axes.set_xlim(left=0)
+    figure.legend(*plots[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(coded) + 1)
+    figure.savefig(file, dpi=120)
 
 
 if __name__ == "__main__":
