@@ -24,6 +24,9 @@ from model.errors import is_of_environment
 from model.files import DIGEST_LENGTH, digest_of, set_aside, whole_file
 from tasks.run import RESUME, Section, code_version
 
+FINISHED = "finished"
+MOST_STOPPED = 3  # runs of a stage, cancelled or killed, that may go on when another has ended
+
 
 class ResumePoint:
     """The saved state of one training run. Of several ranks, the first writes and all read."""
@@ -54,13 +57,17 @@ class ResumePoint:
         return made
 
     def finish(self) -> None:
-        """Keep of this run what its result can be written from again, and nothing of older runs of the same stage."""
-        for run in self.directory.parent.iterdir():
-            if run != self.directory:
-                rmtree(run, ignore_errors=True)
+        """Keep of this run what its result can be written from again; of others of the stage, the last stopped ones."""
         for file in self.directory.iterdir():
             if file == self._previous or file.suffix != ".pt":  # damaged, or cut short by a kill
                 file.unlink()
+        (self.directory / FINISHED).touch()
+        others = [run for run in self.directory.parent.iterdir() if run != self.directory]
+        stopped = [run for run in others if not (run / FINISHED).exists()]
+        kept = sorted(stopped, key=lambda run: run.stat().st_mtime)[-MOST_STOPPED:]
+        for run in others:
+            if run not in kept:
+                rmtree(run, ignore_errors=True)
 
     def _write(self, file: Path, name: str, content: Any, *, previous: Path | None = None) -> None:
         """Content, then its digest. In memory first, because torch reports a full disk as a RuntimeError of its own."""

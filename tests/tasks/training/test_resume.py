@@ -91,18 +91,25 @@ def test_a_save_that_fails_leaves_the_one_before():
     assert point.load(CPU) == {"step": 1}
 
 
-def test_of_a_finished_run_the_last_state_stays_and_of_older_runs_of_the_stage_nothing():
-    for stage, name in (("stage2", "old"), ("stage2", "new"), ("stage1", "other")):
+def test_of_a_finished_run_the_last_state_stays_and_of_others_of_the_stage_the_last_that_were_stopped():
+    for stage, name in [("stage2", "ended"), *(("stage2", f"stopped{i}") for i in range(4)), ("stage1", "other")]:
         for step in (1, 2):
             ResumePoint(stage, name).save({"step": step})
+    for i in range(4):
+        os.utime(ResumePoint("stage2", f"stopped{i}").directory, (i, i))
+    ResumePoint("stage2", "ended").finish()
     point = ResumePoint("stage2", "new")
+    point.save({"step": 1})
+    point.save({"step": 2})
     point.remember("start1", lambda: torch.ones(2))
     for left_over in ("state.pt.damaged", ".state.pt.123.partial"):
         (point.directory / left_over).touch()
     point.finish()
-    assert ResumePoint("stage2", "old").load(CPU) is None
+    left = {run.name for run in point.directory.parent.iterdir()}
+    assert left == {"new", "stopped1", "stopped2", "stopped3"}
+    assert ResumePoint("stage2", "stopped1").load(CPU) == {"step": 2}
     assert ResumePoint("stage2", "new").load(CPU) == {"step": 2}
-    assert sorted(path.name for path in point.directory.iterdir()) == ["start1.pt", "state.pt"]
+    assert sorted(path.name for path in point.directory.iterdir()) == ["finished", "start1.pt", "state.pt"]
     assert ResumePoint("stage1", "other").load(CPU) == {"step": 2}
 
 
