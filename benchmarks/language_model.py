@@ -1,14 +1,15 @@
 """Can the tokens be learnt? Bits a shape of a small GPT on held-out shapes, beside codes that only count.
 
     .venv/bin/python -m benchmarks.language_model                            (after make repro, on a CPU)
-    .venv/bin/python -m benchmarks.language_model --dim 512 --layers 8 --steps 20000 --warmup 500 --batch-tokens 65536
-        --context 4096 --symmetries 48                                                                   (on one GPU)
+    .venv/bin/python -m benchmarks.language_model --tokenizer pretrained/tokenizer_128 --dim 512 --layers 8 --steps 4000
+        --warmup 200 --batch-tokens 65536 --context 2048                                                 (on one GPU)
 
 The training split's shapes, each under some of the cube's symmetries, become sequences; a causal transformer learns to
-continue them, the grammar's mask over its logits. Its bits a shape on the test split stand beside those of a uniform
-code, a unigram and an order-2 context code, which know the grammar too: what is left to be learnt is which voxels and
-which codes. The validation split chooses the weights that are kept, and how the codes that count blend their orders.
-Then samples are drawn with ShapeLogitsProcessor and decoded, beside masked random tokens and the test shapes.
+continue them, the grammar's mask over its logits; those longer than its context are left out. Its bits a shape on the
+test split stand beside those of a uniform code, a unigram and an order-2 context code, which know the grammar too: what
+is left to be learnt is which voxels and which codes. The validation split chooses the weights that are kept, and how
+the codes that count blend their orders. Then samples are drawn with ShapeLogitsProcessor and decoded, beside masked
+random tokens and the test shapes; some are in a picture beside the JSON, each with the training shape nearest to it.
 """
 
 import argparse
@@ -17,6 +18,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +26,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import trimesh
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
+from PIL import Image
 from torch import Tensor, nn
 
 from benchmarks import command_line, conditions, write_json
 from model.device import pick_device
 from model.metrics import summarise, summarise_change
+from model.report.render import SheetRow, draw_sheet, render_mesh
 from model.tokenizer import ShapeLogitsProcessor, ShapeTokenizer
 from model.tokens import SequenceReader, Tokens, Vocabulary
 from tasks.data import choose_views, encode_views
@@ -45,7 +49,7 @@ SETTINGS = {  # their defaults are the demo's, on one CPU core
     "lr": 2e-3,
     "weight_decay": 0.1,
     "batch_tokens": 2048,
-    "context": 1024,
+    "context": 1536,
     "validate_every": 50,
     "samples": 1000,
     "samples_at_once": 250,
@@ -53,6 +57,7 @@ SETTINGS = {  # their defaults are the demo's, on one CPU core
 }
 STRENGTHS = (1, 4, 16, 64, 256, 1024, 4096)  # of the next lower order in a code that counts
 HEAD_DIM = 32
+SHOWN = 8  # samples in the picture
 ROTARY_BASE = 10_000.0
 
 
@@ -77,15 +82,16 @@ def main() -> None:
     tokenizer = ShapeTokenizer.from_pretrained(options.tokenizer, device=device)
     vocabulary = tokenizer.vocabulary
     counts = {"train": options.symmetries, "val": 1, "test": 1}
-    splits = {split: list(read_split(tokenizer, options.shards, split, count)) for split, count in counts.items()}
+    every = {split: list(read_split(tokenizer, options.shards, split, count)) for split, count in counts.items()}
+    splits = {split: [s for s in shapes if len(s.sequence) <= options.context] for split, shapes in every.items()}
     torch.manual_seed(options.seed)
     network = GPT(vocabulary.size, options).to(device)
     result: dict[str, Any] = conditions(device) | {
         "threads": torch.get_num_threads(),
         "resolution": tokenizer.resolution,
         "vocabulary_size": vocabulary.size,
-        "training_shapes": len(splits["train"]) // options.symmetries,
         "training_sequences": len(splits["train"]),
+        "longer_than_the_context": {split: len(every[split]) - len(shapes) for split, shapes in splits.items()},
         "training_tokens": sum(len(shape.sequence) for shape in splits["train"]),
         "test_shapes": len(splits["test"]),
         "test_tokens_a_shape": round(float(np.mean([len(shape.sequence) for shape in splits["test"]])), 1),
@@ -283,15 +289,10 @@ def train(
 
 
 def draw_batch(shapes: Sequence[Shape], rng: np.random.Generator, options: argparse.Namespace) -> list[Shape]:
-    """Shapes with about so many tokens in all; of one that is longer than the context, a part of that length."""
+    """Shapes with about so many tokens in all."""
     batch: list[Shape] = []
-    num_tokens = 0
-    while num_tokens < options.batch_tokens:
-        shape = shapes[int(rng.integers(len(shapes)))]
-        first = rng.integers(max(1, len(shape.sequence) - options.context + 1))
-        part = slice(first, first + options.context)
-        batch.append(Shape(shape.codes, shape.sequence[part], shape.kinds[part]))
-        num_tokens += len(batch[-1].sequence)
+    while sum(len(shape.sequence) for shape in batch) < options.batch_tokens:
+        batch.append(shapes[int(rng.integers(len(shapes)))])
     return batch
 
 
@@ -323,17 +324,19 @@ def judge_samples(
 ) -> dict[str, Any]:
     """What the language model draws, beside masked random tokens and the shapes of the test split."""
     network.eval()
-    vocabulary, device, longest = tokenizer.vocabulary, tokenizer.device, max(len(s.sequence) for s in splits["train"])
+    vocabulary, device = tokenizer.vocabulary, tokenizer.device
 
     def flat(batch: int, _: int) -> Callable[[Tensor], Tensor]:
         return lambda _: torch.zeros(batch, vocabulary.size, device=device)
 
-    known = [s.codes for s in splits["train"]]
+    known, unseen = ([s.codes for s in splits[split]] for split in ("train", "test"))
+    sampled = draw(network.continuation, tokenizer, options)
+    picture([shape for shape in sampled if shape is not None], known, tokenizer, options.json.with_suffix(".png"))
+    judged = partial(judge, known=known, unseen=unseen, tokenizer=tokenizer)
     return {
-        "longest": longest,
-        "language_model": judge(draw(network.continuation, tokenizer, longest, options), known, tokenizer),
-        "masked_random_tokens": judge(draw(flat, tokenizer, longest, options), known, tokenizer),
-        "test_shapes": judge([s.codes for s in splits["test"]], known, tokenizer),
+        "language_model": judged(sampled),
+        "masked_random_tokens": judged(draw(flat, tokenizer, options)),
+        "test_shapes": judged(unseen),
     }
 
 
@@ -341,11 +344,10 @@ def judge_samples(
 def draw(
     continuation: Callable[[int, int], Callable[[Tensor], Tensor]],
     tokenizer: ShapeTokenizer,
-    longest: int,
     options: argparse.Namespace,
 ) -> list[Tokens | None]:
-    """Samples at temperature 1; None for one that has not ended after `longest` integers."""
-    vocabulary, shapes = tokenizer.vocabulary, []
+    """Samples at temperature 1; None for one that has not ended where the context does."""
+    vocabulary, longest, shapes = tokenizer.vocabulary, options.context, []
     generator = torch.Generator(tokenizer.device).manual_seed(options.seed)
     for first in range(0, options.samples, options.samples_at_once):
         batch = min(options.samples_at_once, options.samples - first)
@@ -361,15 +363,14 @@ def draw(
     return shapes
 
 
-def judge(shapes: Sequence[Tokens | None], known: Sequence[Tokens], tokenizer: ShapeTokenizer) -> dict[str, Any]:
-    """All are decoded. The overlap with a training shape is that of their latent voxels, intersection over union."""
+def judge(
+    shapes: Sequence[Tokens | None], *, known: Sequence[Tokens], unseen: Sequence[Tokens], tokenizer: ShapeTokenizer
+) -> dict[str, Any]:
+    """All are decoded. The overlap of two shapes is that of their latent voxels, intersection over union."""
     whole = [shape for shape in shapes if shape is not None]
     meshes = [tokenizer.decode(shape) for shape in whole]
     with_surface = [mesh for mesh in meshes if len(mesh.faces)]
     in_one_piece = sum(num_pieces(mesh) == 1 for mesh in with_surface)
-    ours, theirs = occupancy(whole, tokenizer), occupancy(known, tokenizer)
-    common = ours @ theirs.T
-    overlap = (common / (ours.sum(1)[:, None] + theirs.sum(1)[None] - common)).max(1)
     copies = {tuple(tokenizer.to_sequence(shape)) for shape in known}
     return {
         "drawn": len(shapes),
@@ -378,13 +379,39 @@ def judge(shapes: Sequence[Tokens | None], known: Sequence[Tokens], tokenizer: S
         "with_a_surface": len(with_surface),
         "share_in_one_piece": round(in_one_piece / max(1, len(with_surface)), 3),
         "latent_voxels": round(float(np.mean([len(shape) for shape in whole])), 1),
-        "overlap_with_nearest_training_shape": round(float(overlap.mean()), 3),
+        "overlap_with_nearest_training_shape": round(float(overlaps(whole, known, tokenizer).max(1).mean()), 3),
+        "overlap_with_nearest_test_shape": round(float(overlaps(whole, unseen, tokenizer).max(1).mean()), 3),
         "copies_of_training_sequences": sum(tuple(tokenizer.to_sequence(shape)) in copies for shape in whole),
     }
 
 
+def picture(samples: Sequence[Tokens], known: Sequence[Tokens], tokenizer: ShapeTokenizer, file: Path) -> None:
+    """The first samples, as drawn, and below each the training shape with the greatest overlap."""
+    shown = samples[:SHOWN]
+    nearest = overlaps(shown, known, tokenizer).argmax(1)
+    rows = {"drawn": shown, "the nearest training shape, decoded": [known[i] for i in nearest]}
+    columns = [str(number + 1) for number in range(len(shown))]
+    sheet = draw_sheet(
+        columns, [SheetRow(name, [rendered(each, tokenizer) for each in row]) for name, row in rows.items()]
+    )
+    Image.fromarray(sheet).save(file)
+
+
+def rendered(shape: Tokens, tokenizer: ShapeTokenizer) -> UInt8[np.ndarray, "size size 3"]:
+    mesh = tokenizer.decode(shape)
+    return render_mesh(mesh.vertices, mesh.faces, size=160)
+
+
 def num_pieces(mesh: trimesh.Trimesh) -> int:
     return len(trimesh.graph.connected_components(mesh.edges_unique, nodes=np.arange(len(mesh.vertices))))
+
+
+def overlaps(
+    shapes: Sequence[Tokens], others: Sequence[Tokens], tokenizer: ShapeTokenizer
+) -> Float[np.ndarray, "num_shapes num_others"]:
+    ours, theirs = occupancy(shapes, tokenizer), occupancy(others, tokenizer)
+    common = ours @ theirs.T
+    return common / (ours.sum(1)[:, None] + theirs.sum(1)[None] - common)
 
 
 def occupancy(shapes: Sequence[Tokens], tokenizer: ShapeTokenizer) -> Float[np.ndarray, "num_shapes num_cells"]:
