@@ -21,7 +21,7 @@ from torch import Tensor
 from model.device import pick_device
 from model.distributed import rank
 from model.errors import is_of_environment
-from model.files import DIGEST_LENGTH, digest_of, set_aside, whole_file
+from model.files import DIGEST_LENGTH, digest_of, set_aside, whole_file, write_whole
 from tasks.run import RESUME, Section, code_version
 
 FINISHED = "finished"
@@ -61,7 +61,7 @@ class ResumePoint:
         for file in self.directory.iterdir():
             if file == self._previous or file.suffix != ".pt":  # damaged, or cut short by a kill
                 file.unlink()
-        (self.directory / FINISHED).touch()
+        write_whole(self.directory / FINISHED, "")
         others = [run for run in self.directory.parent.iterdir() if run != self.directory]
         stopped = [run for run in others if not (run / FINISHED).exists()]
         kept = sorted(stopped, key=lambda run: run.stat().st_mtime)[-MOST_STOPPED:]

@@ -177,7 +177,7 @@ def test_a_rerun_of_what_has_ended_writes_the_same_without_training(
     stage1(small_settings)
     assert torch.equal(codebook(), expected)
     (folder,) = (RESUME / "stage1").iterdir()
-    assert sorted(path.name for path in folder.iterdir()) == ["start1.pt", "state.pt"]
+    assert sorted(path.name for path in folder.iterdir()) == ["finished", "start1.pt", "state.pt"]
     shutil.rmtree(CODEBOOK_FILE.parent)
     shutil.rmtree(METRICS)
     monkeypatch.setattr(module, "kmeans", lambda *_, **__: pytest.fail("it starts from nothing"))

@@ -250,7 +250,7 @@ def test_the_result_is_a_network_with_the_codes_of_all_levels():
     tokenizer = ShapeTokenizer(vqvae, resolution=32, truncation_voxels=2.0, mode="auto", max_bad_flip_ratio=0.4)
     assert tokenizer.encode(ring_and_box()).indices.shape[1] == 2
     (folder,) = (RESUME / "stage2").iterdir()
-    assert [path.name for path in folder.iterdir()] == ["state.pt"]
+    assert {path.name for path in folder.iterdir()} == {"finished", "state.pt"}
 
 
 @pytest.mark.usefixtures("project_of_two_levels")
