@@ -16,6 +16,7 @@ KERNEL_SIZE = 3
 NUM_OFFSETS = KERNEL_SIZE**3
 CENTRE = NUM_OFFSETS // 2  # of two opposite offsets the numbers add up to NUM_OFFSETS - 1
 MAX_PLACES_ON_CPU = 2**32  # spconv's hash table there has keys of 32 bits
+MAX_ENTRIES_ON_CUDA = 2**31  # of a table: spconv's kernel there counts them in 32 bits, and writes elsewhere beyond
 
 
 def find_neighbours(
@@ -26,7 +27,8 @@ def find_neighbours(
     Coordinates are batch, x, y, z, int32, the batch index below `num_shapes`, the others below `extent`. Raises
     InputError for what spconv cannot tell apart on the CPU.
     """
-    if spconv_ops is None or (coords.is_cuda and spconv_ops.CPU_ONLY_BUILD):
+    too_many = NUM_OFFSETS * len(coords) >= MAX_ENTRIES_ON_CUDA
+    if spconv_ops is None or (coords.is_cuda and (spconv_ops.CPU_ONLY_BUILD or too_many)):
         return find_by_keys(coords, extent=extent)
     find = _find_by_spconv_on_cuda if coords.is_cuda else _find_by_spconv_on_cpu
     return find(coords, num_shapes, extent)

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from model.quantizer.quantizer import MAX_KERNEL_DIM, nearest_codes
 from model.sparse import ChildConv3d, Grid, GroupNormSiLU, SparseTensor, Subdivision, SubMConv3d
-from model.sparse.neighbours import find_by_keys, find_neighbours
+from model.sparse.conv import convolve, convolve_input_gradient, convolve_kernel_gradient
+from model.sparse.neighbours import NUM_OFFSETS, find_by_keys, find_neighbours
 from model.vae import HEAD_CHANNELS, SparseSDFVAE, VAEConfig
 from model.vae.layers import WindowAttention
 from model.vae.network import NUM_LEVELS, make_ahead
@@ -22,6 +23,10 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is 
 TOLERANCE = {torch.float32: 5e-6, torch.float16: 2e-3}
 DTYPES = list(TOLERANCE)
 WIDTHS = [(32, 32), (12, 24), (48, 192), (64, 128)]  # the small presets' widths are no powers of two
+MANY = 2**31  # what 32 bits count
+needs_40_gb = pytest.mark.skipif(
+    torch.cuda.is_available() and torch.cuda.get_device_properties(0).total_memory < 40e9, reason="the GPU is too small"
+)
 
 
 @pytest.fixture(autouse=True)
@@ -165,3 +170,70 @@ def test_nearest_codes(dim, offset):
     exact = codes.double().numpy()
     expected = [np.square(exact - vector).sum(1).argmin() for vector in vectors.double().numpy()]
     np.testing.assert_array_equal(got, expected)
+
+
+@needs_40_gb
+def test_tables_and_outputs_of_more_than_2_31_elements():
+    """On a full cube. Each output channel takes one kernel element: it is the feature of that neighbour, exactly."""
+    side = 432
+    axis = torch.arange(side, dtype=torch.int32, device="cuda")
+    coords = torch.cartesian_prod(axis[:1], axis, axis, axis)
+    table = find_neighbours(coords, num_shapes=1, extent=side)
+    del coords
+    feats = torch.randint(1, 4, (side**3, 1), device="cuda").half()
+    weight = torch.eye(NUM_OFFSETS, device="cuda").half().view(NUM_OFFSETS, 3, 3, 3, 1)
+    output = convolve(feats, weight, weight.new_zeros(NUM_OFFSETS), len(feats), table)
+    assert min(table.numel(), output.numel()) > MANY
+    given_back = convolve_input_gradient(output, weight, len(feats), table)[:, 0]
+
+    rows = torch.arange(side**3, dtype=torch.int32, device="cuda").view(side, side, side)
+    rows = nn.functional.pad(rows, (1,) * 6, value=-1)
+    readers = torch.zeros_like(feats[:, 0])
+    for offset in range(NUM_OFFSETS):
+        x, y, z = (slice(start, start + side) for start in (offset // 9, offset // 3 % 3, offset % 3))
+        expected = rows[x, y, z].flatten()
+        assert torch.equal(table[offset], expected)
+        present = expected >= 0
+        assert torch.equal(output[:, offset], torch.where(present, feats[expected.clamp(min=0), 0], 0.0))
+        readers += present
+    assert torch.equal(given_back, feats[:, 0] * readers)
+
+    exact = sum(part.double().T @ part.double() for part in output.split(2**22))
+    gradient = convolve_kernel_gradient(feats, output, table)[:, :, 0]
+    torch.testing.assert_close(gradient.double(), exact, rtol=1e-5, atol=0)
+
+
+@needs_40_gb
+@pytest.mark.parametrize("kind", ["convolution", "convolution on children", "norm", "norm with pooling"])
+def test_features_of_more_than_2_31_elements(kind):
+    """Each of many equal shapes gets what one of them gets alone, and the parameters so many times its gradients."""
+    channels = 128
+    layers = {"convolution": SubMConv3d, "convolution on children": ChildConv3d}
+    layer = (layers[kind](channels, channels) if kind in layers else GroupNormSiLU(channels)).cuda()
+    one = random_coords(num_shapes=1, extent=64, seed=0).cuda()
+    feats = torch.randn(len(one), channels).cuda().half()
+
+    def run(num_shapes: int, upstream: Tensor | None) -> list[Tensor]:
+        coords = one.repeat(num_shapes, 1)
+        coords[:, 0] = torch.arange(num_shapes, device="cuda").repeat_interleave(len(one))
+        grid = Grid(coords, num_shapes=num_shapes, extent=64)
+        x = SparseTensor.on(grid, feats.repeat(num_shapes, 1).requires_grad_())
+        with torch.autocast("cuda", torch.float16):
+            match kind:
+                case "norm with pooling":
+                    output = layer.forward_pooled(x)[0].feats
+                case "convolution on children":
+                    output = layer(x, grid.subdivision).feats
+                case _:
+                    output = layer(x).feats
+        upstream = torch.randn_like(output) if upstream is None else upstream.repeat(num_shapes, 1)
+        return [output, upstream, *torch.autograd.grad(output, [x.feats, *layer.parameters()], upstream)]
+
+    expected, upstream, *gradients = run(1, None)
+    num_shapes = MANY // (channels * max(len(feats), len(expected))) + 2
+    output, _, grad_feats, *of_parameters = run(num_shapes, upstream)
+    assert max(output.numel(), grad_feats.numel()) > MANY
+    for got, alone in ((output, expected), (grad_feats, gradients[0])):
+        assert all(relative_error(part, alone) <= TOLERANCE[torch.float16] for part in got.split(len(alone)))
+    for got, alone in zip(of_parameters, gradients[1:], strict=True):
+        assert relative_error(got, num_shapes * alone) <= TOLERANCE[torch.float16]

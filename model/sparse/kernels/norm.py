@@ -117,6 +117,7 @@ def _forward_kernel(
     w = tl.load(weight + channel, exists, 0.0).to(tl.float32)[None, :]
     b = tl.load(bias + channel, exists, 0.0).to(tl.float32)[None, :]
     first, last = _part(offsets, shape, split, tl.num_programs(1), ROWS)
+    long = tl.zeros((1,), tl.int64)  # offsets can exceed 32 bits
     for start in range(first, last, ROWS):
         place = start + tl.arange(0, ROWS)
         inside = place < last
@@ -128,7 +129,7 @@ def _forward_kernel(
             sum_plain = tl.zeros((ROWS, BLOCK), tl.float32)
             count = tl.full((ROWS,), 1.0, tl.float32)
             for octant in range(8):
-                child = tl.load(children + octant * num_coarse + row, inside, -1).to(tl.int64)
+                child = tl.load(children + octant * (long + num_coarse) + row, inside, -1).to(tl.int64)
                 present = (child >= 0)[:, None] & exists[None, :]
                 x = tl.load(feats + child[:, None] * C + channel[None, :], present, 0.0).to(tl.float32)
                 y, _, _ = _norm_silu(x, mean, inverse_std, w, b)
