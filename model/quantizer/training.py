@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor, nn
 
@@ -144,9 +145,9 @@ class _Averages(nn.Module):
         self, vectors: Float[Tensor, "num_vectors dim"], indices: Int[Tensor, " num_vectors"], decay: float
     ) -> Bool[Tensor, ""]:
         """Whether the batch could be used: there are vectors, and all are finite."""
-        counts = torch.bincount(indices, minlength=len(self.shares)).double()
-        sums = torch.zeros_like(self.sums).index_add_(0, indices, vectors.double())
-        counts, sums = all_reduce_sum(counts), all_reduce_sum(sums)
+        rows = F.pad(vectors.double(), (0, 1), value=1.0)  # the last column counts; bincount would wait for the GPU
+        sums = all_reduce_sum(rows.new_zeros(len(self.sums), rows.shape[1]).index_add_(0, indices, rows))
+        sums, counts = sums[:, :-1], sums[:, -1]
         total = counts.sum()
         usable = sums.isfinite().all() & (total > 0)
         weight = usable.double() * (1 - decay)
