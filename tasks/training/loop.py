@@ -49,8 +49,11 @@ Schedule = Callable[[float], float]  # progress in [0, 1) to a factor of the lea
 
 SECONDS = "seconds_"  # how columns begin that depend on the clock
 COUNTED = ("revived_codes", "skipped_steps")  # since the last row of the history
-MIN_LOSS_SCALE = 1.0  # where even gradients as they are overflow; it begins at 65 536 and halves at every overflow
-MAX_SKIPPED_IN_A_ROW = 16  # so many halve it to that
+# torch would begin at 2^16, where a gradient of 1 overflows: the first steps on trained weights do, and a step of the
+# warm-up is skipped, other ones on one GPU and on two. It doubles every 2 000 steps and halves at every overflow.
+FIRST_LOSS_SCALE = 2.0**13
+MIN_LOSS_SCALE = 1.0  # where even gradients as they are overflow
+MAX_SKIPPED_IN_A_ROW = 13  # so many halve it to that
 
 
 class DivergenceError(InputError):
@@ -121,7 +124,7 @@ def train(
     optimizer = torch.optim.AdamW(param_groups, lr=settings.lr, weight_decay=settings.weight_decay, fused=on_cuda)
     trained = [parameter for group in param_groups for parameter in group["params"]]
     scheduler = LambdaLR(optimizer, [_with_warmup(schedule, settings) for schedule in schedules])
-    scaler = torch.amp.GradScaler(device.type, enabled=scales_loss(device))
+    scaler = torch.amp.GradScaler(device.type, FIRST_LOSS_SCALE, enabled=scales_loss(device))
     stateful = {"model": model, "optimizer": optimizer, "scheduler": scheduler, "scaler": scaler}
     validation_at = partial(_validation_at, validate, validate_every, settings.steps)
     window = _Window(description, scaler)
