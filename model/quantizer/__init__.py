@@ -4,14 +4,11 @@ Vectors in, integers and figures out; knows no voxels and no network.
 """
 
 from .lloyd import Lloyd, distinct_vectors, kmeans, lloyd_pass
-from .quantizer import (
+from .quantizer import Quantized, ResidualQuantizer, VectorQuantizer, nearest_codes
+from .statistics import (
     CodebookStatistics,
-    Quantized,
-    ResidualQuantizer,
-    VectorQuantizer,
     codebook_statistics,
     gaussian_error_bound,
-    nearest_codes,
     normalised_error,
     spectrum,
     usage_of_levels,

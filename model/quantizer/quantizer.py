@@ -1,7 +1,6 @@
-"""Nearest-code quantisation with a straight-through gradient (van den Oord et al. 2017), and codebook statistics."""
+"""Nearest-code quantisation with a straight-through gradient (van den Oord et al. 2017)."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from math import log2
 from typing import NamedTuple
 
@@ -10,14 +9,13 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Float16, Int
 from torch import Tensor, nn
 
-from ..distributed import all_reduce_sum, global_mean
+from ..distributed import global_mean
 from ..operators import operator
 
 MAX_SCORES = 2**20  # of one block on the CPU: 4 MB of float32 stay in a core's cache
 MAX_SCORES_ON_GPU = 2**24  # enough to fill it: 64 MB of float32, 128 MB of float64
 SCORES_OF_A_GROUP = 64  # codes whose least score is found first: a minimum is ten times as fast as its place
 MAX_KERNEL_DIM = 256
-VECTORS_AT_A_TIME = 2**18  # their codes stay small
 LARGEST_HALF = 2.0**14  # what numbers are scaled to before they are split: float16 ends at 2^16
 UNDERFLOW = 1e-30  # of squares: far below it float32 loses digits
 
@@ -260,114 +258,3 @@ def halves(values: Float[Tensor, "..."]) -> tuple[Float16[Tensor, "..."], Float1
     """Two float16 numbers whose sum is a value to 2^-22 of it, or to 2^-25 where that is more; up to LARGEST_HALF."""
     high = values.to(torch.float16)
     return high, (values - high).to(torch.float16)
-
-
-@dataclass(frozen=True)
-class CodebookStatistics:
-    """How a set of tokens uses the codebook."""
-
-    num_tokens: int
-    usage: float  # share of the codes that occur at all
-    perplexity: float  # exp of the entropy of code frequencies: codebook size when all are equally frequent
-    entropy_bits: float  # what a token is worth to an ideal compressor
-    top_share: float  # share of the tokens taken by the most frequent code
-
-
-def codebook_statistics(counts: Int[Tensor, " codebook_size"]) -> CodebookStatistics:
-    """From how often each code occurs. Raises ValueError where there are no tokens."""
-    num_tokens = int(counts.sum())
-    if num_tokens == 0:
-        raise ValueError("no tokens were counted; codebook usage is undefined")
-    frequency = counts.double() / num_tokens
-    entropy = -torch.special.xlogy(frequency, frequency).sum()
-    return CodebookStatistics(
-        num_tokens=num_tokens,
-        usage=float((counts > 0).double().mean()),
-        perplexity=float(entropy.exp()),
-        entropy_bits=float(entropy / torch.log(torch.tensor(2.0))),
-        top_share=float(frequency.max()),
-    )
-
-
-def usage_of_batch(indices: Int[Tensor, " num_vectors"], codebook_size: int) -> tuple[Tensor, Tensor]:
-    """Usage and perplexity within one batch, as scalars on the device, so that training need not wait for them."""
-    counts = torch.zeros(codebook_size, device=indices.device)
-    counts.scatter_add_(0, indices, torch.ones_like(indices, dtype=counts.dtype))
-    counts = all_reduce_sum(counts)
-    frequency = counts / counts.sum()
-    entropy = -torch.special.xlogy(frequency, frequency).sum()
-    return (frequency > 0).float().mean(), entropy.exp()
-
-
-def numbers_of_levels(num_levels: int) -> list[str]:
-    """How columns of a history end: the first level's have no number."""
-    return ["", *(f"_{level}" for level in range(2, num_levels + 1))][:num_levels]
-
-
-def use_of_levels(indices: Int[Tensor, "num_vectors num_levels"], sizes: Sequence[int]) -> dict[str, Tensor]:
-    """Usage and perplexity of each level among these indices, for a history."""
-    figures = {}
-    for number, column, size in zip(numbers_of_levels(len(sizes)), indices.unbind(1), sizes, strict=True):
-        figures[f"codebook_usage{number}"], figures[f"perplexity{number}"] = usage_of_batch(column, size)
-    return figures
-
-
-def usage_of_levels(
-    quantizer: ResidualQuantizer, vectors: Float[Tensor, "num_vectors dim"]
-) -> list[CodebookStatistics]:
-    """How these vectors use the codes of each level."""
-    indices = quantizer.indices_of(vectors)
-    return [
-        codebook_statistics(torch.bincount(column, minlength=size))
-        for column, size in zip(indices.unbind(1), quantizer.num_codes, strict=True)
-    ]
-
-
-@torch.no_grad()
-def normalised_error(
-    vectors: Float[Tensor, "num_vectors dim"],
-    quantizer: ResidualQuantizer,
-    *,
-    reference: Float[Tensor, "num_reference dim"],
-) -> float:
-    """Mean squared distance to the sum of the codes, over the variance of the reference: the held-out latents.
-
-    0 loses nothing, 1 is as good as their mean alone. The vectors may be on another device than the codes.
-    """
-    variance = (reference - reference.mean(0)).square().sum(1).mean()
-    squares = torch.zeros((), dtype=torch.float64, device=quantizer.device)
-    for part in (part.to(quantizer.device) for part in vectors.split(VECTORS_AT_A_TIME)):
-        squares += (part - quantizer.codes_of(quantizer.indices_of(part))).square().sum()
-    return float(squares.to(variance.device) / len(vectors) / variance.clamp(min=UNDERFLOW))
-
-
-def gaussian_error_bound(vectors: Float[Tensor, "num_vectors dim"], *, bits: float) -> float:
-    """Share of the variance that any code of so many bits a vector loses on a Gaussian of the same covariance.
-
-    Reverse water-filling (Cover and Thomas 2006, theorem 10.3.3). Latents are no Gaussian and can fall below it; an
-    error far above it says that the codebook is the limit, one near it that the bits are.
-    """
-    variances = _principal_variances(vectors.double())
-    return float(variances.clamp(max=water_level(variances, bits=bits)).sum() / variances.sum())
-
-
-def spectrum(vectors: Float[Tensor, "num_vectors dim"]) -> dict[str, float]:
-    """Share of the variance in the first 1, 2, 4, ... principal directions."""
-    variances = _principal_variances(vectors).flip(0)
-    shares = (variances.cumsum(0) / variances.sum()).tolist()
-    return {str(2**k): shares[2**k - 1] for k in range(len(shares).bit_length()) if 2**k <= len(shares)}
-
-
-def _principal_variances(vectors: Float[Tensor, "num_vectors dim"]) -> Float[Tensor, " dim"]:
-    """Along the principal directions, the narrowest first."""
-    return torch.linalg.eigvalsh(torch.atleast_2d(torch.cov(vectors.T))).clamp(min=0)
-
-
-def water_level(variances: Float[Tensor, " dim"], *, bits: float) -> float:
-    """What a Gaussian of these variances loses in each direction that is wider, at this rate (theorem 10.3.3 again)."""
-    low, high = variances.new_zeros(()), variances.max()
-    for _ in range(100):  # by bisection
-        level = (low + high) / 2
-        rate = (variances.clamp(min=level) / level).log2().sum() / 2
-        low, high = (level, high) if rate > bits else (low, level)
-    return float(high)

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from ..distributed import all_gather, all_reduce_sum
 from .lloyd import race
-from .quantizer import Quantized, ResidualQuantizer, numbers_of_levels
+from .quantizer import Quantized, ResidualQuantizer
+from .statistics import numbers_of_levels
 
 REVIVE_EVERY = 10  # steps
 LAST_REVIVAL = 0.8  # of the steps: what is revived has time to find its place

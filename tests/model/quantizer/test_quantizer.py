@@ -14,7 +14,8 @@ from model.quantizer import (
     quantizer,
     spectrum,
 )
-from model.quantizer.quantizer import LARGEST_HALF, UNDERFLOW, halves, max_rounding, nearest_codes, usage_of_batch
+from model.quantizer.quantizer import LARGEST_HALF, UNDERFLOW, halves, max_rounding, nearest_codes
+from model.quantizer.statistics import usage_of_batch
 from tests.model import numpy_reference
 
 
