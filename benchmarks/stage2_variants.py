@@ -46,7 +46,8 @@ from tasks.shards import Shards, open_shards
 
 VARIANTS: dict[str, dict[str, Any]] = {  # what differs from params.yaml
     "one_level": {},
-    "two_levels": {"codebook": {"num_levels": 2}},
+    "revive_tenth": {"codebook": {"revive_below": 0.1}},
+    "two_levels": {"codebook": {"num_levels": 2, "revive_below": 0.1}},
     "twin": {},
     "gradient": {"codebook": {"update": "gradient", "revive_below": 0.0}},
     "units_of_variance": {"stage2": {"commitment_unit": "variance"}},

@@ -22,7 +22,7 @@ from tasks.shards import Shards, open_shards
 
 VERDICT_FILE = "verdict.json"
 OF_STAGE2 = Remedies(
-    unused="let the codes follow (codebook.update: ema, codebook.revive_below: 0.1), hold the encoder by a higher "
+    unused="let the codes follow (codebook.update: ema, codebook.revive_below: 0.5), hold the encoder by a higher "
     "stage2.lambda_commitment or a lower stage2.encoder_lr_ratio, or raise stage2.steps",
     one_takes_all="the encoder has drawn its latents together; lower stage2.lr or stage2.lambda_commitment",
     no_carry_over="the codes do not carry over to unseen shapes; add meshes, or lower codebook.num_codes",
