@@ -4,10 +4,7 @@ import math
 import os
 import shutil
 import signal
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -15,108 +12,21 @@ import torch
 from torch import nn
 
 from model.errors import InputError
-from tasks.run import TIMINGS, Training
-from tasks.training import History, ResumePoint, cosine, loop, train
-from tasks.training.loop import DivergenceError, _Window
-
-SETTINGS = Training(
-    steps=20,
-    lr=0.01,
-    warmup_steps=4,
-    weight_decay=0.01,
-    max_grad_norm=1.0,
-    log_every=5,
-    save_every=5,
-    seed=0,
+from tasks.run import TIMINGS
+from tasks.training import History, ResumePoint, cosine
+from tests.tasks.training.plane import (
+    HISTORY,
+    SETTINGS,
+    Killed,
+    Points,
+    assert_same_bits,
+    changed,
+    fit,
+    history,
+    new_model,
+    regression,
+    saved_step,
 )
-HISTORY = Path("metrics/history.tsv")
-CPU = torch.device("cpu")
-
-
-@pytest.fixture(autouse=True)
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-
-
-@dataclass(frozen=True)
-class Points:
-    x: torch.Tensor
-    names: tuple[str, ...]
-    size: str = "4 points"
-    limits: str = "the number of points"
-
-
-class Killed(Exception):
-    """Ends the loop as kill -9 would: nothing gets to run after it."""
-
-
-def points_from(step: int) -> Iterator[Points]:
-    while True:
-        x = torch.randn(4, 3, generator=torch.Generator().manual_seed(step))
-        yield Points(x, (f"a{step}", f"b{step}"))
-        step += 1
-
-
-def regression(model: nn.Module, at: dict[int, Callable[[], object]] | None = None):
-    """Fit a plane from noisy points; the noise is the global generator's. `at` does something at a step."""
-    steps: list[str] = []
-
-    def losses_of(batch: Points) -> dict[str, torch.Tensor]:
-        steps.append(batch.names[0])
-        step = int(batch.names[0][1:])
-        result = (at or {}).get(step, lambda: None)()
-        target = batch.x.sum(1, keepdim=True) + 0.1 * torch.randn(4, 1)
-        loss = (model(batch.x) - target).square().mean()
-        factor = result if isinstance(result, float) else 1.0
-        return {"loss": loss * factor, "twice": 2 * loss.detach()}
-
-    losses_of.steps = steps
-    return losses_of
-
-
-def new_model() -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 1))
-
-
-def fit(
-    model: nn.Module,
-    losses_of: Callable,
-    *,
-    settings: Training = SETTINGS,
-    groups: list[dict] | None = None,
-    validate: Callable[[], dict[str, float]] | None = None,
-    validate_every: int = 0,
-) -> None:
-    train(
-        model,
-        groups or [{"params": list(model.parameters())}],
-        losses_of,
-        points_from,
-        settings=settings,
-        resume=ResumePoint("regression", "fingerprint"),
-        history=History(HISTORY),
-        validate=validate,
-        validate_every=validate_every,
-        description="regression",
-    )
-
-
-def changed(**values) -> Training:
-    return Training(**{**SETTINGS.model_dump(), **values})
-
-
-def history() -> pd.DataFrame:
-    return pd.read_csv(HISTORY, sep="\t")
-
-
-def assert_same_bits(first: nn.Module, second: nn.Module) -> None:
-    for a, b in zip(first.parameters(), second.parameters(), strict=True):
-        assert torch.equal(a, b)
-
-
-def saved_step() -> int:
-    return ResumePoint("regression", "fingerprint").load(CPU)["step"]
 
 
 def test_running_out_of_memory_says_on_what_and_what_to_lower():
@@ -298,122 +208,6 @@ def test_a_finished_run_takes_no_more_steps(capsys):
     assert losses_of.steps == []
     assert_same_bits(model, expected)
     assert "going on from step 20" in capsys.readouterr().err
-
-
-# --- divergence ------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_loss_that_is_not_finite_stops_with_step_and_samples(value):
-    model = new_model()
-    with pytest.raises(DivergenceError, match=rf"the loss became {value} at step 8, on a7, b7; lower regression.lr"):
-        fit(model, regression(model, {7: lambda: value}))
-
-
-def test_nothing_is_saved_of_a_run_that_diverged():
-    """Step 7 is bad, 10 would be logged and saved."""
-    model = new_model()
-    with pytest.raises(DivergenceError, match="at step 7, on a6, b6"):
-        fit(model, regression(model, {6: lambda: math.nan}))
-    state = ResumePoint("regression", "fingerprint").load(CPU)
-    assert state["step"] == 5
-    assert all(value.isfinite().all() for value in state["model"].values())
-
-
-class GradientOfNaN(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x):
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx, grad):
-        return grad * math.nan
-
-
-def test_a_gradient_that_is_not_finite_stops_at_its_own_step():
-    """The loss would show it only one step later, on samples that have nothing to do with it."""
-    model = new_model()
-    plain = regression(model)
-
-    def losses_of(batch: Points) -> dict[str, torch.Tensor]:
-        losses = plain(batch)
-        return losses | {"loss": GradientOfNaN.apply(losses["loss"])} if batch.names[0] == "a2" else losses
-
-    with pytest.raises(DivergenceError, match="the gradient norm became nan at step 3, on a2, b2"):
-        fit(model, losses_of)
-
-
-def window_of(grad_norms: list[float], *, loss_scale: float) -> _Window:
-    window = _Window("regression", torch.amp.GradScaler("cpu", init_scale=loss_scale))
-    for step, norm in enumerate(grad_norms, start=1):
-        skipped = torch.tensor(float(not math.isfinite(norm)))
-        losses = {"loss": torch.tensor(1.0), "grad_norm": torch.tensor(norm), "skipped_steps": skipped}
-        window.add(step, (f"a{step}",), losses)
-    return window
-
-
-def test_with_loss_scaling_a_step_that_overflows_is_skipped_and_counted():
-    row = window_of([1.0, math.inf, 3.0, math.nan, math.inf], loss_scale=8192.0).means()
-    assert row["skipped_steps"] == 3
-    assert row["grad_norm"] == 2.0
-
-
-def test_with_loss_scaling_gradients_that_never_are_finite_end_the_run():
-    """Across rows of the history, too: the weights would not have moved, and the run would end well."""
-    window = window_of([1.0] + 9 * [math.nan], loss_scale=2.0)
-    window.means()
-    window.start()
-    for step in range(11, 15):
-        losses = {"loss": torch.tensor(1.0), "grad_norm": torch.tensor(math.nan), "skipped_steps": torch.tensor(1.0)}
-        window.add(step, (f"a{step}",), losses)
-    with pytest.raises(DivergenceError, match=r"not finite in 13 steps, last at step 14, on a14; lower regression\.lr"):
-        window.means()
-
-
-def test_with_loss_scaling_a_scale_that_has_sunk_to_nothing_ends_the_run():
-    with pytest.raises(DivergenceError, match=r"whatever the loss is scaled by, last at step 2, on a2"):
-        window_of([1.0, math.inf, 1.0], loss_scale=0.5).means()
-
-
-@pytest.mark.filterwarnings("ignore:Detected call of .lr_scheduler.step")  # torch, where the first step is skipped
-def test_with_loss_scaling_nan_at_every_step_ends_the_run_within_20(monkeypatch: pytest.MonkeyPatch):
-    """However seldom the history gets a row; the scaler is torch's own, which works on a CPU too."""
-    monkeypatch.setattr(loop, "scales_loss", lambda device: True)
-    model, before = new_model(), new_model()
-    plain = regression(model)
-
-    def losses_of(batch: Points) -> dict[str, torch.Tensor]:
-        losses = plain(batch)
-        return losses | {"loss": GradientOfNaN.apply(losses["loss"])}
-
-    with pytest.raises(DivergenceError, match=r"not finite in 13 steps, last at step 13, on a12, b12; lower"):
-        fit(model, losses_of, settings=changed(steps=100, log_every=50, save_every=50))
-    assert_same_bits(model, before)
-
-
-class GradientInHalf(torch.autograd.Function):
-    """Of four, as float16 holds it."""
-
-    @staticmethod
-    def forward(ctx, x):
-        return 4 * x
-
-    @staticmethod
-    def backward(ctx, grad):
-        return (4 * grad).half().to(grad.dtype)
-
-
-def test_loss_scaling_begins_where_gradients_of_the_first_steps_do_not_overflow(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(loop, "scales_loss", lambda device: True)
-    model = new_model()
-    plain = regression(model)
-
-    def losses_of(batch: Points) -> dict[str, torch.Tensor]:
-        losses = plain(batch)
-        return losses | {"loss": GradientInHalf.apply(losses["loss"])}
-
-    fit(model, losses_of)
-    assert history().skipped_steps.sum() == 0
 
 
 # --- the history -----------------------------------------------------------------------------------------------------
