@@ -53,6 +53,7 @@ VARIANTS: dict[str, dict[str, Any]] = {  # what differs from params.yaml
     "units_of_variance": {"stage2": {"commitment_unit": "variance"}},
     "decoder_alone": {"stage2": {"train": "decoder"}},
 }
+APART = 500  # bits, of points in the picture
 NAMES = {"s_iou": "S-IoU", "v_iou": "V-IoU"}
 SHARED = (SDF, VAE, Path("artifacts/latents"))
 FIGURES = {
@@ -206,19 +207,24 @@ def to_the_twin(table: pd.DataFrame, row: str, *, seed: int) -> dict[str, Any] |
 
 
 def draw_frontier(found: Mapping[str, Any], file: Path) -> None:
-    """What codes cost in points of IoU, with 95 % intervals, against the bits of a shape, its places included."""
+    """What codes cost in points of IoU, with 95 % intervals, against the bits of a shape, its places included.
+
+    Rows of as many bits stand side by side.
+    """
     coded = {row: figures for row, figures in found["rows"].items() if "bits_of_codes" in figures}
-    figure, plots = plt.subplots(1, 2, figsize=(9, 3.5), layout="constrained")
+    bits = {row: figures["bits_of_codes"] + figures["bits_of_places"] for row, figures in coded.items()}
+    figure, plots = plt.subplots(1, 2, figsize=(9, 4), layout="constrained")
     for axes, key in zip(plots, ("s_iou", "v_iou"), strict=True):
-        for row, figures in coded.items():
+        for row in coded:
             lost = found["to_the_twin"][row][key]
-            bits = figures["bits_of_codes"] + figures["bits_of_places"]
+            beside = [other for other in coded if bits[other] == bits[row]]
+            place = bits[row] + APART * (beside.index(row) - (len(beside) - 1) / 2)
             cost, bars = -100 * lost["mean"], [[lost["ci_high"] - lost["mean"]], [lost["mean"] - lost["ci_low"]]]
-            axes.errorbar(bits, cost, 100 * np.array(bars), fmt="o", capsize=3, label=row.replace("_", " "))
+            axes.errorbar(place, cost, 100 * np.array(bars), fmt="o", capsize=3, label=row.replace("_", " "))
         axes.axhline(0, color="gray", linestyle=":", label="twin")
         axes.set(xlabel="bits a shape, mean", ylabel=f"{NAMES[key]} lost to the twin, points")
         axes.set_xlim(left=0)
-    figure.legend(*plots[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(coded) + 1)
+    figure.legend(*plots[0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
     figure.savefig(file, dpi=120)
 
 
