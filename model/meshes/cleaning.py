@@ -1,17 +1,19 @@
 """Triangles as a file holds them to a mesh: without what says nothing, vertices at one place made one."""
 
+from types import MappingProxyType
+
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from ..errors import InputError
-from .mesh import Faces, Mesh, Vertices
-from .numbering import number_rows
+from .mesh import Faces, Mesh, Vertices, number_rows
+from .raw import Notes, told
 
 _MAX_BAD_FACES = 0.25  # share of faces with NaN or infinite corners up to which the others are still the mesh
 _PLACES = 1e8  # places a mesh has along its longest side: vertices at one of them are one
 
 
-def clean(vertices: Vertices, faces: Faces, notes: tuple[str, ...] = ()) -> Mesh:
+def clean(vertices: Vertices, faces: Faces, notes: Notes = MappingProxyType({})) -> Mesh:
     """The mesh without faces that are not finite, have no three different corners or are there already.
 
     Vertices that no face uses go as well. A face and its reverse both stay, as the two sides of a wall do, unless every
@@ -27,17 +29,14 @@ def clean(vertices: Vertices, faces: Faces, notes: tuple[str, ...] = ()) -> Mesh
     places, triangles = _merge_vertices(vertices, faces[finite] if num_bad else faces)
     num_flat = len(faces) - num_bad - len(triangles)
     single = _without_repeated(triangles, len(places))
-    num_repeated = len(triangles) - len(single)
     one_side = _without_reverses(single, len(places))
-    num_reverses = len(single) - len(one_side)
     dropped = {
         "faces with NaN or infinite vertices dropped": num_bad,
         "faces without three different corners dropped": num_flat,
-        "repeated faces dropped": num_repeated,
-        "second sides of a double-sided mesh dropped": num_reverses,
+        "repeated faces dropped": len(triangles) - len(single),
+        "second sides of a double-sided mesh dropped": len(single) - len(one_side),
     }
-    found = tuple(f"{what}: {number}" for what, number in dropped.items() if number)
-    return Mesh(places, one_side, notes + found, num_dropped=len(faces) - len(one_side))
+    return Mesh(places, one_side, told({**notes, **dropped}), num_dropped=len(faces) - len(one_side))
 
 
 def _finite_faces(vertices: Vertices, faces: Faces) -> Bool[np.ndarray, " num_faces"]:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from ..errors import InputError, printable
 from .content import state_of
-from .gltf_draco import DRACO
 from .gltf_file import MAGIC, outside_files
+from .gltf_primitive import DRACO
 from .gltf_schema import parse_document
 
 SUFFIXES = (".obj", ".stl", ".ply", ".glb", ".gltf", ".off")

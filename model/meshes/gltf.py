@@ -14,13 +14,12 @@ from jaxtyping import Float
 
 from ..errors import InputError, printable
 from .gltf_accessors import Arrays
-from .gltf_draco import DRACO
 from .gltf_file import ReadFile, open_gltf
-from .gltf_primitive import MODES, TRIANGLES, Triangles
+from .gltf_primitive import DRACO, MODES, TRIANGLES, Triangles
 from .gltf_scene import INSTANCING, VISIBILITY, Shown, shown_nodes
 from .gltf_schema import Document, item
 from .mesh import Faces, Vertices
-from .raw import RawMesh
+from .raw import RawMesh, told
 
 _READ = {INSTANCING, VISIBILITY, DRACO, "KHR_mesh_quantization"}
 # Extensions of how a shape looks, or of what is known about it: it is the same without them.
@@ -48,24 +47,24 @@ _NEUTRAL_NAMES = {
 def read(content: bytes, read_file: ReadFile) -> RawMesh:
     """Raises InputError for what is not as the standard says, or would need an extension that is not read."""
     gltf = open_gltf(content)
-    document = gltf.document
-    notes = (*gltf.notes, *_check_extensions(document))
+    document, notes = gltf.document, Counter({"bytes after the end of the GLB ignored": gltf.num_after})
+    _check_extensions(document, notes)
     arrays = Arrays(gltf, read_file)
-    shows = shown_nodes(document, arrays)
-    reader = _Reader(document, arrays, shows.worlds)
+    shows = shown_nodes(document, arrays, notes)
+    reader = _Reader(document, arrays, shows.worlds, notes)
     for shown in shows.nodes:
         reader.add(shown)
-    vertices, faces = reader.result()
-    notes = (*notes, *shows.notes, *reader.notes())
-    if document.animations:
-        notes = (*notes, f"animations ignored: {len(document.animations)}")
-    if not len(faces):
-        said = "; ".join(notes) or f"it has {len(document.meshes)} meshes and {len(document.nodes)} nodes"
+    notes["animations ignored"] = len(document.animations)
+    parts = reader.parts
+    if not any(len(part.faces) for part in parts):
+        said = "; ".join(told(notes)) or f"it has {len(document.meshes)} meshes and {len(document.nodes)} nodes"
         raise InputError(f"its scene shows no triangles ({said}); export it as a surface")
-    return RawMesh(vertices, faces, notes)
+    firsts = np.cumsum([0, *(len(part.vertices) for part in parts[:-1])]).tolist()
+    faces = [part.faces + first for part, first in zip(parts, firsts, strict=True)]
+    return RawMesh(np.concatenate([part.vertices for part in parts]), np.concatenate(faces), notes)
 
 
-def _check_extensions(document: Document) -> tuple[str, ...]:
+def _check_extensions(document: Document, notes: Counter[str]) -> None:
     unknown = [
         name
         for name in dict.fromkeys((*document.extensions_required, *document.extensions_used))
@@ -77,7 +76,7 @@ def _check_extensions(document: Document) -> tuple[str, ...]:
             f"it requires the extension{'s' * (len(required) > 1)} {printable(', '.join(required))}, which is not "
             "read; export it without"
         )
-    return tuple(f"extension {printable(name)}, which is not required, ignored: 1" for name in unknown)
+    notes.update({f"extension {printable(name)}, which is not required, ignored": 1 for name in unknown})
 
 
 class _Part(NamedTuple):
@@ -88,21 +87,12 @@ class _Part(NamedTuple):
 class _Reader:
     """Gathers the triangles of shown nodes."""
 
-    def __init__(self, document: Document, arrays: Arrays, worlds: Float[np.ndarray, "num_nodes 4 4"]) -> None:
-        self._document, self._arrays, self._worlds = document, arrays, worlds
-        self._parts, self._counts = list[_Part](), Counter[str]()
+    def __init__(
+        self, document: Document, arrays: Arrays, worlds: Float[np.ndarray, "num_nodes 4 4"], notes: Counter[str]
+    ) -> None:
+        self._document, self._arrays, self._worlds, self._notes = document, arrays, worlds, notes
         self._triangles = cache(self._triangles_of)  # many nodes may show a mesh
-
-    def notes(self) -> tuple[str, ...]:
-        return tuple(f"{what}: {count}" for what, count in self._counts.items())
-
-    def result(self) -> _Part:
-        """All that was added, as one."""
-        if not self._parts:
-            return _Part(np.zeros((0, 3)), np.zeros((0, 3), np.int64))
-        firsts = np.cumsum([0, *(len(part.vertices) for part in self._parts)])
-        faces = [part.faces + first for part, first in zip(self._parts, firsts.tolist(), strict=False)]
-        return _Part(np.concatenate([part.vertices for part in self._parts]), np.concatenate(faces))
+        self.parts = list[_Part]()
 
     def add(self, shown: Shown) -> None:
         """All primitives of a node's mesh, where the node puts them."""
@@ -112,9 +102,9 @@ class _Reader:
                     f"meshes[{shown.mesh}].primitives[{number}] has the unknown mode {primitive.mode}; export it again"
                 )
             if primitive.mode < TRIANGLES:
-                self._counts[f"primitives of {MODES[primitive.mode]} ignored"] += 1
+                self._notes[f"primitives of {MODES[primitive.mode]} ignored"] += 1
             elif "POSITION" not in primitive.attributes:
-                self._counts["primitives without positions ignored"] += 1
+                self._notes["primitives without positions ignored"] += 1
             else:
                 self._add_triangles(shown, self._triangles(shown.mesh, number))
 
@@ -126,22 +116,21 @@ class _Reader:
         weights = shown.node.weights or self._document.meshes[shown.mesh].weights
         vertices, faces = triangles.morphed(weights), triangles.faces
         if any(weights):
-            self._counts["primitives morphed by their default weights"] += 1
-        if shown.node.skin is not None:
-            if INSTANCING in shown.node.extensions:
-                raise InputError(f"{shown.place} has a skin and instances, which glTF does not have; export it again")
-            joints = self._joints(shown.node.skin)
-            if not triangles.has_joints:  # still, its node's transform does not count
-                self._counts["primitives with a skin but without joints left unposed"] += 1
-                self._parts.append(_Part(vertices, faces))
-                return
-            vertices, mirrored = triangles.posed(vertices, joints)
-            self._counts["primitives posed by their skins"] += 1
-            self._parts.append(_Part(vertices, faces[:, ::-1] if mirrored else faces))
+            self._notes["primitives morphed by their default weights"] += 1
+        if shown.node.skin is None:
+            for matrix in shown.transforms:
+                mirrored = np.linalg.slogdet(matrix[:3, :3]).sign < 0
+                self.parts.append(_Part(_moved(vertices, matrix), faces[:, ::-1] if mirrored else faces))
             return
-        for matrix in shown.transforms:
-            mirrored = np.linalg.slogdet(matrix[:3, :3]).sign < 0
-            self._parts.append(_Part(_moved(vertices, matrix), faces[:, ::-1] if mirrored else faces))
+        if INSTANCING in shown.node.extensions:
+            raise InputError(f"{shown.place} has a skin and instances, which glTF does not have; export it again")
+        joints, mirrored = self._joints(shown.node.skin), False
+        if triangles.has_joints:
+            vertices, mirrored = triangles.posed(vertices, joints)
+            self._notes["primitives posed by their skins"] += 1
+        else:  # still, its node's transform does not count
+            self._notes["primitives with a skin but without joints left unposed"] += 1
+        self.parts.append(_Part(vertices, faces[:, ::-1] if mirrored else faces))
 
     def _joints(self, number: int) -> Float[np.ndarray, "num_joints 4 4"]:
         """What moves vertices with each joint of a skin."""

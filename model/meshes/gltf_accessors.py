@@ -8,6 +8,7 @@ from jaxtyping import Float, Int, Shaped
 from ..errors import InputError
 from .gltf_file import Gltf, ReadFile, read_buffer
 from .gltf_schema import Accessor, BufferView, item
+from .raw import damaged
 
 _DTYPES = {5120: "i1", 5121: "u1", 5122: "i2", 5123: "u2", 5125: "u4", 5126: "f4", 5130: "f8"}
 _INDEX_TYPES = (5121, 5123, 5125)
@@ -25,7 +26,7 @@ class Arrays:
     def has_data(self, number: int) -> bool:
         """Whether an accessor says where its values are; else an extension may."""
         accessor = self._accessor(number)
-        return accessor.view is not None or accessor.sparse is not None
+        return accessor.buffer_view is not None or accessor.sparse is not None
 
     def count(self, number: int) -> int:
         """Of an accessor's elements."""
@@ -62,7 +63,7 @@ class Arrays:
     def bytes_of(self, view_number: int) -> bytes:
         """The bytes of a view."""
         view = self._view(view_number)
-        return self._buffer(view.buffer)[view.offset : view.offset + view.length]
+        return self._buffer(view.buffer)[view.byte_offset : view.byte_offset + view.byte_length]
 
     def _accessor(self, number: int) -> Accessor:
         return item(self.document.accessors, number, "accessors")
@@ -70,11 +71,9 @@ class Arrays:
     def _view(self, number: int) -> BufferView:
         view = item(self.document.buffer_views, number, "bufferViews")
         buffer = item(self.document.buffers, view.buffer, "buffers")
-        if view.offset + view.length > buffer.length:
-            raise InputError(
-                f"bufferViews[{number}] ends at byte {view.offset + view.length} of a buffer of {buffer.length}; it is "
-                "damaged; export it again"
-            )
+        if view.byte_offset + view.byte_length > buffer.byte_length:
+            end = view.byte_offset + view.byte_length
+            raise damaged(f"bufferViews[{number}] ends at byte {end} of a buffer of {buffer.byte_length}")
         return view
 
     def _values(self, accessor: Accessor, kind: str, what: str) -> Shaped[np.ndarray, "count num_components"]:
@@ -83,24 +82,26 @@ class Arrays:
         if accessor.component_type not in _DTYPES:
             raise InputError(f"{what} has the unknown componentType {accessor.component_type}; export it again")
         dtype, width = np.dtype("<" + _DTYPES[accessor.component_type]), _COMPONENTS[kind]
-        if accessor.view is None:
-            num_bytes = sum(buffer.length for buffer in self.document.buffers)
+        if accessor.buffer_view is None:
+            num_bytes = sum(buffer.byte_length for buffer in self.document.buffers)
             if accessor.count > num_bytes:
                 raise InputError(f"{what} has {accessor.count} zeros in a file of {num_bytes} bytes; it is damaged")
             values = np.zeros((accessor.count, width), dtype)
         else:
-            values = self._dense(accessor.view, accessor.offset, accessor.count, dtype, width, what)
-        if accessor.sparse is None:
+            values = self._dense(accessor.buffer_view, accessor.byte_offset, accessor.count, dtype, width, what)
+        if (sparse := accessor.sparse) is None:
             return values
-        sparse = accessor.sparse
         if sparse.indices.component_type not in _INDEX_TYPES:
             raise InputError(f"{what} has sparse indices that are no unsigned integers; export it again")
         index_type = np.dtype("<" + _DTYPES[sparse.indices.component_type])
-        where = self._dense(sparse.indices.view, sparse.indices.offset, sparse.count, index_type, 1, what)[:, 0]
+        where, others = (
+            self._dense(part.buffer_view, part.byte_offset, sparse.count, type_, num, what)
+            for part, type_, num in ((sparse.indices, index_type, 1), (sparse.values, dtype, width))
+        )
         if len(where) and where.max() >= accessor.count:
             raise InputError(f"{what} has {accessor.count} elements but sparse ones up to {where.max()}; it is damaged")
         values = values.copy()
-        values[where] = self._dense(sparse.values.view, sparse.values.offset, sparse.count, dtype, width, what)
+        values[where[:, 0]] = others
         return values
 
     def _dense(
@@ -110,19 +111,15 @@ class Arrays:
         size = width * dtype.itemsize
         if not count:
             return np.zeros((0, width), dtype)
-        stride = view.stride or size
+        stride, place = view.byte_stride or size, f"bufferViews[{view_number}]"
         if stride < size:
             raise InputError(
-                f"{what} has elements of {size} bytes, which bufferViews[{view_number}] puts every {stride} bytes, one "
-                "over the other; export it again"
+                f"{what} has elements of {size} bytes, which {place} puts every {stride} bytes, one over the other; "
+                "export it again"
             )
-        if offset + stride * (count - 1) + size > view.length:
-            raise InputError(
-                f"{what} has {count} elements of {size} bytes, which bufferViews[{view_number}] of {view.length} bytes "
-                "can't hold; it is damaged; export it again"
+        if offset + stride * (count - 1) + size > view.byte_length:
+            raise damaged(
+                f"{what} has {count} elements of {size} bytes, which {place} of {view.byte_length} bytes can't hold"
             )
-        if view.offset + offset + stride * (count - 1) + size > len(self._buffer(view.buffer)):
-            raise InputError(f"{what} ends after its buffer; it is damaged; export it again")
-        return np.ndarray(
-            (count, width), dtype, self._buffer(view.buffer), view.offset + offset, (stride, dtype.itemsize)
-        )
+        buffer = self._buffer(view.buffer)
+        return np.ndarray((count, width), dtype, buffer, view.byte_offset + offset, (stride, dtype.itemsize))

@@ -8,6 +8,7 @@ from urllib.parse import unquote, unquote_to_bytes, urlsplit
 
 from ..errors import InputError
 from .gltf_schema import Buffer, Document, parse_document
+from .raw import cut, damaged
 
 MAGIC = b"glTF"
 _HEADER = 12
@@ -17,26 +18,24 @@ ReadFile = Callable[[str], bytes]  # the content of a file beside this one; its 
 
 class Gltf(NamedTuple):
     document: Document
-    chunk: bytes | None  # the binary one of a GLB
-    notes: tuple[str, ...]
+    chunk: bytes | None = None  # the binary one of a GLB
+    num_after: int = 0  # bytes after the end of a GLB
 
 
 def open_gltf(content: bytes) -> Gltf:
     """Of a .glb or a .gltf. Raises InputError where it is cut or its document is not as the standard says."""
     if not content.startswith(MAGIC):
-        return Gltf(parse_document(content), None, ())
+        return Gltf(parse_document(content))
     version, length = (int.from_bytes(content[at : at + 4], "little") for at in (4, 8))
     if version != 2:
         raise InputError(f"it is GLB of version {version}; only version 2 (glTF 2.0) is read; convert it to 2.0")
     if length > len(content):
-        raise InputError(f"it says that it has {length} bytes but has {len(content)}; it is cut; export it again")
-    rest = len(content) - length
-    notes = (f"bytes after the end of the GLB ignored: {rest}",) if rest else ()
+        raise cut(f"it says that it has {length} bytes but has {len(content)}")
     chunks = _chunks(content[:length])
     if not chunks or chunks[0][0] != _JSON:
-        raise InputError("its first chunk is not the JSON document; it is damaged; export it again")
+        raise damaged("its first chunk is not the JSON document")
     binary = next((data for kind, data in chunks[1:] if kind == _BIN), None)
-    return Gltf(parse_document(chunks[0][1].rstrip(b" \0")), binary, notes)
+    return Gltf(parse_document(chunks[0][1].rstrip(b" \0")), binary, len(content) - length)
 
 
 def _chunks(content: bytes) -> list[tuple[bytes, bytes]]:
@@ -45,10 +44,7 @@ def _chunks(content: bytes) -> list[tuple[bytes, bytes]]:
         length = int.from_bytes(content[place : place + 4], "little")
         begin, end = place + 8, place + 8 + length
         if end > len(content):
-            raise InputError(
-                f"a chunk of it says that it has {length} bytes but {len(content) - begin} are left; it is cut; "
-                "export it again"
-            )
+            raise cut(f"a chunk of it says that it has {length} bytes but {len(content) - begin} are left")
         found.append((content[place + 4 : begin], content[begin:end]))
         place = end
     return found
@@ -67,10 +63,8 @@ def read_buffer(gltf: Gltf, number: int, read_file: ReadFile) -> bytes:
         raise InputError(
             f"buffers[{number}] has no data in the file{_compressed(buffer)}; export it with all its data in it"
         )
-    if len(data) < buffer.length:
-        raise InputError(
-            f"buffers[{number}] has {buffer.length} bytes but {place} has {len(data)}; it is cut; export it again"
-        )
+    if len(data) < buffer.byte_length:
+        raise cut(f"buffers[{number}] has {buffer.byte_length} bytes but {place} has {len(data)}")
     return data
 
 
@@ -106,7 +100,7 @@ def _inline(uri: str, number: int) -> bytes:
         data = "".join(unquote(data).split()).rstrip("=")
         return base64.b64decode(data + "=" * (-len(data) % 4), validate=True)
     except ValueError as error:  # binascii.Error is one
-        raise InputError(f"the data of buffers[{number}] is no base64 ({error}); it is cut; export it again") from error
+        raise cut(f"the data of buffers[{number}] is no base64 ({error})") from error
 
 
 def _compressed(buffer: Buffer) -> str:

@@ -2,18 +2,54 @@
 
 from functools import cached_property
 
+import DracoPy
 import numpy as np
 from jaxtyping import Float, Int, Shaped
+from pydantic import ValidationError
 
 from ..errors import InputError
 from .gltf_accessors import Arrays
-from .gltf_draco import DRACO, Draco
-from .gltf_schema import Primitive
+from .gltf_schema import Draco, Primitive
 from .mesh import Faces, Vertices
-from .raw import check_indices
+from .raw import check_indices, damaged
 
 MODES = ("points", "lines", "lines", "lines", "triangles", "triangle strips", "triangle fans")
 TRIANGLES, _STRIP, _FAN = 4, 5, 6
+DRACO = "KHR_draco_mesh_compression"
+
+
+class _Draco:
+    """The decoded piece that holds a primitive's triangles and attributes.
+
+    Raises InputError where it is damaged or not what the accessors declare.
+    """
+
+    def __init__(self, primitive: Primitive, arrays: Arrays, place: str) -> None:
+        self._place = place
+        try:
+            self._extension = Draco.model_validate(primitive.extensions[DRACO])
+        except ValidationError as error:
+            raise InputError(f"{DRACO} of {place} has no bufferView or no attributes; export it again") from error
+        data = arrays.bytes_of(self._extension.buffer_view)
+        try:
+            self._mesh = DracoPy.decode(data)
+            self.faces: Faces = np.asarray(self._mesh.faces, np.int64).reshape(-1, 3)
+        except (DracoPy.FileTypeException, AttributeError, RuntimeError, TypeError, ValueError) as error:
+            raise InputError(f"{place} can't be decoded ({DRACO}: {error}); export it again, or without it") from error
+        if primitive.indices is not None and arrays.count(primitive.indices) != self.faces.size and primitive.mode == 4:
+            raise damaged(
+                f"{place} declares {arrays.count(primitive.indices)} indices but {self.faces.size} are compressed in it"
+            )
+
+    def attribute(self, name: str, count: int) -> Shaped[np.ndarray, "count num_components"] | None:
+        """An attribute's values; None if it is not compressed."""
+        if name not in self._extension.attributes:
+            return None
+        found = self._mesh.get_attribute_by_unique_id(self._extension.attributes[name])
+        num_found = 0 if found is None else len(found["data"])
+        if found is None or num_found != count:
+            raise damaged(f"{self._place} declares {count} values of {name} but {num_found} are compressed in it")
+        return np.asarray(found["data"]).reshape(count, -1)
 
 
 class Triangles:
@@ -23,7 +59,7 @@ class Triangles:
         self._primitive, self._arrays, self._place = primitive, arrays, place
 
     @cached_property
-    def _draco(self) -> Draco | None:
+    def _draco(self) -> _Draco | None:
         """What is compressed, unless the same is there uncompressed and the document says that this may be read."""
         if DRACO not in self._primitive.extensions:
             return None
@@ -32,7 +68,7 @@ class Triangles:
         required = DRACO in self._arrays.document.extensions_required
         if not required and all(self._arrays.has_data(number) for number in needed):
             return None
-        return Draco(self._primitive, self._arrays, self._place)
+        return _Draco(self._primitive, self._arrays, self._place)
 
     def _values(self, name: str, kind: str) -> Shaped[np.ndarray, "num_vertices num_components"]:
         """An attribute's values, of its component type."""
@@ -62,10 +98,7 @@ class Triangles:
         check_indices(corners, len(self.vertices), f"{self._place} names")
         if mode == TRIANGLES:
             if len(corners) % 3:
-                raise InputError(
-                    f"{self._place} has {len(corners)} corners of triangles, no multiple of 3; it is damaged; "
-                    "export it again"
-                )
+                raise damaged(f"{self._place} has {len(corners)} corners of triangles, no multiple of 3")
             return corners.reshape(-1, 3)
         if mode == _FAN:
             return np.stack([corners[1:-1], corners[2:], np.broadcast_to(corners[:1], len(corners[2:]))], 1)

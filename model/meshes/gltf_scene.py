@@ -25,18 +25,17 @@ class Shown(NamedTuple):
 class Shows(NamedTuple):
     nodes: list[Shown]
     worlds: Float[np.ndarray, "num_nodes 4 4"]  # of all nodes of the document, float64
-    notes: tuple[str, ...]
 
 
-def shown_nodes(document: Document, arrays: Arrays) -> Shows:
+def shown_nodes(document: Document, arrays: Arrays, notes: Counter[str]) -> Shows:
     """The nodes of the default scene (or the first, or all where there is none) that have a mesh and are visible.
 
-    Raises InputError where nodes are no trees, or a transform is none.
+    Notes what it leaves out. Raises InputError where nodes are no trees, or a transform is none.
     """
     order, parents = _from_roots(document)
     worlds = np.tile(np.eye(4), (len(document.nodes), 1, 1))
     shown, hidden = _roots_of_scene(document), set[int]()
-    found, notes = list[Shown](), Counter[str]()
+    found = list[Shown]()
     for number in order:
         node, parent = document.nodes[number], parents[number]
         worlds[number] = _local(node, number) if parent is None else worlds[parent] @ _local(node, number)
@@ -57,7 +56,7 @@ def shown_nodes(document: Document, arrays: Arrays) -> Shows:
         else:
             transforms = worlds[number] @ _instances(node, arrays, place)
             found.append(Shown(node, node.mesh, transforms, place))
-    return Shows(found, worlds, tuple(f"{what}: {number}" for what, number in notes.items()))
+    return Shows(found, worlds)
 
 
 def _from_roots(document: Document) -> tuple[list[int], list[int | None]]:

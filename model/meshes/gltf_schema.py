@@ -4,9 +4,11 @@ import json
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.alias_generators import to_camel
 from pydantic_core import ErrorDetails
 
 from ..errors import InputError
+from .raw import damaged
 
 T = TypeVar("T")
 Count = Annotated[int, Field(ge=0)]
@@ -16,36 +18,36 @@ Extensions = Annotated[dict[str, Any], Field(default_factory=dict)]
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
+    """Its fields are the standard's keys, in snake_case."""
+
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False, alias_generator=to_camel)
     extensions: Extensions
 
 
 class Asset(_Part):
     version: str
-    min_version: str | None = Field(None, alias="minVersion")
+    min_version: str | None = None
 
 
 class Buffer(_Part):
-    length: Count = Field(alias="byteLength")
+    byte_length: Count
     uri: str | None = None
 
 
 class BufferView(_Part):
     buffer: Index
-    offset: Count = Field(0, alias="byteOffset")
-    length: Count = Field(alias="byteLength")
-    stride: Count = Field(0, alias="byteStride")  # 0 of what lies without gaps
-
-
-class SparseIndices(_Part):
-    view: Index = Field(alias="bufferView")
-    offset: Count = Field(0, alias="byteOffset")
-    component_type: int = Field(alias="componentType")
+    byte_offset: Count = 0
+    byte_length: Count
+    byte_stride: Count = 0  # 0 of what lies without gaps
 
 
 class SparseValues(_Part):
-    view: Index = Field(alias="bufferView")
-    offset: Count = Field(0, alias="byteOffset")
+    buffer_view: Index
+    byte_offset: Count = 0
+
+
+class SparseIndices(SparseValues):
+    component_type: int
 
 
 class Sparse(_Part):
@@ -55,13 +57,20 @@ class Sparse(_Part):
 
 
 class Accessor(_Part):
-    view: Index | None = Field(None, alias="bufferView")
-    offset: Count = Field(0, alias="byteOffset")
-    component_type: int = Field(alias="componentType")
+    buffer_view: Index | None = None
+    byte_offset: Count = 0
+    component_type: int
     normalized: bool = False
     count: Count
     type: str
     sparse: Sparse | None = None
+
+
+class Draco(_Part):
+    """The extension KHR_draco_mesh_compression of a primitive."""
+
+    buffer_view: Index
+    attributes: dict[str, int]  # unique numbers of attributes in the compressed piece
 
 
 class Primitive(_Part):
@@ -89,7 +98,7 @@ class Node(_Part):
 
 
 class Skin(_Part):
-    inverse_bind_matrices: Index | None = Field(None, alias="inverseBindMatrices")
+    inverse_bind_matrices: Index | None = None
     joints: tuple[Index, ...]
 
 
@@ -99,10 +108,10 @@ class Scene(_Part):
 
 class Document(_Part):
     asset: Asset
-    extensions_used: tuple[str, ...] = Field((), alias="extensionsUsed")
-    extensions_required: tuple[str, ...] = Field((), alias="extensionsRequired")
+    extensions_used: tuple[str, ...] = ()
+    extensions_required: tuple[str, ...] = ()
     buffers: tuple[Buffer, ...] = ()
-    buffer_views: tuple[BufferView, ...] = Field((), alias="bufferViews")
+    buffer_views: tuple[BufferView, ...] = ()
     accessors: tuple[Accessor, ...] = ()
     meshes: tuple[MeshPart, ...] = ()
     nodes: tuple[Node, ...] = ()
@@ -115,7 +124,7 @@ class Document(_Part):
 def item(items: tuple[T, ...], number: int, name: str) -> T:
     """One of the document's list of that name. Raises InputError if there is no such number."""
     if number >= len(items):
-        raise InputError(f"it names {name}[{number}] but has {len(items)} of them; it is damaged; export it again")
+        raise damaged(f"it names {name}[{number}] but has {len(items)} of them")
     return items[number]
 
 

@@ -21,8 +21,8 @@ def load_mesh(path: str | Path) -> Mesh:
     suffix = path.suffix.lower()
     found = format_of(content, suffix)
     raw = _read(content, found, path.parent)
-    notes = () if found == suffix else (f"named {suffix or 'without a suffix'} but holds {found[1:].upper()}: 1",)
-    return clean(raw.vertices, raw.faces, notes + raw.notes)
+    named = {f"named {suffix or 'without a suffix'} but holds {found[1:].upper()}": int(found != suffix)}
+    return clean(raw.vertices, raw.faces, {**named, **raw.notes})
 
 
 def _read(content: bytes, found: str, folder: Path) -> RawMesh:

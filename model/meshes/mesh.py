@@ -4,9 +4,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+import pyarrow as pa
 from jaxtyping import Float, Int
-
-from .numbering import number_rows
 
 Vertices = Float[np.ndarray, "num_vertices 3"]
 Faces = Int[np.ndarray, "num_faces 3"]  # indices of vertices, counterclockwise from outside
@@ -46,3 +45,19 @@ def is_closed(vertices: Vertices, faces: Faces) -> bool:
     edge = np.minimum(starts, ends) * len(vertices) + np.maximum(starts, ends)
     upward, downward = np.sort(edge[starts < ends]), np.sort(edge[starts > ends])
     return np.array_equal(upward, downward)
+
+
+def number_rows(
+    rows: Float[np.ndarray, "num_rows 3"],
+) -> tuple[Int[np.ndarray, " num_rows"], Int[np.ndarray, " num_distinct"]]:
+    """For each row its number, where equal rows have one, and for each number its first row.
+
+    Numbers are in the order in which rows first appear. A table of hashes of the rows' bytes is several times faster
+    than sorting them.
+    """
+    rows = np.ascontiguousarray(rows) + rows.dtype.type(0)  # -0 becomes 0
+    words = pa.FixedSizeBinaryArray.from_buffers(pa.binary(3 * rows.itemsize), len(rows), [None, pa.py_buffer(rows)])
+    number = words.dictionary_encode().indices.to_numpy()
+    highest = np.maximum.accumulate(number)
+    first = np.flatnonzero(np.append(highest[:1] == 0, highest[1:] != highest[:-1]))
+    return number.astype(np.int64), first

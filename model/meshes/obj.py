@@ -9,7 +9,7 @@ from jaxtyping import Int
 from ..errors import InputError
 from .mesh import Vertices
 from .polygons import Polygons, triangulate
-from .raw import RawMesh
+from .raw import Notes, RawMesh, cut
 from .text import Lines, Rows, whole_text, without_comments
 
 _LONGEST = 16  # bytes of a statement's name that are looked at
@@ -55,7 +55,7 @@ def read(content: bytes) -> RawMesh:
     _check_end(content, comments, len(vertices), counts)
     corners = _resolved(rows, corners, counts, np.cumsum(is_vertex)[is_face], len(vertices))
     faces, polygon_notes = triangulate(vertices, Polygons(corners, counts))
-    return RawMesh(vertices, faces, notes + vertex_notes + polygon_notes)
+    return RawMesh(vertices, faces, {**notes, **vertex_notes, **polygon_notes})
 
 
 def _joined(text: bytes) -> bytes:
@@ -73,10 +73,10 @@ def _joined(text: bytes) -> bytes:
     return bytes(joined[:-1] + b"\n")  # where the last line is continued, by nothing
 
 
-def _check_others(lines: Lines, rows: Int[np.ndarray, " num_others"]) -> tuple[str, ...]:
+def _check_others(lines: Lines, rows: Int[np.ndarray, " num_others"]) -> Notes:
     """Notes of the statements that are neither vertices nor faces. Raises InputError where they are surfaces too."""
     if len(rows) == 0:
-        return ()
+        return {}
     heads = np.stack([lines.bytes_at(i, rows) for i in range(_LONGEST)], 1)
     heads[np.logical_or.accumulate(heads <= ord(" "), axis=1)] = 0
     words, first, counts = np.unique(heads.view(f"S{_LONGEST}").reshape(-1), return_index=True, return_counts=True)
@@ -91,11 +91,11 @@ def _check_others(lines: Lines, rows: Int[np.ndarray, " num_others"]) -> tuple[s
         if not re.match(r"[a-z]\w*$", name):
             raise InputError(f"line {lines.number(row)}: {lines.line(row)} is no statement of an OBJ; export it again")
         if name not in _NAMES | _LOOKS:
-            ignored[_LINES_AND_POINTS.get(name, f"unknown statements {name}")] += count
-    return tuple(f"{what} ignored: {count}" for what, count in sorted(ignored.items()))
+            ignored[f"{_LINES_AND_POINTS.get(name, f'unknown statements {name}')} ignored"] += count
+    return dict(sorted(ignored.items()))
 
 
-def _vertices(rows: Rows) -> tuple[Vertices, tuple[str, ...]]:
+def _vertices(rows: Rows) -> tuple[Vertices, Notes]:
     counts = rows.counts
     wrong = (counts < 3) | (counts > _MAX_NUMBERS)
     if wrong.any():
@@ -105,10 +105,8 @@ def _vertices(rows: Rows) -> tuple[Vertices, tuple[str, ...]]:
         )
     if len(rows) and (counts == 4).all():
         numbers = rows.floats(4)
-        num_weighted = int((numbers[:, 3] != 1).sum())
-        notes = (f"weights of vertices ignored: {num_weighted}",) if num_weighted else ()
-        return np.ascontiguousarray(numbers[:, :3]), notes
-    return rows.floats(3), ()
+        return np.ascontiguousarray(numbers[:, :3]), {"weights of vertices ignored": int((numbers[:, 3] != 1).sum())}
+    return rows.floats(3), {}
 
 
 def _check_end(content: bytes, comments: list[bytes], num_vertices: int, counts: Int[np.ndarray, " num_faces"]) -> None:
@@ -118,7 +116,7 @@ def _check_end(content: bytes, comments: list[bytes], num_vertices: int, counts:
     without newline that names one or two vertices of a face is not whole.
     """
     if counts[-1] < 3 and re.search(rb"[\r\n][ \t]*f[ \t][^\r\n]*\Z", content[-200:]):
-        raise InputError(f"the file ends within a face, after {counts[-1]} corners; it is cut; export it again")
+        raise cut(f"the file ends within a face, after {counts[-1]} corners")
     num_triangles = int(np.maximum(counts - 2, 0).sum())
     found = {"vertices": num_vertices, "faces": max(len(counts), num_triangles), "triangles": num_triangles}
     for style in (rb"#\s*(\d+) (%s)\s*$", rb"#\s*(?:number of )?(%s)\s*:\s*(\d+)\s*$"):

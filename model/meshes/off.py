@@ -11,9 +11,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from ..errors import InputError
-from .numbering import runs
 from .polygons import Polygons, triangulate
-from .raw import RawMesh, check_indices, whole_numbers
+from .raw import RawMesh, check_indices, cut, damaged, runs, whole_numbers
 from .text import Lines, whole_text, without_comments
 
 HEADER = re.compile(rb"\s*((?:ST)?C?N?4?N?)OFF(?=[\s\d]|$)(?:\s+(BINARY)\b)?", re.IGNORECASE)
@@ -55,7 +54,7 @@ def read(content: bytes) -> RawMesh:
     faces, notes = triangulate(vertices, Polygons(corners, sizes))
     if not len(faces):
         raise InputError("the file holds no faces; expected polygons; export it as a surface")
-    return RawMesh(vertices, faces, (*notes, f"lines after the last face ignored: {num_after}") if num_after else notes)
+    return RawMesh(vertices, faces, {**notes, "lines after the last face ignored": num_after})
 
 
 def _starts(
@@ -101,9 +100,8 @@ def _starts_by_line(
     """The first word of each vertex and of each face, one on a line; or why they are not so."""
     num_lines = sum(counts)
     if len(lines) - 1 < num_lines:
-        return InputError(
-            f"it declares {counts.vertices} vertices and {counts.faces} faces but has {len(lines) - 1} lines of "
-            "them; it is cut; export it again"
+        return cut(
+            f"it declares {counts.vertices} vertices and {counts.faces} faces but has {len(lines) - 1} lines of them"
         )
     starts, lengths = first[1 : num_lines + 1], np.diff(first[1 : num_lines + 2])
     needed = np.full(num_lines, float(size))
@@ -112,9 +110,8 @@ def _starts_by_line(
     if (wrong := lengths < needed).any():
         row = int(np.argmax(wrong))
         what = f"vertex {row}" if row < counts.vertices else f"face {row - counts.vertices}"
-        return InputError(
-            f"line {lines.number(1 + row)}: {what} is {lines.line(1 + row)}; expected {needed[row]:g} numbers or more; "
-            "the file is damaged; export it again"
+        return damaged(
+            f"line {lines.number(1 + row)}: {what} is {lines.line(1 + row)}; expected {needed[row]:g} numbers or more"
         )
     return starts
 

@@ -4,6 +4,7 @@ Vertices and faces are what a mesh has; triangle strips are read too. Every row 
 and nothing else.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -24,8 +25,7 @@ def read(content: bytes) -> RawMesh:
     content = content.removeprefix(b"\xef\xbb\xbf")
     header = read_header(content)
     rows = TextRows(content, header) if header.is_text else BinaryRows(content, header)
-    vertices: list[Vertices] = []
-    polygons, strips, notes = list[Polygons](), list[Polygons](), list[str]()
+    vertices, polygons, strips, notes = list[Vertices](), list[Polygons](), list[Polygons](), Counter[str]()
     for element in header.elements:
         if element.name == "vertex":
             vertices.append(_positions(rows.read(element, ("x", "y", "z"))))
@@ -40,19 +40,22 @@ def read(content: bytes) -> RawMesh:
             (polygons if element.name == "face" else strips).append(found)
         else:
             rows.read(element, ())
-            if element.num_rows:
-                notes.append(f"rows of element {element.name} ignored: {element.num_rows}")
-    notes += rows.finish()
+            notes[f"rows of element {element.name} ignored"] += element.num_rows
+    notes["bytes after the last row ignored"] = rows.finish()
     if len(vertices) != 1:
         raise InputError(f"it has {len(vertices)} elements called vertex; expected one; export it again")
     for found in polygons:
         check_indices(found.corners, len(vertices[0]), "a face names")
-    faces = [triangulate(vertices[0], found) for found in polygons]
-    triangles = [part.faces for part in faces] + [_of_strips(strip, len(vertices[0])) for strip in strips]
+    triangles = []
+    for found in polygons:
+        faces, more_notes = triangulate(vertices[0], found)
+        triangles.append(faces)
+        notes.update(more_notes)
+    triangles += [_of_strips(strip, len(vertices[0])) for strip in strips]
     if not sum(map(len, triangles)):
         names = ", ".join(f"{element.name} ({element.num_rows})" for element in header.elements)
         raise InputError(f"the file holds no faces, only {names}; expected triangles; export it as a surface")
-    return RawMesh(vertices[0], np.concatenate(triangles), (*notes, *(note for part in faces for note in part.notes)))
+    return RawMesh(vertices[0], np.concatenate(triangles), notes)
 
 
 def _positions(columns: Sequence[Column]) -> Vertices:

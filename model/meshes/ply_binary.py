@@ -6,9 +6,8 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Int, Shaped
 
-from ..errors import InputError
-from .numbering import runs
 from .ply_header import Column, Element, Header, Property, refuse_cut
+from .raw import damaged, runs
 
 _FEW = 8  # bytes after the last row that may be anything
 
@@ -26,15 +25,14 @@ class BinaryRows:
         columns = self._uniform(element, names)
         return self._ragged(element, names) if columns is None else columns
 
-    def finish(self) -> list[str]:
-        """Notes of what follows the last row. Raises InputError if that may be rows."""
+    def finish(self) -> int:
+        """How many bytes follow the last row. Raises InputError if they may be rows."""
         rest = self._content[self._place :].strip(b"\0\t\n\r ")
         if len(rest) >= _FEW:
-            raise InputError(
-                f"the file has {len(self._content) - self._place} bytes more than its header declares rows for; it is "
-                "damaged; export it again"
+            raise damaged(
+                f"the file has {len(self._content) - self._place} bytes more than its header declares rows for"
             )
-        return [f"bytes after the last row ignored: {len(rest)}"] if rest else []
+        return len(rest)
 
     def _uniform(self, element: Element, names: Sequence[str]) -> list[Column] | None:
         """The columns if every list is as long as the first row's; else None, and the element is still the next."""
@@ -42,8 +40,12 @@ class BinaryRows:
         for number, one in enumerate(element.properties):
             size = 1
             if one.count_type:
-                size, place = self._length_of_list(element, one, place)
-                fields.append((f"count {number}", one.count_type))
+                count = np.dtype(one.count_type)
+                if place + count.itemsize > len(self._content):
+                    refuse_cut(element)
+                size = max(0, int(np.frombuffer(self._content, count, 1, place)[0]))
+                place += count.itemsize
+                fields.append((f"count {number}", count))
             sizes.append(size)
             fields.append((f"value {number}", one.type, (size,)))
             place += size * one.num_bytes
@@ -56,13 +58,6 @@ class BinaryRows:
         self._place += rows.nbytes
         numbers = [element.number_of(name) for name in names]
         return [Column(rows[f"value {i}"].reshape(-1), np.full(element.num_rows, sizes[i])) for i in numbers]
-
-    def _length_of_list(self, element: Element, one: Property, place: int) -> tuple[int, int]:
-        """The length at a place, and where the values after it begin."""
-        unpacker = struct.Struct(_code(one.count_type))
-        if place + unpacker.size > len(self._content):
-            refuse_cut(element)
-        return max(0, unpacker.unpack_from(self._content, place)[0]), place + unpacker.size
 
     def _ragged(self, element: Element, names: Sequence[str]) -> list[Column]:
         """The columns of rows with lists of many lengths: where each row begins, only the one before says."""
@@ -87,14 +82,13 @@ class BinaryRows:
         runs_of, _ = element.runs(np.array(starts), self._counts)
         least = min(int(counts.min()) for _, counts in runs_of)
         if least < 0:
-            raise InputError(
-                f"element {element.name} has a list of {least} values; the file is damaged; export it again"
-            )
-        found = [(element.properties[number], *runs_of[number]) for number in map(element.number_of, names)]
-        return [
-            Column(self._values(_stepped(begins, counts, one.num_bytes), one.type), counts)
-            for one, begins, counts in found
-        ]
+            raise damaged(f"element {element.name} has a list of {least} values")
+        columns = []
+        for number in map(element.number_of, names):
+            one, (begins, counts) = element.properties[number], runs_of[number]
+            places = np.repeat(begins, counts) + runs(np.zeros_like(counts), counts) * one.num_bytes
+            columns.append(Column(self._values(places, one.type), counts))
+        return columns
 
     def _counts(self, at: Int[np.ndarray, " num_rows"], one: Property) -> Int[np.ndarray, " num_rows"]:
         return self._values(at, one.count_type).astype(np.int64)
@@ -103,14 +97,6 @@ class BinaryRows:
         """The values of a type that begin at these bytes."""
         content = np.frombuffer(self._content, np.uint8)
         return content[at[:, None] + np.arange(np.dtype(type_).itemsize)].reshape(-1).view(type_)
-
-
-def _stepped(
-    begins: Int[np.ndarray, " num_runs"], lengths: Int[np.ndarray, " num_runs"], step: int
-) -> Int[np.ndarray, " num_all"]:
-    """As runs, in steps of so many."""
-    number = runs(np.zeros_like(lengths), lengths)
-    return np.repeat(begins, lengths) + number * step
 
 
 def _gaps(element: Element) -> list[int]:

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Int
 
 from ..errors import InputError, printable
+from .raw import cut
 
 # What types are called, and what numpy calls them.
 _TYPES = {"char": "i1", "uchar": "u1", "short": "i2", "ushort": "u2", "int": "i4", "uint": "u4"}
@@ -126,7 +127,4 @@ def read_header(content: bytes) -> Header:
 def refuse_cut(element: Element, num_found: int | None = None) -> NoReturn:
     """Raise InputError: the file ends before the rows that an element declares."""
     found = "before its rows are complete" if num_found is None else f"after {num_found}"
-    raise InputError(
-        f"the header declares {element.num_rows} rows of element {element.name} but the file ends {found}; it is cut; "
-        "export it again"
-    )
+    raise cut(f"the header declares {element.num_rows} rows of element {element.name} but the file ends {found}")

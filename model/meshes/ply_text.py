@@ -6,8 +6,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from ..errors import InputError
-from .numbering import runs
 from .ply_header import Column, Element, Header, Property, refuse_cut
+from .raw import damaged, runs
 from .text import Lines, whole_text
 
 
@@ -50,13 +50,11 @@ class TextRows:
         with np.errstate(over="ignore"):
             return Column(values.astype(np.float32) if one.type == "f4" else values, counts)
 
-    def finish(self) -> list[str]:
-        """Raise InputError if words follow the last row."""
+    def finish(self) -> int:
+        """Of bytes after the last row, which are none. Raises InputError if words follow it."""
         if self._word != len(self._values) and not self._by_line:
-            raise InputError(
-                f"more words follow the {self._num_rows} rows that the header declares; it is damaged; export it again"
-            )
-        return []
+            raise damaged(f"more words follow the {self._num_rows} rows that the header declares")
+        return 0
 
     def _starts_by_line(self, element: Element) -> Int[np.ndarray, " num_rows"]:
         self._line += element.num_rows
@@ -88,8 +86,7 @@ class TextRows:
         counts = self._values[np.minimum(at, len(self._values) - 1)]
         wrong = ~((counts >= 0) & (counts == np.floor(counts)) & (counts <= len(self._values)))
         if wrong.any():
-            raise InputError(
-                f"element {element.name} has a list of {counts[wrong][0]:g} values; expected a whole number of them; "
-                "the file is damaged; export it again"
+            raise damaged(
+                f"element {element.name} has a list of {counts[wrong][0]:g} values; expected a whole number of them"
             )
         return counts.astype(np.int64)

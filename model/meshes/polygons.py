@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from .mesh import Faces, Vertices
+from .raw import Notes
 
 _Vectors = list[np.ndarray]  # x, y and z of a vector for each polygon
 
@@ -22,13 +23,10 @@ class Polygons(NamedTuple):
     sizes: Int[np.ndarray, " num_polygons"]  # int64, corners of each
 
 
-class Triangulation(NamedTuple):
-    faces: Faces  # int64, in the order of the polygons, wound as they are
-    notes: tuple[str, ...]
-
-
-def triangulate(vertices: Vertices, polygons: Polygons) -> Triangulation:
+def triangulate(vertices: Vertices, polygons: Polygons) -> tuple[Faces, Notes]:
     """Triangles that cover each polygon: n - 2 of one with n corners, whose border is the polygon's own.
+
+    They are int64, in the order of the polygons and wound as these are.
 
     A polygon that is star-shaped about its first corner (or, with four corners, its second), as all convex ones are, is
     cut from there; others by ear clipping in the plane of their mean normal. One that crosses itself in that plane has
@@ -37,7 +35,7 @@ def triangulate(vertices: Vertices, polygons: Polygons) -> Triangulation:
     """
     corners, sizes = polygons
     if len(sizes) and (sizes == 3).all():
-        return Triangulation(corners.reshape(-1, 3), ())
+        return corners.reshape(-1, 3), {}
     first = np.cumsum(sizes) - sizes
     pieces, owners, notes = [], [], Counter[str]()
     for size in np.unique(sizes).tolist():
@@ -47,15 +45,13 @@ def triangulate(vertices: Vertices, polygons: Polygons) -> Triangulation:
             continue
         group = corners[first[rows, None] + np.arange(size)]
         triangles, num_crossed = _of_one_size(vertices, group)
-        if num_crossed:
-            notes["polygons that cross themselves, cut from their first corner"] += num_crossed
+        notes["polygons that cross themselves, cut from their first corner"] += num_crossed
         pieces.append(triangles.reshape(-1, 3))
         owners.append(np.repeat(rows, size - 2))
-    counted = tuple(f"{what}: {number}" for what, number in notes.items())
     if not pieces:
-        return Triangulation(np.zeros((0, 3), np.int64), counted)
+        return np.zeros((0, 3), np.int64), notes
     faces, owner = np.concatenate(pieces), np.concatenate(owners)
-    return Triangulation(faces[np.argsort(owner, kind="stable")] if len(pieces) > 1 else faces, counted)
+    return (faces[np.argsort(owner, kind="stable")] if len(pieces) > 1 else faces), notes
 
 
 def _of_one_size(

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from model.errors import InputError
 from model.meshes import is_closed
 from model.meshes.cleaning import clean
-from model.meshes.numbering import number_rows, runs
+from model.meshes.mesh import number_rows
+from model.meshes.raw import runs
 from tests.model.meshes.truths import BOX, TRIANGLES
 
 FACES = np.array(TRIANGLES)
@@ -48,7 +49,7 @@ def test_vertices_are_merged_as_by_sorting_their_places(seed: int, num: int, num
 def test_what_is_dropped_is_noted() -> None:
     vertices = np.vstack([BOX, [[np.nan, 0, 0], [0, np.inf, 0], [7, 7, 7]]])
     faces = np.vstack([FACES, [[0, 1, 8], [2, 3, 9]], FACES[:1, [0, 0, 1]], FACES[3:5, [1, 2, 0]]])
-    mesh = clean(vertices, faces, ("said before: 1",))
+    mesh = clean(vertices, faces, {"said before": 1})
     assert mesh.notes == (
         "said before: 1",
         "faces with NaN or infinite vertices dropped: 2",

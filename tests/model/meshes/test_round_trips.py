@@ -35,7 +35,7 @@ def meshes(draw: st.DrawFn, *, max_size: int = 6) -> tuple[np.ndarray, list[Face
 def expected(vertices: np.ndarray, faces: list[Face]) -> Mesh:
     """What the polygons are as a clean mesh."""
     corners = np.array([corner for face in faces for corner in face])
-    return clean(vertices, triangulate(vertices, Polygons(corners, np.array(list(map(len, faces))))).faces)
+    return clean(vertices, triangulate(vertices, Polygons(corners, np.array(list(map(len, faces)))))[0])
 
 
 def corners_of(mesh: Mesh) -> list[tuple]:

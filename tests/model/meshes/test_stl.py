@@ -121,9 +121,7 @@ def test_what_is_not_whole_is_refused(load: Load, reason: str) -> None:
         load(REFUSED[reason], "box.stl")
 
 
-def test_a_long_text_is_read_in_pieces(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("model.meshes.stl._CHUNK", 100)  # bytes, less than a facet's
-    assert_truth(load(PLAIN, "box.stl"), BOX_TRUTH)
+def test_a_wrong_line_is_named_by_its_number(load: Load) -> None:
     broken = PLAIN.replace("endloop\n endfacet\nendsolid", "endfacet\nendsolid")
     with pytest.raises(InputError, match="line 84: got 'endfacet', expected a line that begins with 'endloop'"):
         load(broken, "broken.stl")
