@@ -177,7 +177,7 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
 
 def check(mesh: "Mesh", *, resolution: int, num_samples: int) -> dict[str, Any]:
     from model.sdf import voxelize
-    from model.sdf.sign import orient_consistently
+    from model.sdf.edges import orient_consistently
     from tests.model.sdf import brute_force_sdf as brute_force
 
     shape = voxelize(mesh.vertices, mesh.faces, resolution=resolution, truncation_voxels=BAND)
@@ -264,7 +264,7 @@ def torus(major: int, minor: int) -> tuple[np.ndarray, np.ndarray]:
 PARTS = (
     "check_mesh",
     "normalisation",
-    "find_edges",
+    "wind_consistently",
     "short_triangles",
     "band_bricks",
     "cap_holes",

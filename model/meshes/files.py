@@ -7,10 +7,9 @@ from os import walk
 from pathlib import Path
 
 from ..errors import InputError, printable
-from .content import state_of
-from .gltf_file import MAGIC, outside_files
+from .gltf_file import MAGIC, outside_files, parse_document
 from .gltf_primitive import DRACO
-from .gltf_schema import parse_document
+from .load import state_of
 
 SUFFIXES = (".obj", ".stl", ".ply", ".glb", ".gltf", ".off")
 

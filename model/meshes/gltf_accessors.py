@@ -6,8 +6,7 @@ import numpy as np
 from jaxtyping import Float, Int, Shaped
 
 from ..errors import InputError
-from .gltf_file import Gltf, ReadFile, read_buffer
-from .gltf_schema import Accessor, BufferView, item
+from .gltf_file import Accessor, BufferView, Gltf, ReadFile, item, read_buffer
 from .raw import damaged
 
 _DTYPES = {5120: "i1", 5121: "u1", 5122: "i2", 5123: "u2", 5125: "u4", 5126: "f4", 5130: "f8"}
@@ -34,11 +33,37 @@ class Arrays:
 
     def values(self, number: int, kind: str, *, what: str) -> Shaped[np.ndarray, "count num_components"]:
         """An accessor of "VEC3" or the like, of its component type."""
-        return self._values(self._accessor(number), kind, what)
+        accessor = self._accessor(number)
+        if accessor.type != kind:
+            raise InputError(f"{what} has type {accessor.type}; expected {kind}; export it again")
+        if accessor.component_type not in _DTYPES:
+            raise InputError(f"{what} has the unknown componentType {accessor.component_type}; export it again")
+        dtype, width = np.dtype("<" + _DTYPES[accessor.component_type]), _COMPONENTS[kind]
+        if accessor.buffer_view is None:
+            num_bytes = sum(buffer.byte_length for buffer in self.document.buffers)
+            if accessor.count > num_bytes:
+                raise damaged(f"{what} has {accessor.count} zeros in a file of {num_bytes} bytes")
+            values = np.zeros((accessor.count, width), dtype)
+        else:
+            values = self._dense(accessor.buffer_view, accessor.byte_offset, accessor.count, dtype, width, what)
+        if (sparse := accessor.sparse) is None:
+            return values
+        if sparse.indices.component_type not in _INDEX_TYPES:
+            raise InputError(f"{what} has sparse indices that are no unsigned integers; export it again")
+        index_type = np.dtype("<" + _DTYPES[sparse.indices.component_type])
+        where, others = (
+            self._dense(part.buffer_view, part.byte_offset, sparse.count, type_, num, what)
+            for part, type_, num in ((sparse.indices, index_type, 1), (sparse.values, dtype, width))
+        )
+        if len(where) and where.max() >= accessor.count:
+            raise damaged(f"{what} has {accessor.count} elements but sparse ones up to {where.max()}")
+        values = values.copy()
+        values[where[:, 0]] = others
+        return values
 
     def floats(self, number: int, kind: str, *, what: str) -> Float[np.ndarray, "count num_components"]:
         """An accessor of "VEC3" or the like, as float32, or float64 where these are needed for its values."""
-        return self.as_floats(number, self._values(self._accessor(number), kind, what), what=what)
+        return self.as_floats(number, self.values(number, kind, what=what), what=what)
 
     def as_floats(
         self, number: int, values: Shaped[np.ndarray, "count num_components"], *, what: str
@@ -58,7 +83,7 @@ class Arrays:
             raise InputError(
                 f"{what} has componentType {accessor.component_type}; expected unsigned integers; export it again"
             )
-        return self._values(accessor, kind, what).astype(np.int64)
+        return self.values(number, kind, what=what).astype(np.int64)
 
     def bytes_of(self, view_number: int) -> bytes:
         """The bytes of a view."""
@@ -75,34 +100,6 @@ class Arrays:
             end = view.byte_offset + view.byte_length
             raise damaged(f"bufferViews[{number}] ends at byte {end} of a buffer of {buffer.byte_length}")
         return view
-
-    def _values(self, accessor: Accessor, kind: str, what: str) -> Shaped[np.ndarray, "count num_components"]:
-        if accessor.type != kind:
-            raise InputError(f"{what} has type {accessor.type}; expected {kind}; export it again")
-        if accessor.component_type not in _DTYPES:
-            raise InputError(f"{what} has the unknown componentType {accessor.component_type}; export it again")
-        dtype, width = np.dtype("<" + _DTYPES[accessor.component_type]), _COMPONENTS[kind]
-        if accessor.buffer_view is None:
-            num_bytes = sum(buffer.byte_length for buffer in self.document.buffers)
-            if accessor.count > num_bytes:
-                raise InputError(f"{what} has {accessor.count} zeros in a file of {num_bytes} bytes; it is damaged")
-            values = np.zeros((accessor.count, width), dtype)
-        else:
-            values = self._dense(accessor.buffer_view, accessor.byte_offset, accessor.count, dtype, width, what)
-        if (sparse := accessor.sparse) is None:
-            return values
-        if sparse.indices.component_type not in _INDEX_TYPES:
-            raise InputError(f"{what} has sparse indices that are no unsigned integers; export it again")
-        index_type = np.dtype("<" + _DTYPES[sparse.indices.component_type])
-        where, others = (
-            self._dense(part.buffer_view, part.byte_offset, sparse.count, type_, num, what)
-            for part, type_, num in ((sparse.indices, index_type, 1), (sparse.values, dtype, width))
-        )
-        if len(where) and where.max() >= accessor.count:
-            raise InputError(f"{what} has {accessor.count} elements but sparse ones up to {where.max()}; it is damaged")
-        values = values.copy()
-        values[where[:, 0]] = others
-        return values
 
     def _dense(
         self, view_number: int, offset: int, count: int, dtype: np.dtype, width: int, what: str

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from ..errors import InputError
 from .gltf_accessors import Arrays
-from .gltf_schema import Draco, Primitive
+from .gltf_file import Draco, Primitive
 from .mesh import Faces, Vertices
 from .raw import check_indices, damaged
 
@@ -81,12 +81,14 @@ class Triangles:
             raise InputError(f"{what} has no data; export it again")
         return self._arrays.values(number, kind, what=what)
 
+    def _floats(self, name: str, kind: str) -> Float[np.ndarray, "num_vertices num_components"]:
+        number, what = self._primitive.attributes[name], f"{name} of {self._place}"
+        return self._arrays.as_floats(number, self._values(name, kind), what=what)
+
     @cached_property
     def vertices(self) -> Vertices:
         """As they are in the buffers, float32 or float64."""
-        what = f"POSITION of {self._place}"
-        values = self._values("POSITION", "VEC3")
-        return self._arrays.as_floats(self._primitive.attributes["POSITION"], values, what=what)
+        return self._floats("POSITION", "VEC3")
 
     @cached_property
     def faces(self) -> Faces:
@@ -157,9 +159,7 @@ class Triangles:
         for i in range(num_sets):
             if f"WEIGHTS_{i}" not in names or f"JOINTS_{i}" not in names:
                 raise InputError(f"{self._place} has only one of JOINTS_{i} and WEIGHTS_{i}; export it again")
-            number = names[f"WEIGHTS_{i}"]
-            values = self._values(f"WEIGHTS_{i}", "VEC4")
-            weights.append(self._arrays.as_floats(number, values, what=f"WEIGHTS_{i} of {self._place}"))
+            weights.append(self._floats(f"WEIGHTS_{i}", "VEC4"))
             numbers.append(self._values(f"JOINTS_{i}", "VEC4").astype(np.int64))
         if any(len(values) != num_vertices for values in numbers + weights):
             raise InputError(f"{self._place} has not as many JOINTS and WEIGHTS as vertices; export it again")

@@ -9,7 +9,7 @@ from jaxtyping import Int
 from ..errors import InputError
 from .mesh import Vertices
 from .polygons import Polygons, triangulate
-from .raw import Notes, RawMesh, cut
+from .raw import Notes, RawMesh, cut, damaged
 from .text import Lines, Rows, whole_text, without_comments
 
 _LONGEST = 16  # bytes of a statement's name that are looked at
@@ -150,11 +150,9 @@ def _resolved(
         corner = int(np.argmax(wrong))
         row = int(np.searchsorted(np.cumsum(counts), corner, side="right"))
         named, read = corners[corner], num_before[row]
+        place = f"line {rows.number(row)}: a face names vertex {named}"
         if named == 0:
-            reason = "vertex 0, but OBJ counts vertices from 1; count from 1"
-        elif named < 0:
-            reason = f"vertex {named}, but only {read} were read before it; it is damaged; export it again"
-        else:
-            reason = f"vertex {named}, but the file has {num_vertices}; it is damaged; export it again"
-        raise InputError(f"line {rows.number(row)}: a face names {reason}")
+            raise InputError(f"{place}, but OBJ counts vertices from 1; count from 1")
+        found = f"only {read} were read before it" if named < 0 else f"the file has {num_vertices}"
+        raise damaged(f"{place}, but {found}")
     return vertices

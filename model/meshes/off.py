@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from ..errors import InputError
 from .polygons import Polygons, triangulate
 from .raw import RawMesh, check_indices, cut, damaged, runs, whole_numbers
-from .text import Lines, whole_text, without_comments
+from .text import Lines, Rows, whole_text, without_comments
 
 HEADER = re.compile(rb"\s*((?:ST)?C?N?4?N?)OFF(?=[\s\d]|$)(?:\s+(BINARY)\b)?", re.IGNORECASE)
 
@@ -39,10 +39,10 @@ def read(content: bytes) -> RawMesh:
         text = b" " * header.end() + text[header.end() :]
     lines = Lines(text, numbered=original)
     rows = lines.rows(np.ones(len(lines), bool))
-    values, first = rows.all_floats(), rows.first
+    values = rows.all_floats()
     counts = _declared(values)
     size = 4 if b"4" in kind else 3  # the fourth divides the others
-    starts, num_after = _starts(lines, values, first, counts, size)
+    starts, num_after = _starts(rows, values, counts, size)
     vertices = values[starts[: counts.vertices, None] + np.arange(size)]
     if size == 4:
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -58,21 +58,18 @@ def read(content: bytes) -> RawMesh:
 
 
 def _starts(
-    lines: Lines,
-    values: Float[np.ndarray, " num_words"],
-    first: Int[np.ndarray, " num_lines_and_1"],
-    counts: _Counts,
-    size: int,
+    rows: Rows, values: Float[np.ndarray, " num_words"], counts: _Counts, size: int
 ) -> tuple[Int[np.ndarray, " num_vertices_and_faces"], int]:
     """The first word of each vertex and of each face, and how many lines come after the last."""
-    by_line = _starts_by_line(lines, values, first, counts, size)
-    num_after = len(lines) - 1 - sum(counts)
+    by_line = _starts_by_line(rows, values, counts, size)
+    num_after = len(rows) - 1 - sum(counts)
     ways = [by_line] if not isinstance(by_line, InputError) and not num_after else []
-    for num_counts in {3, min(3, int(first[1]))} - {1}:  # of edges too, unless two numbers are alone on the first line
+    # the third count is that of edges; it may lack where two numbers are alone on the first line
+    for num_counts in {3, min(3, int(rows.first[1]))} - {1}:
         in_stream = _starts_in_stream(values, num_counts, counts, size)
         if in_stream is not None and not any(np.array_equal(in_stream, way) for way in ways):
             ways.append(in_stream)
-    if len(ways) > 1 or (not isinstance(by_line, InputError) and first[1] > 3):
+    if len(ways) > 1 or (not isinstance(by_line, InputError) and rows.first[1] > 3):
         raise InputError(
             "its numbers can be read in two ways; write three counts, then each vertex and each face on its own line"
         )
@@ -91,19 +88,15 @@ def _declared(values: Float[np.ndarray, " num_words"]) -> _Counts:
 
 
 def _starts_by_line(
-    lines: Lines,
-    values: Float[np.ndarray, " num_words"],
-    first: Int[np.ndarray, " num_lines_and_1"],
-    counts: _Counts,
-    size: int,
+    rows: Rows, values: Float[np.ndarray, " num_words"], counts: _Counts, size: int
 ) -> Int[np.ndarray, " num_vertices_and_faces"] | InputError:
     """The first word of each vertex and of each face, one on a line; or why they are not so."""
     num_lines = sum(counts)
-    if len(lines) - 1 < num_lines:
+    if len(rows) - 1 < num_lines:
         return cut(
-            f"it declares {counts.vertices} vertices and {counts.faces} faces but has {len(lines) - 1} lines of them"
+            f"it declares {counts.vertices} vertices and {counts.faces} faces but has {len(rows) - 1} lines of them"
         )
-    starts, lengths = first[1 : num_lines + 1], np.diff(first[1 : num_lines + 2])
+    starts, lengths = rows.first[1 : num_lines + 1], rows.counts[1 : num_lines + 1]
     needed = np.full(num_lines, float(size))
     sizes = values[starts[counts.vertices :]]
     needed[counts.vertices :] = 1 + np.where((sizes >= 0) & (sizes == np.floor(sizes)), sizes, np.inf)
@@ -111,7 +104,7 @@ def _starts_by_line(
         row = int(np.argmax(wrong))
         what = f"vertex {row}" if row < counts.vertices else f"face {row - counts.vertices}"
         return damaged(
-            f"line {lines.number(1 + row)}: {what} is {lines.line(1 + row)}; expected {needed[row]:g} numbers or more"
+            f"line {rows.number(1 + row)}: {what} is {rows.line(1 + row)}; expected {needed[row]:g} numbers or more"
         )
     return starts
 

@@ -27,7 +27,7 @@ def told(notes: Notes) -> tuple[str, ...]:
 
 def damaged(what: str) -> InputError:
     """Of a file that is not what it says of itself."""
-    return InputError(f"{what}; it is damaged; export it again")
+    return InputError(f"{what}; the file is damaged; export it again")
 
 
 def cut(what: str) -> InputError:

@@ -1,7 +1,6 @@
 """Lines, words and numbers of text files as arrays: a million lines take tenths of a second."""
 
 import re
-from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -39,13 +38,11 @@ def with_newlines(content: bytes) -> bytes:
     return content if content.endswith(b"\n") else content + b"\n"
 
 
-class WithoutComments(NamedTuple):
-    text: bytes  # with spaces in place of everything from a # to the end of its line
-    comments: list[bytes]
+def without_comments(text: bytes) -> tuple[bytes, list[bytes]]:
+    """A text with spaces in place of its comments, which go from a # to the end of a line; and these.
 
-
-def without_comments(text: bytes) -> WithoutComments:
-    """A text's comments apart. The # of 1.#IND is none: that is a value that is no number."""
+    The # of 1.#IND begins none: that is a value that is no number.
+    """
     if b".#" in text:
         text = MICROSOFT_NAN.sub(lambda match: b"nan".ljust(len(match[0])), text)
     begin, comments, plain = text.find(b"#"), list[bytes](), bytearray()
@@ -54,7 +51,7 @@ def without_comments(text: bytes) -> WithoutComments:
         comments.append(text[begin:end])
         plain += text[len(plain) : begin] + b" " * (end - begin)
         begin = text.find(b"#", end)
-    return WithoutComments(bytes(plain + text[len(plain) :]) if comments else text, comments)
+    return (bytes(plain + text[len(plain) :]) if comments else text), comments
 
 
 class Lines:
@@ -69,7 +66,6 @@ class Lines:
         self._numbered, self._first = numbered or text, first
         ends = np.flatnonzero(self.text == _NEWLINE)
         starts = np.concatenate([[0], ends[:-1] + 1])
-        self.next_number = first + len(starts)  # that of the line after the text
         indented = np.flatnonzero(self.text[starts] <= _BLANK)
         if len(indented):
             words = np.flatnonzero(self.text > _BLANK)
@@ -121,6 +117,10 @@ class Rows:
         """The number of a row's line in the file."""
         return self._lines.number(int(self._rows[row]))
 
+    def line(self, row: int) -> str:
+        """The text of a row's line, shortened, for a message."""
+        return self._lines.line(int(self._rows[row]))
+
     @property
     def counts(self) -> Int[np.ndarray, " num_rows"]:
         """How many words each row has."""
@@ -135,12 +135,12 @@ class Rows:
                 return np.arange(0, num_words + 1, width)
         return np.append(np.searchsorted(self._starts, starts), num_words)
 
-    def floats(self, num: int, *, first: int = 0) -> Float[np.ndarray, "num_rows num"]:
-        """Words first to first + num of every row, which has so many, as numbers.
+    def floats(self, num: int) -> Float[np.ndarray, "num_rows num"]:
+        """The first words of every row, which has so many, as numbers.
 
         Raises InputError with the line's number for what is none.
         """
-        words = self.first[:-1, None] + np.arange(first, first + num)
+        words = self.first[:-1, None] + np.arange(num)
         return self._floats(None if words.size == len(self._starts) else words.reshape(-1)).reshape(-1, num)
 
     def all_floats(self) -> Float[np.ndarray, " num_words"]:

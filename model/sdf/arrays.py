@@ -9,4 +9,4 @@ Floats = wp.array[wp.float32]
 Vectors = wp.array[wp.vec3]  # float32
 Points = wp.array[wp.vec3d]  # float64, in voxels
 Cells = wp.array[wp.vec3i]  # places of voxels or bricks in the grid, or corners of faces
-Seen = wp.array[wp.vec4]  # for each node of a tree, see tree.py: its centre, and a distance squared
+Seen = wp.array[wp.vec4]  # for each node of a tree, see winding.py: its centre, and a distance squared

@@ -9,8 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from .edges import Edges, Faces, Vertices, connected_parts, find_edges, number_edges
-from .sign import orient_consistently
+from .edges import Edges, Faces, Vertices, connected_parts, number_edges, wind_consistently
 from .winding import winding_numbers
 
 _OFFSET = 3e-4  # of the mesh's size, from a face to where its two sides are looked at: what is nearer is the same
@@ -43,10 +42,7 @@ def orient_bodies(vertices: Vertices, faces: Faces, edges: Edges, *, device: str
         return None  # one body
     single = _without_doubles(faces) if edges.branching else None
     if single is not None:
-        faces, edges = single, find_edges(single, len(vertices), device=device)
-        if edges.mis_wound:
-            faces = orient_consistently(faces)
-            edges = find_edges(faces, len(vertices), device=device)
+        faces, edges = wind_consistently(single, len(vertices), device=device)
     bodies = _find_bodies(vertices, faces, edges)
     outward, inward = bodies.closed & (bodies.volume > 0), bodies.closed & (bodies.volume < 0)
     if not outward.any() or not inward.any():

@@ -24,8 +24,8 @@ def count_crossings(surfaces: list[wp.array], bricks: Bricks, *, nudge: wp.vec3d
     winding = wp.zeros(len(bricks) * BRICK_VOXELS, dtype=wp.int32, device=device)
     offset = nudge + wp.vec3d(0.5, 0.5, 0.5)
     for corners in surfaces:
-        inputs = [corners, resolution, offset, bricks.slots, lines, below, winding]
-        wp.launch(_cross, len(corners) // 3, inputs=inputs, device=device)
+        inputs = [corners, 2, resolution, offset, bricks.slots, winding, lines, below]
+        wp.launch(_cross, (1, len(corners) // 3), inputs=inputs, device=device)
     ends_inside = wp.zeros(1, dtype=wp.int32, device=device)
     wp.launch(_look_for_others, len(lines), inputs=[lines, ends_inside], device=device)
     if ends_inside.numpy()[0]:
@@ -41,8 +41,8 @@ def count_steps(corners: wp.array, bricks: Bricks, *, nudge: wp.vec3d) -> wp.arr
     """
     steps = wp.zeros(len(bricks) * BRICK_VOXELS, dtype=wp.int32, device=bricks.device)
     offset = nudge + wp.vec3d(0.5, 0.5, 0.5)
-    inputs = [corners, bricks.resolution, offset, bricks.slots, steps]
-    wp.launch(_step, (3, len(corners) // 3), inputs=inputs, device=bricks.device)
+    inputs = [corners, 0, bricks.resolution, offset, bricks.slots, steps, None, None]
+    wp.launch(_cross, (3, len(corners) // 3), inputs=inputs, device=bricks.device)
     return steps
 
 
@@ -109,36 +109,6 @@ def _crossing(a: wp.vec3d, b: wp.vec3d, c: wp.vec3d, x: wp.float64, y: wp.float6
     return step, height
 
 
-@wp.kernel
-def _cross(
-    corners: Points, resolution: int, offset: wp.vec3d, slots: Ints, lines: Ints, below: Ints, steps: Ints
-) -> None:
-    """Adds each crossing to its line, to the first voxel above it, and to all bricks of the line above that voxel's."""
-    t = wp.tid()
-    a = corners[t * 3]
-    b = corners[t * 3 + 1]
-    c = corners[t * 3 + 2]
-    low = wp.min(wp.min(a, b), c)
-    high = wp.max(wp.max(a, b), c)
-    bricks = resolution // 8
-    for i in range(_first_line(low[0], offset[0]), _last_line(high[0], offset[0], resolution) + 1):
-        for j in range(_first_line(low[1], offset[1]), _last_line(high[1], offset[1], resolution) + 1):
-            step, height = _crossing(a, b, c, wp.float64(i) + offset[0], wp.float64(j) + offset[1])
-            if step != 0:
-                wp.atomic_add(lines, i * resolution + j, step)
-                above = wp.clamp(int(wp.ceil(height - offset[2])), 0, resolution)
-                column = ((i // 8) * bricks + j // 8) * bricks
-                line = (i % 8) * 8 + j % 8
-                if above < resolution:
-                    slot = slots[column + above // 8]
-                    if slot >= 0:
-                        wp.atomic_add(steps, slot * 512 + line * 8 + above % 8, step)
-                for k in range(above // 8 + 1, bricks):
-                    slot = slots[column + k]
-                    if slot >= 0:
-                        wp.atomic_add(below, slot * 64 + line, step)
-
-
 @wp.func
 def _rolled(v: wp.vec3d, axis: int) -> wp.vec3d:
     """The components in cyclic order, `axis` last."""
@@ -146,9 +116,15 @@ def _rolled(v: wp.vec3d, axis: int) -> wp.vec3d:
 
 
 @wp.kernel
-def _step(corners: Points, resolution: int, offset: wp.vec3d, slots: Ints, steps: Ints) -> None:
-    """Adds each crossing to the voxel after it on its line along one axis."""
-    axis, t = wp.tid()
+def _cross(
+    corners: Points, first: int, resolution: int, offset: wp.vec3d, slots: Ints, steps: Ints, lines: Ints, below: Ints
+) -> None:
+    """Adds each crossing to the voxel after it on its line along an axis from `first` on: see step_along.
+
+    Given `lines` and `below`, also to its line and to all bricks of the line above that voxel's; this is for z alone.
+    """
+    number, t = wp.tid()
+    axis = first + number
     a = _rolled(corners[t * 3], axis)
     b = _rolled(corners[t * 3 + 1], axis)
     c = _rolled(corners[t * 3 + 2], axis)
@@ -159,15 +135,21 @@ def _step(corners: Points, resolution: int, offset: wp.vec3d, slots: Ints, steps
     for i in range(_first_line(low[0], start[0]), _last_line(high[0], start[0], resolution) + 1):
         for j in range(_first_line(low[1], start[1]), _last_line(high[1], start[1], resolution) + 1):
             step, height = _crossing(a, b, c, wp.float64(i) + start[0], wp.float64(j) + start[1])
-            above = wp.clamp(int(wp.ceil(height - start[2])), 0, resolution)
-            if step != 0 and above < resolution:
+            if step != 0:
+                above = wp.clamp(int(wp.ceil(height - start[2])), 0, resolution)
                 voxel = wp.vec3i(0, 0, 0)
                 voxel[(axis + 1) % 3] = i
                 voxel[(axis + 2) % 3] = j
                 voxel[axis] = above
                 place = find_voxel(voxel, bricks, slots)
                 if place >= 0:
-                    wp.atomic_add(steps, place, step << (10 * axis))
+                    wp.atomic_add(steps, place, step << (10 * number))
+                if lines:
+                    wp.atomic_add(lines, i * resolution + j, step)
+                    for k in range(above // 8 + 1, bricks):
+                        slot = slots[((i // 8) * bricks + j // 8) * bricks + k]
+                        if slot >= 0:
+                            wp.atomic_add(below, slot * 64 + i % 8 * 8 + j % 8, step)
 
 
 @wp.kernel

@@ -63,19 +63,21 @@ def band_bricks(corners: wp.array, *, resolution: int, truncation: float, level:
     return Bricks(coords=kept, resolution=resolution, device=device, slots=kept_slots, distance=distance)
 
 
-def running_sum(counts: wp.array) -> tuple[int, wp.array]:
-    """The sum of all, and for each the sum up to it and with it."""
-    ends = wp.empty_like(counts)
-    wp.utils.array_scan(counts, ends, inclusive=True)
-    return int(ends[-1:].numpy()[0]), ends
+def sums_before(counts: wp.array) -> tuple[int, wp.array]:
+    """The sum of all, and for each the sum of those before it."""
+    sums = wp.empty_like(counts)
+    if not len(counts):
+        return 0, sums
+    wp.utils.array_scan(counts, sums, inclusive=False)
+    return int(sums[-1:].numpy()[0]) + int(counts[-1:].numpy()[0]), sums
 
 
 def number_bricks(marks: wp.array, bricks_a_side: int) -> tuple[wp.array, wp.array]:
     """Slots, in which the bricks marked 1 are numbered in C order, and their coords."""
-    count, ends = running_sum(marks)
+    count, slots = sums_before(marks)
     coords = wp.empty(count, dtype=wp.vec3i, device=marks.device)
-    wp.launch(_write_slots, len(marks), inputs=[marks, bricks_a_side, ends, coords], device=marks.device)
-    return ends, coords
+    wp.launch(_write_slots, len(marks), inputs=[marks, bricks_a_side, slots, coords], device=marks.device)
+    return slots, coords
 
 
 def short_triangles(vertices: Vertices, faces: Faces, *, device: str) -> wp.array:
@@ -217,14 +219,12 @@ def _visit_bricks(corners: Points, bricks: int, band: float, marks: Ints, slots:
 
 @wp.kernel
 def _write_slots(marks: Ints, bricks: int, slots: Ints, coords: Cells) -> None:
-    """Running sums of the marks to slots, in place."""
+    """Of the marked, coords by slot; of the others, slots to -1."""
     place = wp.tid()
     if marks[place] == 0:
         slots[place] = -1
     else:
-        slot = slots[place] - 1
-        slots[place] = slot
-        coords[slot] = wp.vec3i(place // (bricks * bricks), place // bricks % bricks, place % bricks)
+        coords[slots[place]] = wp.vec3i(place // (bricks * bricks), place // bricks % bricks, place % bricks)
 
 
 @wp.func

@@ -66,6 +66,42 @@ def connected_parts(
     return connected_components(graph, directed=False)[1]
 
 
+def orient_consistently(faces: Faces) -> Faces:
+    """Faces flipped so that neighbours across every two-face edge agree; per patch, the fewer faces are flipped.
+
+    Edges of one or of more than two faces join nothing. A patch that can't be oriented (a Moebius band) stays as it is.
+    """
+    num_faces = len(faces)
+    edge, count = number_edges(faces)  # edge e of face f is in row 3 f + e
+    start = faces.reshape(-1)
+    rows = np.argsort(edge, kind="stable")
+    rows = rows[count[edge[rows]] == 2].reshape(-1, 2)
+    opposed = start[rows[:, 0]] != start[rows[:, 1]]  # run through in both directions, as it should be
+    if opposed.all():
+        return faces
+
+    # Nodes f and f + num_faces are face f as it is and flipped; an edge joins the pairs that agree.
+    left, right = rows[:, 0] // 3, rows[:, 1] // 3
+    other = right + np.where(opposed, 0, num_faces)
+    i = np.concatenate([left, (left + num_faces)])
+    j = np.concatenate([other, (other + num_faces) % (2 * num_faces)])
+    label = connected_parts(i, j, 2 * num_faces)
+    kept, flipped = label[:num_faces], label[num_faces:]
+    votes = np.bincount(kept, minlength=label.max() + 1)
+    flip = votes[flipped] > votes[kept]  # the choice of the fewer flips; a Moebius band has kept == flipped
+    tie = (votes[flipped] == votes[kept]) & (flipped < kept)
+    return np.where((flip | tie)[:, None], faces[:, ::-1], faces)
+
+
+def wind_consistently(faces: Faces, num_vertices: int, *, device: str) -> tuple[Faces, Edges]:
+    """Faces as orient_consistently leaves them, and their edges."""
+    edges = find_edges(faces, num_vertices, device=device)
+    if edges.mis_wound:
+        faces = orient_consistently(faces)
+        edges = find_edges(faces, num_vertices, device=device)
+    return faces, edges
+
+
 @wp.kernel
 def _name_edges(faces: Cells, num_vertices: wp.int64, keys: wp.array[wp.int64], edges: Ints) -> None:
     """A number for each pair of vertices, and that of the edge: 3 times the face, plus its place in the face."""

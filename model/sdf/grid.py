@@ -14,11 +14,11 @@ from ..errors import InputError
 from ..warp import wp
 from .bodies import orient_bodies
 from .distance import Bricks, band_bricks, short_triangles
-from .edges import Edges, Faces, Vertices, find_edges
+from .edges import Edges, Faces, Vertices, find_edges, wind_consistently
 from .rows import bad_flip_ratio, band_rows
-from .sign import WoundSurface, brick_insides, cap_holes, insides_of_shell, orient_consistently
+from .sign import WoundSurface, brick_insides, cap_holes, insides_of_shell
 from .surface import Surface, extract_from_bricks
-from .thin import add_shell, bricks_beyond, find_lost, thin_parts
+from .thin import add_shell, find_lost, thin_parts
 
 Mode = Literal["solid", "shell"]
 Kind = Literal["solid", "shell", "mixed"]
@@ -116,10 +116,7 @@ def voxelize(
     vertices, faces = check_mesh(vertices, faces)
     center, scale = normalisation(vertices, faces)
     vertices = ((vertices - center) / scale + 1) * (resolution / 2)  # in voxels
-    edges = find_edges(faces, len(vertices), device=device)
-    if edges.mis_wound:
-        faces = orient_consistently(faces)
-        edges = find_edges(faces, len(vertices), device=device)
+    faces, edges = wind_consistently(faces, len(vertices), device=device)
     corners = short_triangles(vertices, faces, device=device)
 
     band = partial(band_bricks, resolution=resolution, truncation=truncation_voxels, device=device)
@@ -127,17 +124,17 @@ def voxelize(
     if mode != "shell":
         wound = _wound(vertices, faces, edges, corners, device=device)
         shell_above = max_bad_flip_ratio if mode == "auto" else np.inf
-        thin = mode == "auto" and not _is_flat(vertices, faces)
+        thin = mode == "auto" and bool(np.ptp(vertices[faces.reshape(-1)], axis=0).min() >= 1)  # else it is flat
         field = _solid(corners, wound, band, shell_above=shell_above, thin=thin)
     level = SHELL_VOXELS if field.kind == "shell" else 0.0
     bricks, inside = field.bricks, field.inside
     if bricks is None or inside is None:
         bricks = band(corners, level=level)
         inside = insides_of_shell(bricks, level)
-    rows = band_rows(bricks, inside, level=level, truncation=truncation_voxels)
+    coords, sdf = band_rows(bricks, inside, level=level, truncation=truncation_voxels)
     return SparseSDF(
-        coords=rows.coords,
-        sdf=rows.sdf,
+        coords=coords,
+        sdf=sdf,
         resolution=resolution,
         truncation_voxels=float(truncation_voxels),
         center=center,
@@ -174,14 +171,8 @@ def _solid(
     if parts.kind == "shell":
         return _Field("shell", bad_flip_ratio=ratio)
     shell = band(parts.corners, level=SHELL_VOXELS)
-    beyond = bricks_beyond(bricks, shell)
-    bricks, inside = add_shell(bricks, inside, beyond, brick_insides(wound, beyond), shell, level=SHELL_VOXELS)
+    bricks, inside = add_shell(bricks, inside, shell, level=SHELL_VOXELS, insides=partial(brick_insides, wound))
     return _Field("mixed", bricks, inside, ratio, find_lost(wound.corners, bricks, inside).share)
-
-
-def _is_flat(vertices: Vertices, faces: Faces) -> bool:
-    """Whether the mesh, in voxels, is thinner than one along an axis."""
-    return bool(np.ptp(vertices[faces.reshape(-1)], axis=0).min() < 1)
 
 
 def _wound(vertices: Vertices, faces: Faces, edges: Edges, corners: wp.array, *, device: str) -> WoundSurface:
@@ -201,8 +192,8 @@ def normalised_surface(vertices: Vertices, faces: Faces) -> Surface:
     """The mesh itself in the cube, as voxelize sees it: its bodies wound consistently, the faces' normals outward."""
     vertices, faces = check_mesh(vertices, faces)
     center, scale = normalisation(vertices, faces)
-    vertices, faces = (vertices - center) / scale, orient_consistently(faces)
-    edges = find_edges(faces, len(vertices), device="cpu")
+    vertices = (vertices - center) / scale
+    faces, edges = wind_consistently(faces, len(vertices), device="cpu")
     if (oriented := orient_bodies(vertices, faces, edges, device="cpu")) is not None:
         faces = oriented.faces
     a, b, c = vertices[faces].transpose(1, 0, 2)

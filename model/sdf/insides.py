@@ -16,8 +16,7 @@ from ..warp import QUICK_TO_COMPILE, wp
 from .arrays import Cells, Flags, Ints, Seen
 from .crossings import count_steps, step_along
 from .distance import Bricks
-from .tree import Tree, edge_tree, next_node, seen_from, triangle_tree
-from .winding import seen_within, winding_number
+from .winding import Tree, edge_tree, next_node, seen_from, seen_within, triangle_tree, winding_number
 
 wp.set_module_options(QUICK_TO_COMPILE)
 

@@ -1,34 +1,32 @@
 """From bricks, with a distance and a side at every voxel, to the rows of a sparse SDF."""
 
-from typing import NamedTuple
-
 import numpy as np
 from jaxtyping import Float, Int
 
 from ..bricks import BRICK_SIZE
 from ..warp import QUICK_TO_COMPILE, wp
 from .arrays import Cells, Flags, Floats, Ints
-from .distance import Bricks, find_voxel, running_sum
+from .distance import Bricks, find_voxel, sums_before
 
 wp.set_module_options(QUICK_TO_COMPILE)
 
 
-class Rows(NamedTuple):
-    coords: Int[np.ndarray, "num_voxels 3"]  # int32, brick by brick, each in C order
-    sdf: Float[np.ndarray, " num_voxels"]  # float32
+def band_rows(
+    bricks: Bricks, inside: wp.array, *, level: float, truncation: float
+) -> tuple[Int[np.ndarray, "num_voxels 3"], Float[np.ndarray, " num_voxels"]]:
+    """The voxels of the band, int32, brick by brick, each in C order, and what the field is there, float32.
 
-
-def band_rows(bricks: Bricks, inside: wp.array, *, level: float, truncation: float) -> Rows:
-    """The voxels of the band: signed distance / truncation at level 0, else (distance - level) / truncation."""
+    That is signed distance / truncation at level 0, else (distance - level) / truncation.
+    """
     device, num_lines = bricks.device, len(bricks) * BRICK_SIZE**2
     counts = wp.empty(num_lines, dtype=wp.int32, device=device)
     wp.launch(_count_rows, num_lines, inputs=[bricks.distance, counts], device=device)
-    num_rows, ends = running_sum(counts)
+    num_rows, first_row = sums_before(counts)
     coords = wp.empty(num_rows, dtype=wp.vec3i, device=device)
     sdf = wp.empty(num_rows, dtype=wp.float32, device=device)
     values = [bricks.coords, bricks.distance, inside, float(level), float(truncation)]
-    wp.launch(_write_rows, num_lines, inputs=[*values, counts, ends, coords, sdf], device=device)
-    return Rows(coords.numpy(), sdf.numpy())
+    wp.launch(_write_rows, num_lines, inputs=[*values, first_row, coords, sdf], device=device)
+    return coords.numpy(), sdf.numpy()
 
 
 def bad_flip_ratio(bricks: Bricks, inside: wp.array) -> float:
@@ -61,13 +59,12 @@ def _write_rows(
     inside: Flags,
     level: float,
     truncation: float,
-    counts: Ints,
-    ends: Ints,
+    first_row: Ints,
     coords: Cells,
     sdf: Floats,
 ) -> None:
     line = wp.tid()
-    row = ends[line] - counts[line]
+    row = first_row[line]
     for z in range(8):
         i = line * 8 + z
         near = distance[i]

@@ -14,7 +14,7 @@ from ..warp import QUICK_TO_COMPILE, wp
 from .arrays import Flags, Floats, Ints
 from .crossings import count_crossings
 from .distance import Bricks, split_long
-from .edges import Faces, Vertices, connected_parts, number_edges
+from .edges import Vertices, connected_parts
 from .insides import decide_insides
 
 wp.set_module_options(QUICK_TO_COMPILE)
@@ -147,30 +147,3 @@ def _walk(from_: Int[np.ndarray, " num_edges"], to: Int[np.ndarray, " num_edges"
                 num_loops += 1
             place[vertex] = len(path)
     return loop
-
-
-def orient_consistently(faces: Faces) -> Faces:
-    """Faces flipped so that neighbours across every two-face edge agree; per patch, the fewer faces are flipped.
-
-    Edges of one or of more than two faces join nothing. A patch that can't be oriented (a Moebius band) stays as it is.
-    """
-    num_faces = len(faces)
-    edge, count = number_edges(faces)  # edge e of face f is in row 3 f + e
-    start = faces.reshape(-1)
-    rows = np.argsort(edge, kind="stable")
-    rows = rows[count[edge[rows]] == 2].reshape(-1, 2)
-    opposed = start[rows[:, 0]] != start[rows[:, 1]]  # run through in both directions, as it should be
-    if opposed.all():
-        return faces
-
-    # Nodes f and f + num_faces are face f as it is and flipped; an edge joins the pairs that agree.
-    left, right = rows[:, 0] // 3, rows[:, 1] // 3
-    other = right + np.where(opposed, 0, num_faces)
-    i = np.concatenate([left, (left + num_faces)])
-    j = np.concatenate([other, (other + num_faces) % (2 * num_faces)])
-    label = connected_parts(i, j, 2 * num_faces)
-    kept, flipped = label[:num_faces], label[num_faces:]
-    votes = np.bincount(kept, minlength=label.max() + 1)
-    flip = votes[flipped] > votes[kept]  # the choice of the fewer flips; a Moebius band has kept == flipped
-    tie = (votes[flipped] == votes[kept]) & (flipped < kept)
-    return np.where((flip | tie)[:, None], faces[:, ::-1], faces)

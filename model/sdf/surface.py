@@ -9,7 +9,7 @@ from ..bricks import BRICK_SIZE, BRICK_VOXELS
 from ..warp import QUICK_TO_COMPILE, wp
 from .arrays import Bytes, Cells, Floats, Ints, Vectors
 from .cases import CASES, EDGES
-from .distance import find_voxel, number_bricks, place_of
+from .distance import find_voxel, number_bricks, place_of, sums_before
 from .edges import Faces, Vertices
 
 wp.set_module_options(QUICK_TO_COMPILE)
@@ -62,7 +62,7 @@ def extract_mesh(
     values = wp.full(len(bricks) * BRICK_VOXELS, np.nan, dtype=wp.float32, device=device)
     inputs = [voxels, _send(sdf, wp.float32, device), bricks_a_side, slots, values]
     wp.launch(_store, len(coords), inputs=inputs, device=device)
-    return _march(_field(bricks, slots, bricks_a_side, values, iso_level), 2 / resolution, device)
+    return _march(bricks, slots, values, resolution=resolution, iso_level=iso_level)
 
 
 def extract_from_bricks(
@@ -77,7 +77,7 @@ def extract_from_bricks(
     table = np.full((bricks_a_side,) * 3, -1, np.int32)
     table[tuple(brick_coords.T)] = np.arange(len(brick_coords))
     bricks, slots = _send(brick_coords, wp.vec3i, device), _send(table.reshape(-1), wp.int32, device)
-    return _march(_field(bricks, slots, bricks_a_side, _send(values, wp.float32, device), 0.0), 2 / resolution, device)
+    return _march(bricks, slots, _send(values, wp.float32, device), resolution=resolution, iso_level=0.0)
 
 
 def _send(array: np.ndarray, dtype: type, device: str) -> wp.array:
@@ -85,14 +85,11 @@ def _send(array: np.ndarray, dtype: type, device: str) -> wp.array:
     return wp.array(np.ascontiguousarray(array), dtype=dtype, device=device, copy=False)
 
 
-def _field(bricks: wp.array, slots: wp.array, bricks_a_side: int, values: wp.array, iso_level: float) -> Field:
-    field = Field()
-    field.bricks, field.slots, field.bricks_a_side = bricks, slots, bricks_a_side
-    field.values, field.iso_level = values, float(iso_level)
-    return field
+def _march(bricks: wp.array, slots: wp.array, values: wp.array, *, resolution: int, iso_level: float) -> Surface:
+    field, device = Field(), values.device
+    field.bricks, field.slots, field.values = bricks, slots, values
+    field.bricks_a_side, field.iso_level = -(-resolution // BRICK_SIZE), float(iso_level)
 
-
-def _march(field: Field, voxel_size: float, device: str) -> Surface:
     def launch(kernel: wp.Kernel, *inputs: object) -> None:
         wp.launch(kernel, num_lines, inputs=[field, *inputs], device=device)
 
@@ -105,23 +102,14 @@ def _march(field: Field, voxel_size: float, device: str) -> Surface:
     launch(_classify, num_triangles, cases, triangles_of)
     launch(_cut_edges, cases, cuts, vertices_of)
 
-    num_faces, first_face = _starts(triangles_of)
-    num_vertices, first_vertex = _starts(vertices_of)
+    num_faces, first_face = sums_before(triangles_of)
+    num_vertices, first_vertex = sums_before(vertices_of)
     vertices = wp.empty(num_vertices, dtype=wp.vec3, device=device)
     faces = wp.empty(num_faces, dtype=wp.vec3i, device=device)
-    launch(_write_vertices, cuts, first_vertex, voxel_size, vertices)
+    launch(_write_vertices, cuts, first_vertex, 2 / resolution, vertices)
     tables = [num_triangles, *(_send(part.astype(np.int32), wp.int32, device) for part in (CASES.triangles, EDGES))]
     launch(_write_faces, cases, cuts, first_vertex, first_face, *tables, faces)
     return Surface(vertices.numpy().reshape(-1, 3), faces.numpy().reshape(-1, 3))
-
-
-def _starts(counts: wp.array) -> tuple[int, wp.array]:
-    """How many there are, and the number of the first one of every line."""
-    if not len(counts):
-        return 0, counts
-    starts = wp.empty_like(counts)
-    wp.utils.array_scan(counts, starts, inclusive=False)
-    return int(starts[-1:].numpy()[0]) + int(counts[-1:].numpy()[0]), starts
 
 
 @wp.func

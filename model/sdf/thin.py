@@ -5,6 +5,7 @@ between the voxels around it is nowhere negative, on neither side. Parts are kep
 that is not parallel to the grid is lost in stripes and specks only.
 """
 
+from collections.abc import Callable
 from itertools import product
 from typing import Literal, NamedTuple
 
@@ -54,12 +55,16 @@ class ThinParts(NamedTuple):
 
 def find_lost(corners: wp.array, bricks: Bricks, inside: wp.array) -> Lost:
     """What the signs of a solid do not show of its surface, short triangles of three corners each, in voxels."""
-    num_triangles = len(corners) // 3
-    areas = wp.empty(num_triangles, dtype=wp.vec3, device=bricks.device)
-    inputs = [corners, bricks.slots, bricks.resolution // BRICK_SIZE, bricks.distance, inside, _SPACING, areas]
-    wp.launch(_look_around, num_triangles, inputs=inputs, device=bricks.device)
-    total, lost, thin = areas.numpy().T
+    total, lost, thin = _areas(corners, bricks, inside, _SPACING).T
     return Lost(float(lost.sum(dtype=np.float64)), float(total.sum(dtype=np.float64)), thin > 0)
+
+
+def _areas(corners: wp.array, bricks: Bricks, inside: wp.array, spacing: float) -> Float[np.ndarray, "num_triangles 3"]:
+    """Of each triangle: its area, the lost and the thin part of it, by places that are at most `spacing` apart."""
+    areas = wp.empty(len(corners) // 3, dtype=wp.vec3, device=bricks.device)
+    inputs = [corners, bricks.slots, bricks.resolution // BRICK_SIZE, bricks.distance, inside, spacing, areas]
+    wp.launch(_look_around, len(areas), inputs=inputs, device=bricks.device)
+    return areas.numpy()
 
 
 def thin_parts(corners: wp.array, lost: Lost, bricks: Bricks, inside: wp.array) -> ThinParts:
@@ -69,11 +74,8 @@ def thin_parts(corners: wp.array, lost: Lost, bricks: Bricks, inside: wp.array) 
     if lost.area < _LEAST_AREA:
         return ThinParts("solid", corners[:0])
     pieces = split_long(corners.numpy().reshape(-1, 3, 3)[lost.triangles], _PIECE)
-    areas = wp.empty(len(pieces), dtype=wp.vec3, device=bricks.device)
     flat = wp.array(pieces.reshape(-1, 3), dtype=wp.vec3d, device=bricks.device)
-    grid = [bricks.slots, bricks.resolution // BRICK_SIZE, bricks.distance, inside]
-    wp.launch(_look_around, len(pieces), inputs=[flat, *grid, 1e9, areas], device=bricks.device)
-    area, lost_area, thin_area = areas.numpy().astype(np.float64).T
+    area, lost_area, thin_area = _areas(flat, bricks, inside, 1e9).astype(np.float64).T
     rows = np.flatnonzero(thin_area > 0)
     if lost_area.sum() < _LEAST_AREA:
         return ThinParts("solid", corners[:0])
@@ -90,39 +92,37 @@ def thin_parts(corners: wp.array, lost: Lost, bricks: Bricks, inside: wp.array) 
     return ThinParts("mixed" if len(rows) else "solid", on_device)
 
 
-def bricks_beyond(solid: Bricks, shell: Bricks) -> Bricks:
-    """The bricks of a shell that a solid lacks, all of their voxels being beyond its band."""
-    slots, coords = _numbered((shell.slots.numpy() >= 0) & (solid.slots.numpy() < 0), solid)
-    distance = wp.full(len(coords) * BRICK_VOXELS, np.inf, dtype=wp.float32, device=solid.device)
-    return Bricks(coords, solid.resolution, solid.device, slots, distance)
+def add_shell(
+    solid: Bricks, inside: wp.array, shell: Bricks, *, level: float, insides: Callable[[Bricks], wp.array]
+) -> tuple[Bricks, wp.array]:
+    """The union of a solid and of what is nearer than `level` to other triangles, and which of its voxels are inside.
+
+    `inside` says so of the solid in its own bricks, `insides` gives it, int8, for others: those of the shell that the
+    solid lacks, whose voxels are all beyond its band. Where the shell is nearer, the distance is that to its surface.
+    """
+    resolution, device = solid.resolution, solid.device
+    stored = solid.slots.numpy() >= 0
+    beyond, coords = _numbered((shell.slots.numpy() >= 0) & ~stored, solid)
+    infinite = wp.full(len(coords) * BRICK_VOXELS, np.inf, dtype=wp.float32, device=device)
+    inside_beyond = insides(Bricks(coords, resolution, device, beyond, infinite))
+    chosen = stored | (beyond.numpy() >= 0)
+    fields = [solid.slots, solid.distance, inside, beyond, inside_beyond, shell.slots, shell.distance]
+    while True:
+        slots, coords = _numbered(chosen, solid)
+        distance = wp.empty(len(coords) * BRICK_VOXELS, dtype=wp.float32, device=device)
+        united = wp.empty(len(distance), dtype=wp.int8, device=device)
+        inputs = [coords, resolution // BRICK_SIZE, *fields, float(level), distance, united]
+        wp.launch(_unite, len(distance), inputs=inputs, device=device)
+        holds = np.isfinite(distance.numpy().reshape(-1, BRICK_VOXELS)).any(1)
+        if holds.all():
+            return Bricks(coords, resolution, device, slots, distance), united
+        chosen[chosen] = holds  # some hold no voxel of the band: deep in the solid where a part of the shell ends
 
 
 def _numbered(chosen: Bool[np.ndarray, " num_places"], bricks: Bricks) -> tuple[wp.array, wp.array]:
     """Slots and coords of the chosen ones of all places of a grid like that of the bricks."""
     marks = wp.array(chosen.astype(np.int32), dtype=wp.int32, device=bricks.device)
     return number_bricks(marks, bricks.resolution // BRICK_SIZE)
-
-
-def add_shell(
-    solid: Bricks, inside: wp.array, beyond: Bricks, inside_beyond: wp.array, shell: Bricks, *, level: float
-) -> tuple[Bricks, wp.array]:
-    """The union of a solid and of what is nearer than `level` to other triangles, and which of its voxels are inside.
-
-    Of the solid it is known what is inside, int8, in its own bricks and in those beyond (see bricks_beyond). Where the
-    shell is nearer, the distance is that to its surface.
-    """
-    chosen = (solid.slots.numpy() >= 0) | (beyond.slots.numpy() >= 0)
-    fields = [solid.slots, solid.distance, inside, beyond.slots, inside_beyond, shell.slots, shell.distance]
-    while True:
-        slots, coords = _numbered(chosen, solid)
-        distance = wp.empty(len(coords) * BRICK_VOXELS, dtype=wp.float32, device=solid.device)
-        united = wp.empty(len(distance), dtype=wp.int8, device=solid.device)
-        inputs = [coords, solid.resolution // BRICK_SIZE, *fields, float(level), distance, united]
-        wp.launch(_unite, len(distance), inputs=inputs, device=solid.device)
-        holds = np.isfinite(distance.numpy().reshape(-1, BRICK_VOXELS)).any(1)
-        if holds.all():
-            return Bricks(coords, solid.resolution, solid.device, slots, distance), united
-        chosen[chosen] = holds  # some hold no voxel of the band: deep in the solid where a part of the shell ends
 
 
 def _parts(cells: Int[np.ndarray, "num_pieces 3"]) -> Int[np.ndarray, " num_pieces"]:

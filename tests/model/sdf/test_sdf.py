@@ -6,8 +6,8 @@ import trimesh
 
 from model.errors import InputError
 from model.sdf import SparseSDF, extract_mesh, normalised_surface, voxelize
-from model.sdf.edges import find_edges
-from model.sdf.sign import cap_holes, orient_consistently
+from model.sdf.edges import find_edges, orient_consistently
+from model.sdf.sign import cap_holes
 from model.sdf.winding import winding_numbers
 from tests.model.sdf import brute_force_sdf as brute_force
 

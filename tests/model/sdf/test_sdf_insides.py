@@ -12,7 +12,7 @@ from model.sdf import insides, voxelize
 from model.sdf.arrays import Seen
 from model.sdf.edges import find_edges
 from model.sdf.insides import _at, _change_around
-from model.sdf.tree import Tree, edge_tree
+from model.sdf.winding import Tree, edge_tree
 from tests.model.sdf import brute_force_sdf as brute_force
 
 
