@@ -234,6 +234,12 @@ def place_of(brick: wp.vec3i, bricks: int) -> int:
 
 
 @wp.func
+def voxel_at(i: int, coords: Cells) -> wp.vec3i:
+    """The place in the grid of a voxel of the stored bricks, given where its value is."""
+    return coords[i // 512] * 8 + wp.vec3i(i // 64 % 8, i // 8 % 8, i % 8)
+
+
+@wp.func
 def find_voxel(voxel: wp.vec3i, bricks: int, slots: Ints) -> int:
     """Where a voxel's value is among those of the stored bricks, or -1."""
     if wp.min(voxel) < 0 or wp.max(voxel) >= bricks * 8:

@@ -15,7 +15,7 @@ from ..bricks import BRICK_SIZE
 from ..warp import QUICK_TO_COMPILE, wp
 from .arrays import Cells, Flags, Ints, Seen
 from .crossings import count_steps, step_along
-from .distance import Bricks
+from .distance import Bricks, voxel_at
 from .winding import Tree, edge_tree, next_node, seen_from, seen_within, triangle_tree, winding_number
 
 wp.set_module_options(QUICK_TO_COMPILE)
@@ -239,18 +239,12 @@ def _num_open(inside: Flags, first: int, side: int) -> int:
     return found
 
 
-@wp.func
-def _place(first: int, bricks: Cells) -> wp.vec3i:
-    """A voxel's place in the grid, given that among the bricks' voxels."""
-    return bricks[first // 512] * 8 + wp.vec3i(first // 64 % 8, first // 8 % 8, first % 8)
-
-
 @wp.kernel
 def _probe(
     blocks: Ints, probes: int, bricks: Cells, nudge: wp.vec3d, surface: Tree, seen: Seen, visits: wp.array[wp.float64]
 ) -> None:
     block = int(wp.int64(wp.tid()) * wp.int64(blocks.shape[0]) / wp.int64(probes))
-    q = wp.vec3d(_place(blocks[block], bricks)) + nudge
+    q = wp.vec3d(voxel_at(blocks[block], bricks)) + nudge
     _winding, taken = winding_number(q, surface, seen)
     wp.atomic_add(visits, 0, wp.float64(taken))
 
@@ -290,7 +284,7 @@ def _decide_blocks(
     if _num_open(inside, first, side) == 0:
         return
     half = wp.float64(side // 2) + wp.float64(0.5)
-    q = wp.vec3d(_place(first, bricks)) + wp.vec3d(half, half, half) + nudge  # of the voxel after the middle
+    q = wp.vec3d(voxel_at(first, bricks)) + wp.vec3d(half, half, half) + nudge  # of the voxel after the middle
     if side == 1:
         winding, taken = winding_number(q, surface, coarse)
         if wp.abs(wp.abs(float(whole[first]) - winding) - 0.5) <= _MARGIN:

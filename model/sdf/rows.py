@@ -6,7 +6,7 @@ from jaxtyping import Float, Int
 from ..bricks import BRICK_SIZE
 from ..warp import QUICK_TO_COMPILE, wp
 from .arrays import Cells, Flags, Floats, Ints
-from .distance import Bricks, find_voxel, sums_before
+from .distance import Bricks, find_voxel, sums_before, voxel_at
 
 wp.set_module_options(QUICK_TO_COMPILE)
 
@@ -72,7 +72,7 @@ def _write_rows(
             value = near - level
             if level == 0.0 and inside[i] == wp.int8(1):
                 value = -near
-            coords[row] = bricks[line // 64] * 8 + wp.vec3i(line // 8 % 8, line % 8, z)
+            coords[row] = voxel_at(i, bricks)
             sdf[row] = value / truncation
             row += 1
 

@@ -9,7 +9,7 @@ from ..bricks import BRICK_SIZE, BRICK_VOXELS
 from ..warp import QUICK_TO_COMPILE, wp
 from .arrays import Bytes, Cells, Floats, Ints, Vectors
 from .cases import CASES, EDGES
-from .distance import find_voxel, number_bricks, place_of, sums_before
+from .distance import find_voxel, number_bricks, place_of, sums_before, voxel_at
 from .edges import Faces, Vertices
 
 wp.set_module_options(QUICK_TO_COMPILE)
@@ -113,11 +113,6 @@ def _march(bricks: wp.array, slots: wp.array, values: wp.array, *, resolution: i
 
 
 @wp.func
-def _voxel(field: Field, line: int, z: int) -> wp.vec3i:
-    return field.bricks[line // 64] * 8 + wp.vec3i(line // 8 % 8, line % 8, z)
-
-
-@wp.func
 def _find(field: Field, voxel: wp.vec3i) -> int:
     """Where the voxel's value is, or -1."""
     return find_voxel(voxel, field.bricks_a_side, field.slots)
@@ -158,10 +153,11 @@ def _classify(field: Field, num_triangles: Ints, cases: Bytes, triangles_of: Int
     line = wp.tid()
     found = int(0)
     for z in range(8):
+        voxel = voxel_at(line * 8 + z, field.bricks)
         case = int(0)
         corner = int(0)
         while corner < 8:
-            at = _find(field, _corner(_voxel(field, line, z), corner))
+            at = _find(field, _corner(voxel, corner))
             if at < 0 or wp.isnan(field.values[wp.max(at, 0)]):
                 case = 0
                 corner = 8
@@ -180,7 +176,7 @@ def _cut_edges(field: Field, cases: Bytes, cuts: Bytes, vertices_of: Ints) -> No
     line = wp.tid()
     found = int(0)
     for z in range(8):
-        voxel = _voxel(field, line, z)
+        voxel = voxel_at(line * 8 + z, field.bricks)
         starts_inside = field.values[line * 8 + z] < field.iso_level
         mask = int(0)
         for axis in range(3):
@@ -201,7 +197,7 @@ def _write_vertices(field: Field, cuts: Bytes, first_vertex: Ints, voxel_size: f
     line = wp.tid()
     row = first_vertex[line]
     for z in range(8):
-        voxel = _voxel(field, line, z)
+        voxel = voxel_at(line * 8 + z, field.bricks)
         for axis in range(3):
             if (int(cuts[line * 8 + z]) >> axis & 1) == 1:
                 start = wp.float64(field.values[line * 8 + z]) - wp.float64(field.iso_level)
@@ -227,13 +223,14 @@ def _write_faces(
     line = wp.tid()
     row = first_face[line]
     for z in range(8):
+        voxel = voxel_at(line * 8 + z, field.bricks)
         case = int(cases[line * 8 + z])
         for triangle in range(num_triangles[case]):
             face = wp.vec3i(0, 0, 0)
             for side in range(3):
                 edge = triangles[case, triangle, side]
                 axis = edges[edge, 1]
-                at = _find(field, _corner(_voxel(field, line, z), edges[edge, 0]))
+                at = _find(field, _corner(voxel, edges[edge, 0]))
                 # The vertices of a line are numbered voxel by voxel, those of a voxel by axis.
                 vertex = first_vertex[at // 8] + _num_bits(int(cuts[at]) & ((1 << axis) - 1))
                 for before in range(at // 8 * 8, at):
