@@ -77,9 +77,7 @@ def _check_others(lines: Lines, rows: Int[np.ndarray, " num_others"]) -> Notes:
     """Notes of the statements that are neither vertices nor faces. Raises InputError where they are surfaces too."""
     if len(rows) == 0:
         return {}
-    heads = np.stack([lines.bytes_at(i, rows) for i in range(_LONGEST)], 1)
-    heads[np.logical_or.accumulate(heads <= ord(" "), axis=1)] = 0
-    words, first, counts = np.unique(heads.view(f"S{_LONGEST}").reshape(-1), return_index=True, return_counts=True)
+    words, first, counts = np.unique(lines.first_words(_LONGEST, rows), return_index=True, return_counts=True)
     ignored: Counter[str] = Counter()
     for word, row, count in zip(words.tolist(), rows[first].tolist(), counts.tolist(), strict=True):
         name = word.decode("latin-1")

@@ -9,7 +9,7 @@ import re
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from ..errors import InputError
 from .mesh import is_closed
@@ -18,7 +18,7 @@ from .text import Lines, with_newlines
 
 HEADER, _RECORD = 84, 50
 _FACET = (b"facet", b"outer", b"vertex", b"vertex", b"vertex", b"endloop", b"endfacet")  # the lines of one, in order
-_KEYWORDS = (b"facet", b"outer", b"vertex", b"endloop", b"endfacet", b"solid", b"endsolid")
+_LONGEST = len(b"endfacet") + 1  # bytes of a line's first word that are looked at
 _SPLIT_WORDS = re.compile(rb"(?im)^([ \t]*end)[ \t]+(loop|facet|solid\b)")
 _NO_FACES = "the file holds no faces; expected triangles; export it as a surface"
 
@@ -101,32 +101,22 @@ def _broken(facets: bytes) -> bytes:
 
 def _read_lines(text: bytes) -> _Solids:
     lines = Lines(text)
-    keywords = _keywords(lines)
-    inside = keywords < len(_KEYWORDS) - 2  # a facet
+    words = lines.first_words(_LONGEST)
+    inside = np.logical_or.reduce([words == word for word in set(_FACET)])  # a facet
     place = (np.cumsum(inside) - inside) % len(_FACET)  # in _FACET, of the line or the next inside
-    wrong = np.where(inside, keywords != np.array([_KEYWORDS.index(k) for k in _FACET])[place], place != 0)
+    wrong = np.where(inside, words != np.array(_FACET)[place], place != 0)
     if wrong.any():
         row = int(np.argmax(wrong))
         raise damaged(
             f"line {lines.number(row)}: got {lines.line(row)}, expected a line that begins with "
             f"{_FACET[place[row]].decode()!r}"
         )
-    rows = lines.rows(keywords == _KEYWORDS.index(b"vertex"), skip=len(b"vertex"))
+    rows = lines.rows(words == b"vertex", skip=len(b"vertex"))
     if (rows.counts != 3).any():
         row = int(np.argmax(rows.counts != 3))
         raise damaged(f"line {rows.number(row)}: a vertex has {rows.counts[row]} numbers; expected 3")
     corners = rows.floats(3)
     if last := int(np.count_nonzero(inside)) % len(_FACET):
         raise cut(f"the file ends where a line that begins with {_FACET[last].decode()!r} should follow")
-    solid, endsolid = (int((keywords == _KEYWORDS.index(k)).sum()) for k in (b"solid", b"endsolid"))
+    solid, endsolid = (int((words == word).sum()) for word in (b"solid", b"endsolid"))
     return _Solids(corners, solid - endsolid, int((~inside).sum()) - solid - endsolid)
-
-
-def _keywords(lines: Lines) -> Int[np.ndarray, " num_lines"]:
-    """For each line the number of its first word in _KEYWORDS, in any case; len(_KEYWORDS) for other words."""
-    found = np.full(len(lines), len(_KEYWORDS))
-    heads = np.stack([lines.bytes_at(i) for i in range(max(map(len, _KEYWORDS)) + 1)], 1)
-    for number, word in enumerate(_KEYWORDS):
-        same = (heads[:, : len(word)] == np.frombuffer(word, np.uint8)).all(1) & (heads[:, len(word)] <= ord(" "))
-        found[same] = number
-    return found

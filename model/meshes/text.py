@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, Shaped, UInt8
 
 from ..errors import InputError
 
@@ -85,6 +85,14 @@ class Lines:
         at = self.starts[rows] + offset
         found = np.where(at < self.ends[rows], self.text[np.minimum(at, len(self.text) - 1)], _BLANK)
         return np.where((found >= ord("A")) & (found <= ord("Z")), found | 32, found)
+
+    def first_words(
+        self, longest: int, rows: Int[np.ndarray, " num_chosen"] | slice = slice(None)
+    ) -> Shaped[np.ndarray, " num_chosen"]:
+        """The first word of each line, in lower case, as bytes; of one that is longer than `longest` the beginning."""
+        heads = np.stack([self.bytes_at(i, rows) for i in range(longest)], 1)
+        heads[np.logical_or.accumulate(heads <= _BLANK, axis=1)] = 0
+        return heads.view(f"S{longest}").reshape(-1)
 
     def number(self, row: int) -> int:
         """A line's number in the file."""
