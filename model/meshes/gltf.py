@@ -63,13 +63,13 @@ def read(content: bytes, read_file: ReadFile) -> RawMesh:
     for shown in nodes:
         reader.add(shown)
     notes["animations ignored"] = len(document.animations)
-    parts = reader.parts
-    if not any(len(part.faces) for part in parts):
+    if not any(len(faces) for _, faces in reader.parts):
         said = "; ".join(told(notes)) or f"it has {len(document.meshes)} meshes and {len(document.nodes)} nodes"
         raise InputError(f"its scene shows no triangles ({said}); export it as a surface")
-    firsts = np.cumsum([0, *(len(part.vertices) for part in parts[:-1])]).tolist()
-    faces = [part.faces + first for part, first in zip(parts, firsts, strict=True)]
-    return RawMesh(np.concatenate([part.vertices for part in parts]), np.concatenate(faces), notes)
+    vertices, faces = zip(*reader.parts, strict=True)
+    firsts = np.cumsum([0, *map(len, vertices[:-1])]).tolist()
+    moved = [part + first for part, first in zip(faces, firsts, strict=True)]
+    return RawMesh(np.concatenate(vertices), np.concatenate(moved), notes)
 
 
 def _check_extensions(document: Document, notes: Counter[str]) -> None:
@@ -87,11 +87,6 @@ def _check_extensions(document: Document, notes: Counter[str]) -> None:
     notes.update({f"extension {printable(name)}, which is not required, ignored": 1 for name in unknown})
 
 
-class _Part(NamedTuple):
-    vertices: Vertices
-    faces: Faces
-
-
 class _Reader:
     """Gathers the triangles of shown nodes."""
 
@@ -100,7 +95,7 @@ class _Reader:
     ) -> None:
         self._document, self._arrays, self._worlds, self._notes = document, arrays, worlds, notes
         self._triangles = cache(self._triangles_of)  # many nodes may show a mesh
-        self.parts = list[_Part]()
+        self.parts = list[tuple[Vertices, Faces]]()
 
     def add(self, shown: _Shown) -> None:
         """All primitives of a node's mesh, where the node puts them."""
@@ -128,7 +123,7 @@ class _Reader:
         if shown.node.skin is None:
             for matrix in shown.transforms:
                 mirrored = np.linalg.slogdet(matrix[:3, :3]).sign < 0
-                self.parts.append(_Part(_moved(vertices, matrix), faces[:, ::-1] if mirrored else faces))
+                self.parts.append((_moved(vertices, matrix), faces[:, ::-1] if mirrored else faces))
             return
         if _INSTANCING in shown.node.extensions:
             raise InputError(f"{shown.place} has a skin and instances, which glTF does not have; export it again")
@@ -138,7 +133,7 @@ class _Reader:
             self._notes["primitives posed by their skins"] += 1
         else:  # still, its node's transform does not count
             self._notes["primitives with a skin but without joints left unposed"] += 1
-        self.parts.append(_Part(vertices, faces[:, ::-1] if mirrored else faces))
+        self.parts.append((vertices, faces[:, ::-1] if mirrored else faces))
 
     def _joints(self, number: int) -> Float[np.ndarray, "num_joints 4 4"]:
         """What moves vertices with each joint of a skin."""
