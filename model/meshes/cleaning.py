@@ -3,7 +3,7 @@
 from types import MappingProxyType
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
 from ..errors import InputError
 from .mesh import Faces, Mesh, Vertices, number_rows
@@ -20,28 +20,23 @@ def clean(vertices: Vertices, faces: Faces, notes: Notes = MappingProxyType({}))
     face has its reverse: then the file was exported double-sided, and one side is the mesh. What was dropped is noted.
     Raises InputError where too few faces are left.
     """
-    finite = _finite_faces(vertices, faces)
-    num_bad = len(faces) - int(np.count_nonzero(finite))
+    finite = np.isfinite(vertices).all(1)
+    whole = faces if finite.all() else faces[finite[faces].all(1)]
+    num_bad = len(faces) - len(whole)
     if num_bad > _MAX_BAD_FACES * len(faces):
         raise InputError(
             f"{num_bad} of {len(faces)} faces have NaN or infinite vertices; expected finite ones; repair the file"
         )
-    places, triangles = _merge_vertices(vertices, faces[finite] if num_bad else faces)
-    num_flat = len(faces) - num_bad - len(triangles)
+    places, triangles = _merge_vertices(vertices, whole)
     single = _without_repeated(triangles, len(places))
     one_side = _without_reverses(single, len(places))
     dropped = {
         "faces with NaN or infinite vertices dropped": num_bad,
-        "faces without three different corners dropped": num_flat,
+        "faces without three different corners dropped": len(whole) - len(triangles),
         "repeated faces dropped": len(triangles) - len(single),
         "second sides of a double-sided mesh dropped": len(single) - len(one_side),
     }
     return Mesh(places, one_side, told({**notes, **dropped}), num_dropped=len(faces) - len(one_side))
-
-
-def _finite_faces(vertices: Vertices, faces: Faces) -> Bool[np.ndarray, " num_faces"]:
-    finite = np.isfinite(vertices)
-    return np.ones(len(faces), bool) if finite.all() else finite.all(1)[faces].all(1)
 
 
 def _merge_vertices(

@@ -6,7 +6,6 @@ noted if it is not.
 """
 
 from collections import Counter
-from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -94,26 +93,23 @@ class _Reader:
         self, document: Document, arrays: Arrays, worlds: Float[np.ndarray, "num_nodes 4 4"], notes: Counter[str]
     ) -> None:
         self._document, self._arrays, self._worlds, self._notes = document, arrays, worlds, notes
-        self._triangles = cache(self._triangles_of)  # many nodes may show a mesh
+        self._triangles = dict[str, Triangles]()  # by place: many nodes may show a mesh
         self.parts = list[tuple[Vertices, Faces]]()
 
     def add(self, shown: _Shown) -> None:
         """All primitives of a node's mesh, where the node puts them."""
         for number, primitive in enumerate(item(self._document.meshes, shown.mesh, "meshes").primitives):
+            place = f"meshes[{shown.mesh}].primitives[{number}]"
             if not 0 <= primitive.mode < len(MODES):
-                raise InputError(
-                    f"meshes[{shown.mesh}].primitives[{number}] has the unknown mode {primitive.mode}; export it again"
-                )
+                raise InputError(f"{place} has the unknown mode {primitive.mode}; export it again")
             if primitive.mode < TRIANGLES:
                 self._notes[f"primitives of {MODES[primitive.mode]} ignored"] += 1
             elif "POSITION" not in primitive.attributes:
                 self._notes["primitives without positions ignored"] += 1
             else:
-                self._add_triangles(shown, self._triangles(shown.mesh, number))
-
-    def _triangles_of(self, mesh: int, number: int) -> Triangles:
-        primitive = self._document.meshes[mesh].primitives[number]
-        return Triangles(primitive, self._arrays, f"meshes[{mesh}].primitives[{number}]")
+                if place not in self._triangles:
+                    self._triangles[place] = Triangles(primitive, self._arrays, place)
+                self._add_triangles(shown, self._triangles[place])
 
     def _add_triangles(self, shown: _Shown, triangles: Triangles) -> None:
         weights = shown.node.weights or self._document.meshes[shown.mesh].weights
