@@ -20,8 +20,8 @@ def clean(vertices: Vertices, faces: Faces, notes: Notes = MappingProxyType({}))
     face has its reverse: then the file was exported double-sided, and one side is the mesh. What was dropped is noted.
     Raises InputError where too few faces are left.
     """
-    finite = np.isfinite(vertices).all(1)
-    whole = faces if finite.all() else faces[finite[faces].all(1)]
+    finite = np.isfinite(vertices)
+    whole = faces if finite.all() else faces[finite.all(1)[faces].all(1)]
     num_bad = len(faces) - len(whole)
     if num_bad > _MAX_BAD_FACES * len(faces):
         raise InputError(

@@ -13,6 +13,7 @@ _BLANK = 32  # this byte and all below it separate words
 _NEWLINE = ord("\n")
 _AT_ONCE = 2**15  # words, so that what is worked on stays in the processor's cache: several times faster
 _PADDING = 16  # bytes after the last word, for those who look at eight at once
+_MANY_RUNS = 4096  # of chosen lines, above which a mask is faster than slices
 
 # What strtod takes, and what Microsoft's C library wrote for values that are not numbers: 1.#IND, -1.#INF, 1.#QNAN.
 _NUMBER = re.compile(rb"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$|[+-]?(nan(\(\w*\))?|inf(inity)?)$", re.IGNORECASE)
@@ -242,15 +243,23 @@ def _text_of(
     if len(rows) == 0:
         return np.full(_PADDING, _BLANK, np.uint8), np.zeros(0, np.int64)
     begins, ends = lines.starts[rows], lines.ends[rows] + 1
-    piece = lines.text[begins[0] : ends[-1]]
-    if rows[-1] - rows[0] + 1 == len(rows):  # one after another, as almost all are
-        starts = begins - begins[0]
+    first_of_run = np.flatnonzero(np.concatenate([[True], np.diff(rows) > 1]))
+    if len(first_of_run) < _MANY_RUNS:
+        last_of_run = np.append(first_of_run[1:], len(rows)) - 1
+        runs = zip(begins[first_of_run].tolist(), ends[last_of_run].tolist(), strict=True)
+        pieces = [lines.text[begin:end] for begin, end in runs]
+        shift = np.cumsum([0, *(len(piece) for piece in pieces[:-1])]) - begins[first_of_run]
+        starts = begins + np.repeat(shift, np.diff(np.append(first_of_run, len(rows))))
     else:
-        lengths = np.empty(2 * len(rows) - 1, np.int64)  # of the lines and of what is between them
-        lengths[::2], lengths[1::2] = ends - begins, begins[1:] - ends[:-1]
-        piece = piece[np.repeat(np.arange(len(lengths)) % 2 == 0, lengths)]
-        starts = np.cumsum(lengths[::2]) - lengths[::2]
-    text = np.concatenate([np.array([_BLANK], np.uint8), piece, np.full(_PADDING, _BLANK, np.uint8)])
+        chosen = np.zeros(2 * len(rows) + 1, bool)
+        chosen[1::2] = True
+        gaps = np.empty(2 * len(rows) + 1, np.int64)  # bytes between the lines, and in them
+        gaps[1::2] = ends - begins
+        gaps[2:-1:2] = begins[1:] - ends[:-1]
+        gaps[0], gaps[-1] = begins[0], len(lines.text) - ends[-1]
+        pieces = [lines.text[np.repeat(chosen, gaps)]]
+        starts = np.concatenate([[0], np.cumsum(ends - begins)[:-1]])
+    text = np.concatenate([np.array([_BLANK], np.uint8), *pieces, np.full(_PADDING, _BLANK, np.uint8)])
     starts = starts + 1
     for byte in range(skip):
         text[starts + byte] = _BLANK
