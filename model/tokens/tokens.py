@@ -137,6 +137,15 @@ class Tokens:
             raise InputError(f"{path}: {error}") from error
 
 
+def check_made_by(tokenizer: str, fingerprint: object) -> None:
+    """Raise InputError for tokens with this fingerprint, where the tokenizer has another."""
+    if fingerprint != tokenizer:
+        raise InputError(
+            f"the tokens come from tokenizer {fingerprint} but this is {tokenizer}; decode them with the one that made "
+            "them"
+        )
+
+
 def _array(name: str, value: Any) -> np.ndarray:
     try:
         return np.asarray(value)
