@@ -190,6 +190,11 @@ class ShapeTokenizer:
 
     def check(self, tokens: Tokens) -> None:
         """Raise InputError for tokens of another tokenizer, and for codes and voxels that this one does not have."""
+        if not isinstance(tokens, Tokens):
+            raise InputError(
+                f"got {type(tokens).__name__}; expected Tokens; make them by from_sequence of a sequence, by "
+                "Tokens.load of a file"
+            )
         check_made_by(self.fingerprint, tokens.fingerprint)
         self.vocabulary.check(tokens)
 

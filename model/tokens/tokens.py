@@ -128,6 +128,11 @@ class Tokens:
                 found = "more than one shape" if shapes else "no shape"
                 raise InputError(f"{path} holds {found}; expected 1; use shape_tokenizer.tokens.read_tokens")
             return shapes[0]
+        if path.suffix != ".npz":
+            raise InputError(
+                f"{path} is no .npz and no .parquet file; expected what save wrote; shape_tokenizer.tokens.read_tokens "
+                "reads .jsonl and folders"
+            )
         with reading(path, REMEDY), path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             coords, indices, center = arrays["coords"], arrays["indices"], arrays["center"]
             scale, fingerprint = float(arrays["scale"]), str(arrays["fingerprint"])
