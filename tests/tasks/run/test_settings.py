@@ -91,6 +91,8 @@ def test_missing_key(message_after):
         ("gate", "min_usage", 1.5),
         ("voxelize", "resolution", 100),  # not a multiple of 8
         ("evaluate", "fscore_thresholds", []),
+        ("upstream", "twin", "run"),
+        ("upstream", "fetch_vae", ["runs"]),
     ],
 )
 def test_value_that_no_stage_could_use(message_after, section: str, key: str, value: object):
@@ -157,9 +159,10 @@ def test_file_of_another_shape(tmp_path: Path, text: str):
         load_settings(file)
 
 
-def test_file_that_is_no_yaml(tmp_path: Path):
+@pytest.mark.parametrize("content", [b"stage1: [1, 2\n", "# für alle\nversion: 2\n".encode("latin-1")])
+def test_file_that_is_no_yaml(tmp_path: Path, content: bytes):
     file = tmp_path / "params.yaml"
-    file.write_text("stage1: [1, 2\n")
+    file.write_bytes(content)
     with pytest.raises(ParameterError, match="not valid YAML"):
         load_settings(file)
 
