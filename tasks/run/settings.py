@@ -177,6 +177,15 @@ class FetchVae(Section):
 class ImportVae(Section):
     checkpoint: str
 
+    @model_validator(mode="after")
+    def dvc_can_hash_it(self) -> Self:
+        if self.checkpoint.startswith(("hf://", "https://")):
+            raise ValueError(
+                f"checkpoint is {self.checkpoint}; expected a file or folder here; for weights on the hub set it to "
+                f"{FETCHED}, upstream.fetch_vae to [run] and fetch_vae.source to their address"
+            )
+        return self
+
 
 class Encode(Section):
     train_symmetries: Annotated[int, Field(ge=1, le=48)]

@@ -122,6 +122,11 @@ def test_what_a_stage_makes_needs_that_stage(message_after):
     assert "set upstream.pretrain_vae: [run]" in message
 
 
+def test_weights_on_the_hub_are_fetched_by_a_stage(message_after):
+    message = message_after(lambda p: p["import_vae"].update(checkpoint="hf://owner/name/file.ckpt"))
+    assert "set it to artifacts/fetch_vae, upstream.fetch_vae to [run] and fetch_vae.source to their address" in message
+
+
 def test_an_old_file_is_told_what_changed(message_after):
     def change(parameters: Parameters) -> None:
         del parameters["version"]
