@@ -17,6 +17,7 @@ NPZ, PARQUET = "npz", "parquet"
 LAYOUTS = ("published", "spconv")
 ROWS = ("reference", "floor", "vae", "twin", "stage1", "stage2")
 SOME_FAILED = 1
+LARGEST_LIMIT = 1_000_000  # seconds or GB
 
 # \b keeps click from filling the lines of the paragraph that follows it.
 EXAMPLES = """\
@@ -113,10 +114,26 @@ _tokenizer = click.option(
 _device = click.option(
     "--device", metavar="NAME", help="cpu, cuda, cuda:1 ...  [default: cuda where there is one]", show_default=False
 )
+
+
+def _limit(_: click.Context, __: click.Parameter, value: float) -> float:
+    """Timers and the system's limits take no other numbers."""
+    if not 0 < value <= LARGEST_LIMIT:
+        raise click.BadParameter(f"{value:g}; expected a number above 0 and at most {LARGEST_LIMIT:,}")
+    return value
+
+
 _max_seconds = click.option(
-    "--max-seconds", type=float, default=600, metavar="SECONDS", help="To read and voxelize one mesh."
+    "--max-seconds",
+    type=float,
+    default=600,
+    callback=_limit,
+    metavar="SECONDS",
+    help="To read and voxelize one mesh.",
 )
-_max_memory_gb = click.option("--max-memory-gb", type=float, default=3.0, metavar="GB", help="For the same.")
+_max_memory_gb = click.option(
+    "--max-memory-gb", type=float, default=3.0, callback=_limit, metavar="GB", help="For the same."
+)
 
 
 @commands.command(epilog=EXAMPLES, short_help="Mesh files to tokens.")

@@ -1,6 +1,7 @@
 """`shape-tokenizer encode`: mesh files to tokens."""
 
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -21,6 +22,8 @@ def encode_files(
 ) -> int:
     """Write the tokens of mesh files and of those in folders to `out`. Returns how many could not be encoded.
 
+    Where none can be, as with a folder's name that is mistyped, what `out` holds of an earlier run stays.
+
     `limits` are those of reading and voxelizing one of them. Raises InputError where `out` or the tokenizer can't be
     used.
     """
@@ -40,7 +43,11 @@ def encode_files(
                 num_encoded, num_tokens = num_encoded + 1, num_tokens + len(result)
                 yield name, result
 
-    write_tokens(out, encoded(), loaded)
+    shapes = encoded()
+    if (first := next(shapes, None)) is None:
+        rejects.conclude(f"encoded 0 of {rejects.num}; nothing was written to {out}")
+        return rejects.num
+    write_tokens(out, chain([first], shapes), loaded)
     rejects.conclude(f"encoded {num_encoded} of {num_encoded + rejects.num} into {out}, {num_tokens} codes in all")
     return rejects.num
 

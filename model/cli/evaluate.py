@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from ..errors import reason_of
+from ..errors import InputError, reason_of
 from ..evaluation import (
     REPORT,
     Reconstructor,
@@ -54,11 +54,15 @@ def evaluate_tokenizer(
 
     def shapes() -> Iterator[TrueShape]:
         for name, result in voxelize_files(files, loaded, limits, with_surface=True):
-            if isinstance(result, str):
-                rejects.add(files[name], result)
-            else:
-                assert result.surface is not None
-                yield TrueShape(name, result.grid, result.surface)
+            try:
+                if isinstance(result, str):
+                    raise InputError(result)
+                grid = loaded.voxelize(result.grid)  # of which the tokenizer could make no tokens is refused here
+            except InputError as error:
+                rejects.add(files[name], str(error))
+                continue
+            assert result.surface is not None
+            yield TrueShape(name, grid, result.surface)
 
     def reject(name: str, error: Exception) -> None:
         remedy = "simplify the mesh, or take --device cpu or a machine with more memory"

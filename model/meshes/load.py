@@ -104,7 +104,9 @@ def state_of(path: Path) -> State:
     status = path.stat()
     kind = stat.S_IFMT(status.st_mode)
     if kind != stat.S_IFREG:
-        raise InputError(f"it is {_REGULAR.get(kind, 'no file')}, no ordinary file; expected a mesh; remove it")
+        raise InputError(
+            f"it is {_REGULAR.get(kind, 'no file')}, no ordinary file; expected a mesh file; name one, or move it away"
+        )
     return State(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
 
 

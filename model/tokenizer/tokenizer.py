@@ -19,7 +19,7 @@ from ..meshes import Mesh, load_mesh
 from ..sdf import Mode, SparseSDF, Surface, extract_from_bricks, voxelize
 from ..sparse import Grid, SparseTensor, batch_tensors, find_places, from_arrays
 from ..tensors import digest_of_tensors
-from ..tokens import Tokens, Vocabulary
+from ..tokens import Tokens, Vocabulary, check_made_by
 from ..vqvae import GRID_KEYS, REMEDY, VQVAE, config_of, load_vqvae, save_vqvae
 from .card import model_card
 
@@ -190,11 +190,12 @@ class ShapeTokenizer:
 
     def check(self, tokens: Tokens) -> None:
         """Raise InputError for tokens of another tokenizer, and for codes and voxels that this one does not have."""
-        if tokens.fingerprint != self.fingerprint:
+        if not isinstance(tokens, Tokens):
             raise InputError(
-                f"the tokens come from tokenizer {tokens.fingerprint} but this is {self.fingerprint}; "
-                "decode them with the one that made them"
+                f"got {type(tokens).__name__}; expected Tokens; make them by from_sequence of a sequence, by "
+                "Tokens.load of a file"
             )
+        check_made_by(self.fingerprint, tokens.fingerprint)
         self.vocabulary.check(tokens)
 
     def reconstruct(self, mesh: Shape) -> trimesh.Trimesh:

@@ -7,7 +7,7 @@ readable.
 from .dataset import Dataset, open_dataset
 from .files import Found, check_suffix, count_shapes, inside, read_tokens, row_of, write_tokens
 from .grammar import SequenceReader, Vocabulary
-from .tokens import Tokens
+from .tokens import Tokens, check_made_by
 
 __all__ = [
     "Dataset",
@@ -15,6 +15,7 @@ __all__ = [
     "SequenceReader",
     "Tokens",
     "Vocabulary",
+    "check_made_by",
     "check_suffix",
     "count_shapes",
     "inside",

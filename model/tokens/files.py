@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -12,7 +11,7 @@ from ..errors import InputError, first_line, is_of_environment
 from ..files import DIGEST, digest_of, is_as_written, whole_file
 from .dataset import UNFINISHED, is_of_sequences, read_sequences
 from .grammar import SequenceTokenizer
-from .tokens import Tokens, read_rows, write_parquet
+from .tokens import Tokens, check_made_by, read_rows, write_parquet
 
 JSON_LINES, PARQUET, NPZ = ".jsonl", ".parquet", ".npz"
 CONTENT = ("tokens", "center", "scale", "fingerprint")  # of a line: what its digest is over, whatever else is added
@@ -59,8 +58,13 @@ def read_tokens(path: Path, tokenizer: SequenceTokenizer) -> Iterator[Found]:
     if path.is_dir():
         yield from _read_folder(path, tokenizer)
         return
+    is_empty = True
     try:
-        yield from _read_file(path, tokenizer)
+        for found in _read_file(path, tokenizer):
+            is_empty = False
+            yield found
+        if is_empty:
+            yield Found(str(path), reason="there is no shape in it; expected tokens; encode again")
     except InputError as error:
         yield Found(str(path), reason=str(error))
     except OSError as error:
@@ -75,9 +79,9 @@ def count_shapes(path: Path) -> int:
         if path.is_dir():
             return sum(map(count_shapes, _files_below(path)))
         if path.suffix == PARQUET:
-            return pq.read_metadata(path).num_rows
+            return max(1, pq.read_metadata(path).num_rows)
         if path.suffix == JSON_LINES:
-            return sum(1 for line in _lines(path) if line.strip())
+            return max(1, sum(1 for line in _lines(path) if line.strip()))
     except Exception:  # noqa: BLE001 - read_tokens says what is wrong
         return 1
     return 1
@@ -198,11 +202,13 @@ def _tokens_of_row(fields: Mapping[str, Any], tokenizer: SequenceTokenizer) -> L
         raise InputError(f'"name" is {type(name).__name__}; expected a string; correct it or leave it out')
     if (center is None) != (scale is None):
         raise InputError('only one of "center" and "scale" is there; expected both or neither')
+    # Before the sequence, of which another tokenizer's vocabulary has nothing to say that helps.
+    check_made_by(tokenizer.fingerprint, fields.get("fingerprint", tokenizer.fingerprint))
     frame = {} if center is None else {"center": center, "scale": scale}
     tokens = tokenizer.from_sequence(fields.get("tokens", ()), **frame)
     renamed = DIGEST in fields and fields.get(NAME_DIGEST) != digest_of([name])[-NAME_DIGITS:]
     note = f"{name!r} is not the name that it was written with" if renamed else ""
-    return Line(name, replace(tokens, fingerprint=fields.get("fingerprint", tokens.fingerprint)), note)
+    return Line(name, tokens, note)
 
 
 def inside(folder: Path, name: str) -> Path:

@@ -128,6 +128,11 @@ class Tokens:
                 found = "more than one shape" if shapes else "no shape"
                 raise InputError(f"{path} holds {found}; expected 1; use shape_tokenizer.tokens.read_tokens")
             return shapes[0]
+        if path.suffix != ".npz":
+            raise InputError(
+                f"{path} is no .npz and no .parquet file; expected what save wrote; shape_tokenizer.tokens.read_tokens "
+                "reads .jsonl and folders"
+            )
         with reading(path, REMEDY), path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             coords, indices, center = arrays["coords"], arrays["indices"], arrays["center"]
             scale, fingerprint = float(arrays["scale"]), str(arrays["fingerprint"])
@@ -135,6 +140,15 @@ class Tokens:
             return Tokens(coords, indices, center, scale, fingerprint)
         except InputError as error:
             raise InputError(f"{path}: {error}") from error
+
+
+def check_made_by(tokenizer: str, fingerprint: object) -> None:
+    """Raise InputError for tokens with this fingerprint, where the tokenizer has another."""
+    if fingerprint != tokenizer:
+        raise InputError(
+            f"the tokens come from tokenizer {fingerprint} but this is {tokenizer}; decode them with the one that made "
+            "them"
+        )
 
 
 def _array(name: str, value: Any) -> np.ndarray:

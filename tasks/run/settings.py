@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Literal, Self
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from model.bricks import BRICK_SIZE
@@ -40,7 +40,13 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-Run = tuple[()] | tuple[Literal["run"]]  # a list, because DVC makes a stage of each of its entries
+def _is_run_or_empty(value: object) -> object:
+    if value not in ([], ["run"]):
+        raise ValueError(f"got {value!r}; expected [run] or []")
+    return value
+
+
+Run = Annotated[tuple[str, ...], BeforeValidator(_is_run_or_empty)]  # DVC makes a stage of each entry
 
 
 class Upstream(Section):
@@ -171,6 +177,15 @@ class FetchVae(Section):
 class ImportVae(Section):
     checkpoint: str
 
+    @model_validator(mode="after")
+    def dvc_can_hash_it(self) -> Self:
+        if self.checkpoint.startswith(("hf://", "https://")):
+            raise ValueError(
+                f"checkpoint is {self.checkpoint}; expected a file or folder here; for weights on the hub set it to "
+                f"{FETCHED}, upstream.fetch_vae to [run] and fetch_vae.source to their address"
+            )
+        return self
+
 
 class Encode(Section):
     train_symmetries: Annotated[int, Field(ge=1, le=48)]
@@ -297,8 +312,8 @@ def load_settings(path: Path = PARAMS_FILE) -> Settings:
     if not path.is_file():
         raise ParameterError(f"{path} does not exist; run from the repository root, or restore it with git checkout")
     try:
-        values = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ParameterError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if isinstance(values, dict) and values.get("version") != VERSION:
         raise ParameterError(

@@ -123,6 +123,17 @@ def test_with_it_readmes_command_runs_the_flow(served: Served):
     assert (served.root / "artifacts" / "vae").exists()
 
 
+def test_a_schedule_makes_runs(connected: Served):
+    """The command of docs/operating.md, at an hour that is far away."""
+    (line,) = re.findall(r"`(\.venv/bin/prefect deployment schedule .*?)`", (ROOT / "docs/operating.md").read_text())
+    ended = connected.shell(line.replace('"0 2 ', f'"0 {(now("UTC").hour + 12) % 24} '))
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    with get_client(sync_client=True) as client:
+        wait_until(lambda: any(run.auto_scheduled for run in client.read_flow_runs()))
+    cleared = connected.shell(".venv/bin/prefect deployment schedule clear train-vqvae/default --accept-yes")
+    assert cleared.returncode == 0, cleared.stdout + cleared.stderr
+
+
 def test_every_part_hears_ctrl_c_although_the_caller_ignores_it(served: Served):
     parts = [psutil.Process(served.process.pid), *descendants(served.process)]
     for part in parts:

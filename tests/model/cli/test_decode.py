@@ -11,7 +11,7 @@ from scipy.spatial import cKDTree
 
 from model.files import digest_of
 from model.meshes import load_mesh
-from model.tokens import Tokens
+from model.tokens import Tokens, write_tokens
 from model.tokens.files import json_line
 from tests.model.cli.conftest import run
 from tests.shapes import ring_and_box
@@ -97,7 +97,7 @@ def test_a_bad_line_ends_no_decode(
         json.dumps({"name": "good/1", "tokens": sequence}): "was there before",
         json.dumps({"name": "nan", "tokens": sequence, "center": [0, float("nan"), 0], "scale": 1}): "finite numbers",
         json.dumps({"name": "swapped", "tokens": sequence[::-1]}): "position 0 of the sequence is end; expected start",
-        with_digest({"name": "other", "tokens": sequence, "fingerprint": "0" * 16}): "come from tokenizer 0000",
+        with_digest({"name": "other", "tokens": [10**6], "fingerprint": "0" * 16}): "come from tokenizer 0000",
         json.dumps({"name": "vast", "tokens": tokenizer.to_sequence(vast)}): "its 512 latent voxels takes about 0.1 GB",
         '{"name": "long", "tokens": [' + "1, " * 100_000: "after the first 200000 bytes of a line that is longer",
     }
@@ -143,7 +143,9 @@ def test_files_that_hold_no_tokens_are_listed(here: Path, capsys: pytest.Capture
     Path("b.parquet").write_bytes(b"PAR1")
     Path("c.txt").write_text("1 2 3")
     Path("empty").mkdir()
-    assert run("decode", "a.npz", "b.parquet", "c.txt", "d.jsonl", "e.npz", "empty") == 1
+    Path("f.jsonl").write_text("\n")
+    write_tokens(Path("g.parquet"), [], small_tokenizer())
+    assert run("decode", "a.npz", "b.parquet", "c.txt", "d.jsonl", "e.npz", "empty", "f.jsonl", "g.parquet") == 1
     errors = capsys.readouterr().err
     for file, reason in {
         "a.npz": "can't be read",
@@ -152,5 +154,7 @@ def test_files_that_hold_no_tokens_are_listed(here: Path, capsys: pytest.Capture
         "d.jsonl": "can't be read (No such file or directory)",
         "e.npz": "does not exist",
         "empty": "there is no .jsonl, .parquet or .npz file below it",
+        "f.jsonl": "there is no shape in it",
+        "g.parquet": "there is no shape in it",
     }.items():
         assert any(line.startswith(f"rejected {file}: ") and reason in line for line in errors.splitlines()), file

@@ -133,6 +133,28 @@ def test_what_is_written_is_what_the_tokenizer_says(here: Path):
     assert decoded == Path("from_tokens.parquet/deep/can.obj").read_bytes()
 
 
+@pytest.mark.parametrize("out", ["tokens.jsonl", "tokens.parquet", "tokens"])
+def test_where_nothing_can_be_encoded_what_was_there_stays(here: Path, capsys: pytest.CaptureFixture[str], out: str):
+    Path("tokens.jsonl").write_text("of an earlier run")
+    Path("tokens.parquet").write_text("of an earlier run")
+    assert run("encode", "mistyped", "--out", out) == 1
+    assert f"encoded 0 of 1; nothing was written to {out}" in capsys.readouterr().err
+    assert {path.name: path.read_text() for path in Path().glob("tokens*")} == {
+        "tokens.jsonl": "of an earlier run",
+        "tokens.parquet": "of an earlier run",
+    }
+
+
+@pytest.mark.parametrize("command", [("encode", "box.ply"), ("evaluate", "--meshes", "box.ply")])
+@pytest.mark.parametrize("limit", ["--max-seconds", "--max-memory-gb"])
+@pytest.mark.parametrize("value", ["0", "-1", "nan", "inf"])
+def test_a_limit_is_a_number_above_0(
+    command: tuple[str, ...], limit: str, value: str, capsys: pytest.CaptureFixture[str]
+):
+    assert run(*command, limit, value) == 2
+    assert f"Invalid value for '{limit}': {value}; expected a number above 0" in capsys.readouterr().err
+
+
 @pytest.mark.usefixtures("one_worker", "forked_workers")
 def test_a_mesh_that_memory_is_too_small_for_is_listed_and_the_others_encoded(
     here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

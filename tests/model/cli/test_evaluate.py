@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import trimesh
 
 from model.cli import main
 from model.cli.commands import ROWS
@@ -90,6 +91,20 @@ def test_a_shape_too_large_for_the_memory_is_listed_and_nothing_else_is_lost(
         assert (here / "both" / name).read_bytes() == (here / "alone" / name).read_bytes()
     assert run("evaluate", "artifacts/tokenizer", "--meshes", large, "--out", "none") == 1
     assert not (here / "none").exists()
+
+
+@pytest.mark.usefixtures("one_worker", "forked_workers")
+def test_a_mesh_that_encode_refuses_is_in_no_mean(here: Path, capsys: pytest.CaptureFixture[str]):
+    """A board of a tenth of a voxel, wound outwards: a body, but no voxel is inside it."""
+    trimesh.creation.box((1.0, 1.0, 0.003)).export("board.ply")
+    assert run("encode", "board.ply", "--out", "board.jsonl") == 1
+    assert "no voxel is inside it at resolution" in capsys.readouterr().err
+    trimesh.creation.box().export("box.ply")
+    meshes = ("--meshes", "box.ply", "--meshes", "board.ply")
+    assert run("evaluate", "artifacts/tokenizer", *meshes, "--num-points", "500") == 1
+    said = capsys.readouterr().err
+    assert "rejected board.ply: no voxel is inside it at resolution" in said
+    assert "evaluated 1 of 2 meshes" in said
 
 
 @pytest.mark.usefixtures("one_worker", "forked_workers")

@@ -207,6 +207,13 @@ def test_a_grid_of_another_resolution_is_refused(tokenizer: ShapeTokenizer):
         tokenizer.encode(voxelized(ring_and_box(), resolution=64))
 
 
+def test_what_are_no_tokens_is_refused(tokenizer: ShapeTokenizer, tokens: Tokens):
+    for wrong in (tokenizer.to_sequence(tokens), "chair.npz"):
+        for refuse in (tokenizer.decode, tokenizer.to_sequence):
+            with pytest.raises(InputError, match=r"^got (list|str); expected Tokens; make them by"):
+                refuse(wrong)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

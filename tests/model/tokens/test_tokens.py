@@ -329,6 +329,12 @@ def test_a_damaged_file_is_refused_by_name(tmp_path: Path, name: str):
         Tokens.load(path)
 
 
+def test_what_save_does_not_write_is_not_loaded(tmp_path: Path):
+    (tmp_path / "tokens.jsonl").write_text("{}")
+    with pytest.raises(InputError, match=r"tokens.jsonl is no .npz and no .parquet file; .*read_tokens"):
+        Tokens.load(tmp_path / "tokens.jsonl")
+
+
 def test_a_flipped_bit_is_no_silent_change(tmp_path: Path):
     """Of a file with checksums, everything that matters is either as it was or refused."""
     tokens = tokens_of(np.argwhere(np.ones((4, 4, 4))).tolist(), np.arange(64) % 10)

@@ -91,6 +91,8 @@ def test_missing_key(message_after):
         ("gate", "min_usage", 1.5),
         ("voxelize", "resolution", 100),  # not a multiple of 8
         ("evaluate", "fscore_thresholds", []),
+        ("upstream", "twin", "run"),
+        ("upstream", "fetch_vae", ["runs"]),
     ],
 )
 def test_value_that_no_stage_could_use(message_after, section: str, key: str, value: object):
@@ -118,6 +120,11 @@ def test_contradiction_between_sections(message_after):
 def test_what_a_stage_makes_needs_that_stage(message_after):
     message = message_after(lambda p: p["import_vae"].update(checkpoint="artifacts/pretrain_vae"))
     assert "set upstream.pretrain_vae: [run]" in message
+
+
+def test_weights_on_the_hub_are_fetched_by_a_stage(message_after):
+    message = message_after(lambda p: p["import_vae"].update(checkpoint="hf://owner/name/file.ckpt"))
+    assert "set it to artifacts/fetch_vae, upstream.fetch_vae to [run] and fetch_vae.source to their address" in message
 
 
 def test_an_old_file_is_told_what_changed(message_after):
@@ -157,9 +164,10 @@ def test_file_of_another_shape(tmp_path: Path, text: str):
         load_settings(file)
 
 
-def test_file_that_is_no_yaml(tmp_path: Path):
+@pytest.mark.parametrize("content", [b"stage1: [1, 2\n", "# für alle\nversion: 2\n".encode("latin-1")])
+def test_file_that_is_no_yaml(tmp_path: Path, content: bytes):
     file = tmp_path / "params.yaml"
-    file.write_text("stage1: [1, 2\n")
+    file.write_bytes(content)
     with pytest.raises(ParameterError, match="not valid YAML"):
         load_settings(file)
 
