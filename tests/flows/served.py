@@ -21,6 +21,7 @@ PATIENT = dict.fromkeys(
     ("PREFECT_API_REQUEST_TIMEOUT", "PREFECT_SERVER_DATABASE_TIMEOUT", "PREFECT_SERVER_DATABASE_CONNECTION_TIMEOUT"),
     str(SECONDS),
 )
+QUICK_SCHEDULER = {"PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "2"}  # in place of 60
 NO_WAY_OUT = {"http_proxy": "http://127.0.0.1:9", "all_proxy": "http://127.0.0.1:9"}  # where nobody listens
 
 
@@ -73,7 +74,7 @@ def start(root: Path) -> "subprocess.Popen[bytes]":
         return subprocess.Popen(
             ["sh", "-c", f"trap '' INT; exec {sys.executable} -m flows.serve"],
             cwd=root,
-            env=os.environ | NO_WAY_OUT | PATIENT,
+            env=os.environ | NO_WAY_OUT | PATIENT | QUICK_SCHEDULER,
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
