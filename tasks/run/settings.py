@@ -41,7 +41,7 @@ class Section(BaseModel):
 
 
 def _is_run_or_empty(value: object) -> object:
-    if value not in ([], ["run"]):
+    if value not in ([], ["run"], (), ("run",)):
         raise ValueError(f"got {value!r}; expected [run] or []")
     return value
 
