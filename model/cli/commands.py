@@ -16,6 +16,7 @@ FORMATS = ("ply", "glb", "obj")
 NPZ, PARQUET = "npz", "parquet"
 LAYOUTS = ("published", "spconv")
 ROWS = ("reference", "floor", "vae", "twin", "stage1", "stage2")
+EXPORTED = (".ckpt", ".safetensors")
 SOME_FAILED = 1
 LARGEST_LIMIT = 1_000_000  # seconds or GB
 
@@ -241,6 +242,8 @@ def export(source: str, target: Path, layout: "Layout") -> None:
 
     SOURCE is a file or folder of weights, or hf://owner/name/path; TARGET the file to write, .ckpt or .safetensors.
     """
+    if target.suffix not in EXPORTED:
+        raise click.BadParameter(f"{target}; expected a name that ends in {' or '.join(EXPORTED)}", param_hint="TARGET")
     from ..checkpoint import export_vae, load_vae
 
     export_vae(load_vae(source), target, layout=layout)

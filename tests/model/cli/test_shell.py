@@ -40,7 +40,9 @@ def test_what_cannot_begin_says_why_in_one_line(here: Path, arguments: list[str]
 def test_wrong_arguments_end_with_2_and_help_with_examples(capsys: pytest.CaptureFixture[str]):
     assert run("encode", "x", "--dask", "tcp://h:1") == run("encode", "x", "--max-tokens", "0") == 2
     assert run() == run("melt") == run("encode") == run("decode", "x", "--format", "doc") == 2
-    assert run("compare") == run("export-vae", "a", "b", "--layout", "spconf") == 2
+    assert (
+        run("compare") == run("export-vae", "a", "b.ckpt", "--layout", "spconf") == run("export-vae", "a", "b.bin") == 2
+    )
     capsys.readouterr()
     example = "shape-tokenizer encode meshes/ --out tokens.jsonl"
     for arguments in (["--help"], ["-h"], ["encode", "--help"], ["decode", "--help"]):
