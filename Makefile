@@ -67,7 +67,7 @@ lock: $(SETUP) ## resolve pyproject.toml into the lock files (UPGRADE=1: to the 
 # Done once, and again when a lock file changes. The two builds of spconv overwrite each other, so a change of device starts
 # from nothing. pip would compile every file to byte code, one after the other; what is left out here is compiled when it
 # is imported, and what can't be compiled are others' templates. The constraint is for what the lock pins and others ask for
-# with an extra (sqlalchemy[asyncio]): without it, pip below 23.3 takes the newest of that, which has no hash.
+# with an extra (sqlalchemy[asyncio]): without it, pip 23.2 takes the newest of that, which has no hash.
 $(SETUP): $(LOCK) $(TORCH)
 	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14) and "Python 3.11, 3.12 or 3.13 is needed, for which spconv is built, and %s is %s; run make PYTHON=python3.13" % (sys.executable, sys.version.split()[0]))'
 	$(PYTHON) -m venv $(if $(filter-out $(SETUP),$(wildcard .venv/.installed-*)),--clear) .venv

@@ -16,7 +16,7 @@ KERNEL_SIZE = 3
 NUM_OFFSETS = KERNEL_SIZE**3
 CENTRE = NUM_OFFSETS // 2  # of two opposite offsets the numbers add up to NUM_OFFSETS - 1
 MAX_PLACES_ON_CPU = 2**32  # spconv's hash table there has keys of 32 bits
-MAX_ENTRIES_ON_CUDA = 2**31  # of a table: spconv's kernel there counts them in 32 bits, and writes elsewhere beyond
+MAX_ENTRIES_ON_CUDA = 2**31  # of a table: by its source, spconv counts them in 32 bits there
 
 
 def find_neighbours(

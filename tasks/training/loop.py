@@ -49,8 +49,8 @@ Schedule = Callable[[float], float]  # progress in [0, 1) to a factor of the lea
 
 SECONDS = "seconds_"  # how columns begin that depend on the clock
 COUNTED = ("revived_codes", "skipped_steps")  # since the last row of the history
-# torch would begin at 2^16, where a gradient of 1 overflows: the first steps on trained weights do, and a step of the
-# warm-up is skipped, other ones on one GPU and on two. It doubles every 2 000 steps and halves at every overflow.
+# torch would begin at 2^16, where a gradient of 1 overflows: stage 2's largest reach that in its first steps, and one
+# was skipped. It doubles every 2 000 steps and halves at every overflow.
 FIRST_LOSS_SCALE = 2.0**13
 MIN_LOSS_SCALE = 1.0  # where even gradients as they are overflow
 MAX_SKIPPED_IN_A_ROW = 13  # so many halve it to that
