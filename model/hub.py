@@ -2,9 +2,6 @@
 
 from pathlib import Path
 
-from huggingface_hub import hf_hub_download, parse_hf_uri, snapshot_download
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HfUriError, HFValidationError
-
 from .errors import InputError, first_line, is_of_environment
 
 WEIGHT_SUFFIXES = {".safetensors", ".ckpt", ".pt", ".pth", ".bin"}
@@ -24,6 +21,9 @@ def local_path(source: str | Path) -> Path:
     """
     if not is_hub_id(source):
         return Path(source)
+    from huggingface_hub import hf_hub_download, parse_hf_uri, snapshot_download  # takes long, and few need it
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HfUriError, HFValidationError
+
     try:
         place = parse_hf_uri(str(source))
         path = place.path_in_repo

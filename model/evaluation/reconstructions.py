@@ -14,7 +14,7 @@ from torch import Tensor
 from ..distributed import gather_lists
 from ..metrics import Field
 from ..quantizer import ResidualQuantizer, normalised_error
-from ..sdf import SparseSDF, Surface
+from ..sdf import SparseSDF, Surface, grid_surface
 from ..sparse import Grid, SparseTensor, from_arrays
 from ..tokenizer import decoded_surface
 from ..vqvae import VQVAE
@@ -117,7 +117,7 @@ class Reconstructor:
 
     def rows(self, shape: SparseSDF) -> Iterator[Reconstruction]:
         """floor, then one for each network, in their order."""
-        mesh, cost = self._measure(shape.surface)
+        mesh, cost = self._measure(lambda: grid_surface(shape))
         yield Reconstruction("floor", mesh, stored_field(shape), decode_ms=cost.ms, memory_mb=cost.memory_mb)
         band = from_arrays(shape.coords, shape.sdf, extent=shape.resolution).to(self._device)
         for row in self._networks:

@@ -4,8 +4,9 @@ Arrays in, arrays out; one convention of space and sign, that of SparseSDF. Uses
 changed here changes the shapes that everything else is trained on.
 """
 
-from .grid import Mode, SparseSDF, compile_kernels, normalised_surface, voxel_coords, voxelize
-from .surface import Surface, extract_from_bricks, extract_mesh
+from ..sparse_sdf import SparseSDF, Surface
+from .grid import Mode, compile_kernels, normalised_surface, voxelize
+from .surface import extract_from_bricks, extract_mesh, grid_surface
 
 __all__ = [
     "Mode",
@@ -14,7 +15,7 @@ __all__ = [
     "compile_kernels",
     "extract_from_bricks",
     "extract_mesh",
+    "grid_surface",
     "normalised_surface",
-    "voxel_coords",
     "voxelize",
 ]

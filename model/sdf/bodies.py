@@ -9,7 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from .edges import Edges, Faces, Vertices, connected_parts, number_edges, wind_consistently
+from ..sparse_sdf import Faces, Vertices
+from .edges import Edges, connected_parts, number_edges, wind_consistently
 from .winding import winding_numbers
 
 _OFFSET = 3e-4  # of the mesh's size, from a face to where its two sides are looked at: what is nearer is the same

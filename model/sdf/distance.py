@@ -10,9 +10,9 @@ import numpy as np
 from jaxtyping import Float
 
 from ..bricks import BRICK_SIZE, BRICK_VOXELS
+from ..sparse_sdf import Faces, Vertices
 from ..warp import QUICK_TO_COMPILE, wp
 from .arrays import Cells, Floats, Ints, Points
-from .edges import Faces, Vertices
 
 wp.set_module_options(QUICK_TO_COMPILE)
 

@@ -6,17 +6,15 @@ All edges are sorted on the device, so that those of one pair of vertices are ne
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
+from ..sparse_sdf import Faces
 from ..warp import QUICK_TO_COMPILE, wp
 from .arrays import Cells, Ints
 
 wp.set_module_options(QUICK_TO_COMPILE)
-
-Vertices = Float[np.ndarray, "num_vertices 3"]
-Faces = Int[np.ndarray, "num_faces 3"]  # indices of vertices, counterclockwise from outside
 
 
 class Edges(NamedTuple):

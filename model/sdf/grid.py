@@ -2,29 +2,25 @@
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from typing import Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 
-from ..bricks import BRICK_SIZE, BRICK_VOXELS
+from ..bricks import BRICK_SIZE
 from ..errors import InputError
+from ..sparse_sdf import Faces, SDFMode, SparseSDF, Surface, Vertices
 from ..warp import wp
 from .bodies import orient_bodies
 from .distance import Bricks, band_bricks, short_triangles
-from .edges import Edges, Faces, Vertices, find_edges, wind_consistently
+from .edges import Edges, find_edges, wind_consistently
 from .rows import bad_flip_ratio, band_rows
 from .sign import WoundSurface, brick_insides, cap_holes, insides_of_shell
-from .surface import Surface, extract_from_bricks
 from .thin import add_shell, find_lost, thin_parts
 
 Mode = Literal["solid", "shell"]
-Kind = Literal["solid", "shell", "mixed"]
 SHELL_VOXELS = 1.0  # half the thickness of a shell
-
-_ROWS_AT_ONCE = 2**18  # bounds the memory beside the result
 
 HALF_EXTENT = 0.95  # the longest side of a normalised mesh runs from -0.95 to 0.95
 
@@ -34,56 +30,6 @@ class Normalisation(NamedTuple):
 
     center: Float[np.ndarray, "3"]
     scale: float
-
-
-@dataclass(frozen=True)
-class SparseSDF:
-    """Signed distance, positive outside, at the voxels near a surface, and the sign at all voxels of their bricks.
-
-    The grid covers [-1, 1]^3; voxel i of an axis has its centre at (i + 0.5) * 2 / resolution - 1. Rows go brick by
-    brick, bricks and the voxels in each in C order of x, y, z.
-    """
-
-    coords: Int[np.ndarray, "num_voxels 3"]  # int32, the band: |sdf| < 1
-    sdf: Float[np.ndarray, " num_voxels"]  # float32, distance / (truncation_voxels * 2 / resolution)
-    resolution: int
-    truncation_voxels: float
-    center: Float[np.ndarray, "3"]  # float64: world = cube * scale + center
-    scale: float
-    brick_coords: Int[np.ndarray, "num_bricks 3"]  # int32, the 8^3 bricks that hold at least one voxel of the band
-    brick_inside: Bool[np.ndarray, "num_bricks 8 8 8"]
-    bad_flip_ratio: float  # share of the sign changes between neighbours where no surface can be; 0 on closed meshes
-    # "shell": distance to the surface less one voxel; "mixed": a solid, and a shell where it is too thin to be seen.
-    # bad_flip_ratio is that of the solid before.
-    mode: Kind = "solid"
-    lost_area_share: float | None = None  # of the mesh's area, what no voxel near it shows; None where not known
-
-    @cached_property
-    def brick_band(self) -> Bool[np.ndarray, "num_bricks 8 8 8"]:
-        """Which voxels of each brick are rows of `coords`."""
-        grid = (self.resolution // BRICK_SIZE,) * 3
-        starts = np.empty(np.prod(grid), np.int32)
-        places = np.ravel_multi_index(tuple(self.brick_coords.T), grid)
-        starts[places] = np.arange(len(places)) * BRICK_VOXELS
-        band = np.zeros(self.brick_inside.shape, bool)
-        for first in range(0, len(self.coords), _ROWS_AT_ONCE):
-            rows = np.ascontiguousarray(self.coords[first : first + _ROWS_AT_ONCE].T)
-            bricks = rows // BRICK_SIZE
-            start = starts[np.ravel_multi_index(tuple(bricks), grid)]
-            local = np.ravel_multi_index(tuple(rows - bricks * BRICK_SIZE), band.shape[1:])
-            band.reshape(-1)[start + local] = True
-        return band
-
-    def beyond(self) -> tuple[Int[np.ndarray, "num_beyond 3"], Float[np.ndarray, " num_beyond"]]:
-        """The voxels of the bricks that are not in the band: coords, and sign +1 outside or -1 inside."""
-        beyond = ~self.brick_band
-        return voxel_coords(self.brick_coords, beyond), np.where(self.brick_inside[beyond], -1, 1).astype(np.float32)
-
-    def surface(self) -> Surface:
-        """The mesh of the grid itself, in the cube: the best that anything working on this grid can reach."""
-        values = np.where(self.brick_inside, np.float32(-1), np.float32(1))
-        values[self.brick_band] = self.sdf  # both go brick by brick
-        return extract_from_bricks(self.brick_coords, values.reshape(-1), resolution=self.resolution)
 
 
 def voxelize(
@@ -148,7 +94,7 @@ def voxelize(
 
 
 class _Field(NamedTuple):
-    kind: Kind
+    kind: SDFMode
     bricks: Bricks | None = None  # None, as inside, of a shell: it is still to be made
     inside: wp.array | None = None  # int8, 512 for every brick
     bad_flip_ratio: float = 0.0
@@ -238,14 +184,6 @@ def normalisation(vertices: Vertices, faces: Faces) -> Normalisation:
             f"coordinates go from {low.min():g} to {high.max():g}, more than numbers can hold; scale the mesh down"
         )
     return Normalisation(low + (high - low) / 2, longest / (2 * HALF_EXTENT))
-
-
-def voxel_coords(
-    brick_coords: Int[np.ndarray, "num_bricks 3"], chosen: Bool[np.ndarray, "num_bricks 8 8 8"]
-) -> Int[np.ndarray, "num_voxels 3"]:
-    """The chosen voxels, brick by brick, each brick in C order."""
-    brick, *local = np.nonzero(chosen)
-    return (brick_coords[brick] * BRICK_SIZE + np.stack(local, 1)).astype(np.int32)
 
 
 def compile_kernels() -> None:

@@ -10,11 +10,12 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
+from ..sparse_sdf import Vertices
 from ..warp import QUICK_TO_COMPILE, wp
 from .arrays import Flags, Floats, Ints
 from .crossings import count_crossings
 from .distance import Bricks, split_long
-from .edges import Vertices, connected_parts
+from .edges import connected_parts
 from .insides import decide_insides
 
 wp.set_module_options(QUICK_TO_COMPILE)

@@ -1,16 +1,14 @@
 """Marching cubes on a sparse grid: only in cells whose 8 corners are all stored, with memory for stored bricks only."""
 
-from typing import NamedTuple
-
 import numpy as np
 from jaxtyping import Float, Int
 
 from ..bricks import BRICK_SIZE, BRICK_VOXELS
+from ..sparse_sdf import SparseSDF, Surface
 from ..warp import QUICK_TO_COMPILE, wp
 from .arrays import Bytes, Cells, Floats, Ints, Vectors
 from .cases import CASES, EDGES
 from .distance import find_voxel, number_bricks, place_of, sums_before, voxel_at
-from .edges import Faces, Vertices
 
 wp.set_module_options(QUICK_TO_COMPILE)
 
@@ -26,13 +24,11 @@ class Field:
     iso_level: float
 
 
-class Surface(NamedTuple):
-    vertices: Vertices  # float32, in the [-1, 1] cube
-    faces: Faces  # int32, counter-clockwise seen from outside
-
-    def in_frame(self, center: Float[np.ndarray, "3"], scale: float) -> "Surface":
-        """The same surface in a mesh's own frame: world = cube * scale + center. Vertices become float64."""
-        return Surface(self.vertices.astype(np.float64) * scale + np.asarray(center, np.float64), self.faces)
+def grid_surface(shape: SparseSDF) -> Surface:
+    """The mesh of the grid itself, in the cube: the best that anything working on this grid can reach."""
+    values = np.where(shape.brick_inside, np.float32(-1), np.float32(1))
+    values[shape.brick_band] = shape.sdf  # both go brick by brick
+    return extract_from_bricks(shape.brick_coords, values.reshape(-1), resolution=shape.resolution)
 
 
 def extract_mesh(

@@ -20,7 +20,7 @@ from jaxtyping import Float, Int, UInt8
 
 from model.bricks import BRICK_SIZE
 from model.errors import InputError
-from model.sdf import SparseSDF, Surface, voxel_coords
+from model.sparse_sdf import SparseSDF, Surface, voxel_coords
 from model.tables import metadata_of, read_row, read_table, write_rows, write_table
 
 INDEX = "index.parquet"

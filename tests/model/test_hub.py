@@ -65,7 +65,7 @@ def test_a_folder_is_asked_for_weights_of_every_kind(monkeypatch: pytest.MonkeyP
         (tmp_path / "vae").mkdir()
         return str(tmp_path)
 
-    monkeypatch.setattr("model.hub.snapshot_download", snapshot_download)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
     local_path("hf://someone/shapes/vae")
     assert {"vae/*.ckpt", "vae/*.safetensors", "vae/*.json"} <= set(asked)
 

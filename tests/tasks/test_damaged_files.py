@@ -17,6 +17,7 @@ import torch
 from model.checkpoint import export_vae, load_vae, save_vae
 from model.errors import InputError
 from model.quantizer import ResidualQuantizer
+from model.sdf import grid_surface
 from model.tensors import digest_of_tensors
 from model.tokenizer import ShapeTokenizer
 from model.tokens import Tokens, count_shapes, read_tokens, write_tokens
@@ -91,7 +92,7 @@ def kinds(made_once: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         export_vae(vae, Path("published.ckpt"), layout="published")
         save_vae(vae, Path("vae"))
         ring = voxelized(ring_and_box())
-        write_surfaces(SDF / SURFACES, [("test/ring_and_box", ring.surface())])
+        write_surfaces(SDF / SURFACES, [("test/ring_and_box", grid_surface(ring))])
         write_lone_shape(Path("scratch.parquet"), ring, {"num_faces": 3, "notes": ["café"]})
         encoded = {name: tokenizer.encode(open_shards(SDF).read(name)) for name in open_shards(SDF).names("train")[:3]}
         for path in ("tokens.jsonl", "tokens.parquet"):

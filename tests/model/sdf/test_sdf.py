@@ -5,7 +5,7 @@ import pytest
 import trimesh
 
 from model.errors import InputError
-from model.sdf import SparseSDF, extract_mesh, normalised_surface, voxelize
+from model.sdf import SparseSDF, extract_mesh, grid_surface, normalised_surface, voxelize
 from model.sdf.edges import find_edges, orient_consistently
 from model.sdf.sign import cap_holes
 from model.sdf.winding import winding_numbers
@@ -111,7 +111,8 @@ def test_the_affine_brings_the_longest_side_to_the_cube() -> None:
     shape = voxelize(moved.vertices, moved.faces, resolution=64, truncation_voxels=2.0)
     assert shape.center == pytest.approx([100, -50, 3])
     assert shape.scale == pytest.approx(4 / 1.9)
-    bounds = np.array([shape.surface().vertices.min(0), shape.surface().vertices.max(0)]) * shape.scale + shape.center
+    vertices = grid_surface(shape).vertices
+    bounds = np.array([vertices.min(0), vertices.max(0)]) * shape.scale + shape.center
     assert np.abs(bounds - moved.bounds).max() < 0.1 * 2 / 64 * shape.scale
 
 
@@ -172,7 +173,7 @@ def test_a_shell_is_the_distance_less_a_voxel_outside_on_both_sides() -> None:
     assert np.abs(stored * band + 1 - distance)[stored != 0].max() < 1e-5
     _, sign = shape.beyond()
     assert (sign == 1).all()
-    surface = trimesh.Trimesh(*shape.surface(), process=False)
+    surface = trimesh.Trimesh(*grid_surface(shape), process=False)
     assert surface.is_watertight
     assert surface.volume > 0
 
@@ -194,7 +195,7 @@ def test_auto_makes_shells_of_what_has_no_inside() -> None:
 def test_a_surface_goes_back_to_the_frame_of_its_mesh() -> None:
     mesh = sphere(3).apply_scale(7).apply_translation((100, -20, 3))
     shape = voxelize(mesh.vertices, mesh.faces, resolution=64, truncation_voxels=2.0)
-    surface = shape.surface().in_frame(shape.center, shape.scale)
+    surface = grid_surface(shape).in_frame(shape.center, shape.scale)
     assert surface.vertices.mean(0) == pytest.approx([100, -20, 3], abs=0.01)
     assert np.linalg.norm(surface.vertices - [100, -20, 3], axis=1).mean() == pytest.approx(7, abs=0.05)
 
@@ -263,7 +264,7 @@ def test_tree_of_dipoles_agrees_with_the_sum_of_solid_angles() -> None:
 def test_surface_of_a_closed_mesh_is_closed_outward_and_in_place(name: str) -> None:
     mesh, resolution = MESHES[name], 64
     shape = voxelize(mesh.vertices, mesh.faces, resolution=resolution, truncation_voxels=2.0)
-    surface = trimesh.Trimesh(*shape.surface(), process=False)
+    surface = trimesh.Trimesh(*grid_surface(shape), process=False)
     assert surface.is_watertight
     assert surface.is_winding_consistent
     assert surface.volume > 0
@@ -274,7 +275,7 @@ def test_surface_of_a_closed_mesh_is_closed_outward_and_in_place(name: str) -> N
 
 def test_sphere_comes_back_with_its_radius() -> None:
     shape = voxelize(sphere(5).vertices, sphere(5).faces, resolution=64, truncation_voxels=2.0)
-    radius = np.linalg.norm(shape.surface().vertices, axis=1)
+    radius = np.linalg.norm(grid_surface(shape).vertices, axis=1)
     assert radius.mean() == pytest.approx(0.95, abs=5e-4)  # the mesh itself sags that much between its vertices
     assert np.abs(radius - 0.95).max() < 1e-3
 
@@ -284,7 +285,7 @@ def test_a_ring_comes_back_within_a_hundredth_of_a_voxel_and_nothing_else_does()
     resolution, minor, major = 256, 0.1, 0.85
     mesh = trimesh.creation.torus(major, minor, major_sections=800, minor_sections=240)
     shape = voxelize(mesh.vertices, mesh.faces, resolution=resolution, truncation_voxels=2.0)
-    surface = shape.surface().in_frame(shape.center, shape.scale)
+    surface = grid_surface(shape).in_frame(shape.center, shape.scale)
     corners = surface.vertices[surface.faces]
 
     def distance(points: np.ndarray) -> np.ndarray:  # in voxels

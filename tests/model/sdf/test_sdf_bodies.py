@@ -8,7 +8,7 @@ import trimesh
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.sdf import normalised_surface, voxelize
+from model.sdf import grid_surface, normalised_surface, voxelize
 from model.sdf.bodies import orient_bodies
 from model.sdf.edges import find_edges
 
@@ -24,7 +24,7 @@ def box(
 
 def solid_volume(mesh: trimesh.Trimesh, resolution: int = 64) -> float:
     shape = voxelize(mesh.vertices, mesh.faces, resolution=resolution, truncation_voxels=2.0)
-    surface = shape.surface().in_frame(shape.center, shape.scale)
+    surface = grid_surface(shape).in_frame(shape.center, shape.scale)
     return trimesh.Trimesh(*surface, process=False).volume
 
 

@@ -5,7 +5,7 @@ import pytest
 import trimesh
 from scipy.spatial.transform import Rotation
 
-from model.sdf import SparseSDF, voxelize
+from model.sdf import SparseSDF, grid_surface, voxelize
 from tests.model.sdf import brute_force_sdf as brute_force
 
 VOXEL = 2 / 64 / 0.95  # at resolution 64, in units of half the longest side
@@ -17,7 +17,7 @@ def auto(mesh: trimesh.Trimesh, resolution: int = 64, **options: object) -> Spar
 
 
 def surface_of(shape: SparseSDF) -> trimesh.Trimesh:
-    return trimesh.Trimesh(*shape.surface().in_frame(shape.center, shape.scale), process=False)
+    return trimesh.Trimesh(*grid_surface(shape).in_frame(shape.center, shape.scale), process=False)
 
 
 def box(size: tuple[float, float, float], at: tuple[float, float, float] = (0, 0, 0)) -> trimesh.Trimesh:

@@ -13,7 +13,7 @@ import pytest
 import trimesh
 
 from model.errors import InputError
-from model.sdf import SparseSDF, Surface, voxelize
+from model.sdf import SparseSDF, Surface, grid_surface, voxelize
 from tasks.shards import Shards, open_shards
 from tasks.shards.shards import SURFACES, shape_row, write_index, write_shards, write_surfaces
 
@@ -48,7 +48,7 @@ def write(directory: Path, shapes: dict[str, SparseSDF]) -> None:
     places = write_shards(directory, (shape_row(*item) for item in shapes.items()), shapes_per_shard=2)
     index = pd.DataFrame({"name": NAMES, "split": SPLIT}).join(pd.DataFrame(places))
     write_index(directory / "index.parquet", index, resolution=16, truncation_voxels=2.0)
-    write_surfaces(directory / SURFACES, [(name, shapes[name].surface()) for name in ("b", "e")])
+    write_surfaces(directory / SURFACES, [(name, grid_surface(shapes[name])) for name in ("b", "e")])
 
 
 def test_every_shape_comes_back_bit_by_bit(written: Path, shapes: dict[str, SparseSDF]) -> None:
@@ -68,7 +68,7 @@ def test_surfaces_of_the_test_split_are_kept_and_no_others(written: Path, shapes
     shards = open_shards(written)
     assert shards.names("test") == ["b", "e"]
     for name in ("b", "e"):
-        read, original = shards.read_surface(name), shapes[name].surface()
+        read, original = shards.read_surface(name), grid_surface(shapes[name])
         assert isinstance(read, Surface)
         assert np.array_equal(read.vertices, original.vertices)
         assert np.array_equal(read.faces, original.faces)
