@@ -22,6 +22,7 @@ from model.evaluation import (
     write_evaluation,
 )
 from model.files import whole_directory, write_whole
+from model.plots import draw_history, draw_usage, read_history, usage_table
 from model.quantizer import ResidualQuantizer
 from model.report import (
     CODEBOOK_TITLES,
@@ -29,12 +30,8 @@ from model.report import (
     ROW_TITLES,
     Evaluation,
     Gallery,
-    draw_history,
     draw_shapes,
-    draw_usage,
-    read_history,
     report_page,
-    usage_table,
 )
 from model.tables import write_table
 from model.vae import SparseSDFVAE

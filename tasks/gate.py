@@ -9,8 +9,8 @@ from torch import Tensor
 
 from model.device import pick_device
 from model.files import whole_directory, write_whole
+from model.plots import draw_codebook
 from model.quantizer import Lloyd, codebook_statistics, lloyd_pass
-from model.report import draw_codebook
 from tasks.data import load_codebooks, read_vectors
 from tasks.run import (
     CODEBOOK_PLOTS,

@@ -19,7 +19,8 @@ from ..evaluation import (
 )
 from ..files import write_whole
 from ..jobs import Limits
-from ..report import ROW_TITLES, Evaluation, Gallery, draw_usage, figures_of, report_page
+from ..plots import draw_usage
+from ..report import ROW_TITLES, Evaluation, Gallery, figures_of, report_page
 from .inputs import named_files, voxelize_files
 from .rejects import Rejects
 from .tokenizer import load_tokenizer

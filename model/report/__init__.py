@@ -1,14 +1,13 @@
-"""What people look at: pictures of shapes, curves, the page of an evaluation, the comparison of two.
+"""What people look at: pictures of shapes, the page of an evaluation, the comparison of two.
 
 Draws and words figures that others have measured; no result depends on it.
 """
 
-from .codebook_plots import draw_codebook
 from .compare import PER_SHAPE, check_comparable, compare_rows, compare_within, read_evaluation, show_changes
 from .figures import COSTS, ROW_TITLES, figures_of, rows_of
 from .gallery import Gallery, Ranking
 from .page import CODEBOOK_TITLES, Aggregates, Evaluation, report_page
-from .plots import draw_history, draw_shapes, draw_usage, read_history, usage_table
+from .sheet import draw_shapes
 
 __all__ = [
     "CODEBOOK_TITLES",
@@ -22,15 +21,10 @@ __all__ = [
     "check_comparable",
     "compare_rows",
     "compare_within",
-    "draw_codebook",
-    "draw_history",
     "draw_shapes",
-    "draw_usage",
     "figures_of",
     "read_evaluation",
-    "read_history",
     "report_page",
     "rows_of",
     "show_changes",
-    "usage_table",
 ]

@@ -14,10 +14,11 @@ import pandas as pd
 from jinja2 import Environment, StrictUndefined
 
 from ..metrics import Summary
+from ..plots import draw_history, other_columns
 from .compare import compare_within, num_better, verdict
 from .figures import NOTHING, ROW_TITLES, figures_of, rows_of, title_of_codes
 from .gallery import Gallery, Ranking
-from .plots import draw_history, other_columns, webp
+from .sheet import webp
 from .viewer import FIXED_POINT, scene_of
 
 Aggregates = dict[str, dict[str, Summary]]  # by row and figure

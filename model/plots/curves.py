@@ -1,26 +1,20 @@
-"""Pictures of a run, as small files: shapes side by side, loss curves, code usage."""
+"""Curves of a training run and the use of codes, as small PNG files."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Int, UInt8
+from jaxtyping import Int
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
 from ..errors import InputError, reading
-from .gallery import Gallery, Ranking
-from .render import WHITE, SheetRow, draw_sheet
 
-BLOCKS = 2  # shapes side by side
-GAP = 24  # pixels between them
 DOTS_PER_INCH = 100
 NUM_COLOURS = 64  # of a PNG's palette: it makes the file several times smaller
-WEBP_QUALITY = 82
 
 # What a person looks at while and after training: the columns of each panel, with their labels.
 CURVES: Mapping[str, Mapping[str, str]] = {
@@ -36,43 +30,14 @@ DASHED = ("commitment_loss",)  # its values may be those of vq_loss, whose line 
 PANELS_A_ROW = 3
 
 
-def draw_shapes(ranking: Ranking, shapes: Sequence[str], gallery: Gallery) -> bytes:
-    """The picture sheet: each shape's pictures, in the order of the gallery's titles, and their CD-L1."""
-    places = {shape: place for place, shape in enumerate(ranking, start=1)}
-    rows = []
-    for shape in shapes:
-        distances = " / ".join(f"{ranking[shape][row]:.4f}" for row in gallery.titles if row != "truth")
-        label = f"{places[shape]} of {len(ranking)}: {shape}   CD-L1 {distances}"
-        rows.append(SheetRow(label, gallery.pictures(shape)))
-    height = -(-len(rows) // BLOCKS)
-    titles = tuple(gallery.titles.values())
-    sheet = _side_by_side([draw_sheet(titles, rows[i : i + height]) for i in range(0, len(rows), height)])
-    return _encoded(Image.fromarray(sheet).quantize(NUM_COLOURS, dither=Image.Dither.NONE), "PNG", optimize=True)
-
-
-def webp(picture: UInt8[np.ndarray, "height width 3"]) -> bytes:
-    """A tenth of what PNG takes for a shaded shape."""
-    return _encoded(Image.fromarray(picture), "WEBP", quality=WEBP_QUALITY, method=6)
-
-
 def png_of_figure(figure: Figure) -> bytes:
     buffer = BytesIO()
     figure.savefig(buffer, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})
     coverage = Image.Quantize.MAXCOVERAGE  # the usual median cut merges the colours of thin lines
     few_colours = Image.open(buffer).convert("RGB").quantize(NUM_COLOURS, method=coverage, dither=Image.Dither.NONE)
-    return _encoded(few_colours, "PNG", optimize=True)
-
-
-def _encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
-    buffer = BytesIO()
-    image.save(buffer, format=kind, **options)
-    return buffer.getvalue()
-
-
-def _side_by_side(blocks: Sequence[UInt8[np.ndarray, "height width 3"]]) -> UInt8[np.ndarray, "tallest total_width 3"]:
-    tallest = max(len(block) for block in blocks)
-    padded = [np.pad(block, ((0, tallest - len(block)), (0, GAP), (0, 0)), constant_values=WHITE) for block in blocks]
-    return np.concatenate(padded, axis=1)[:, :-GAP]
+    small = BytesIO()
+    few_colours.save(small, format="PNG", optimize=True)
+    return small.getvalue()
 
 
 def read_history(path: Path) -> pd.DataFrame:

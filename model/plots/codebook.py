@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from ..quantizer import water_level
-from .plots import png_of_figure
+from .curves import png_of_figure
 
 NUM_POINTS = 4000  # latents in the PCA picture
 SIZE = (9.0, 3.6)  # inches

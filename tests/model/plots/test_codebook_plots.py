@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from model.report import draw_codebook
-from model.report.codebook_plots import measure_spectrum, neighbour_distances, principal_directions
+from model.plots import draw_codebook
+from model.plots.codebook import measure_spectrum, neighbour_distances, principal_directions
 
 
 def test_distances_to_the_nearest_other_code():

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from model.errors import InputError
-from model.report import draw_history, plots, read_history
+from model.plots import curves, draw_history, read_history
 
 FIRST = pd.DataFrame({"step": [10, 20, 40], "vq_loss": [3.0, 2.0, 1.0], "lr": [0.1, 0.2, 0.1], "grad_norm": [1, 2, 3]})
 SECOND = pd.DataFrame(
@@ -20,7 +20,7 @@ SECOND = pd.DataFrame(
 
 def drawn(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> Figure:
     figures: list[Figure] = []
-    monkeypatch.setattr(plots, "png_of_figure", lambda figure: figures.append(figure) or b"")
+    monkeypatch.setattr(curves, "png_of_figure", lambda figure: figures.append(figure) or b"")
     draw_history(*arguments)
     return figures[0]
 
@@ -39,14 +39,14 @@ def test_panels_are_those_that_some_stage_can_fill_with_each_stage_one_wide(monk
 
 def test_the_rest_is_drawn_on_demand(monkeypatch: pytest.MonkeyPatch):
     histories = {"stage1": FIRST, "stage2": SECOND}
-    others = plots.other_columns(histories)
+    others = curves.other_columns(histories)
     assert list(others) == ["grad_norm"]  # a column without a value is none
     assert [axes.get_title() for axes in drawn(monkeypatch, histories, others).axes] == ["grad_norm"]
 
 
 def test_it_is_a_picture_of_six_panels_at_most():
-    columns = {name: [1.0, 2.0] for panel in plots.CURVES.values() for name in panel}
-    assert len(plots.CURVES) == 6
+    columns = {name: [1.0, 2.0] for panel in curves.CURVES.values() for name in panel}
+    assert len(curves.CURVES) == 6
     assert Image.open(io.BytesIO(draw_history({"stage2": pd.DataFrame({"step": [1, 2]} | columns)}))).width > 800
 
 
