@@ -174,7 +174,8 @@ def _read_state(file: Path) -> tuple[State, dict[str, str], list[Tensor]]:
             f"{file}: expected a state_dict, or one under the key 'vae', got {type(content).__name__}"
         )
     _check_storage(content, file)
-    codebooks = [content[key].float() for key in sorted(content) if key.startswith("quantizer.")]
+    levels = sorted((key for key in content if key.startswith("quantizer.")), key=lambda key: (len(key), key))
+    codebooks = [content[key].float() for key in levels]
     if codebooks:
         content = {key.removeprefix("vae."): value for key, value in content.items() if key.startswith("vae.")}
     return dict(content), ignored, codebooks

@@ -85,7 +85,7 @@ def _number_of(error: BaseException) -> int | None:
 def told_of_environment(error: BaseException) -> str:
     """What the machine is short of, where, and what to do, as one sentence."""
     number, file = _number_of(error), getattr(error, "filename", None)
-    what = os.strerror(number) if number else getattr(error, "strerror", None) or str(error)
+    what = os.strerror(number) if number in _REMEDIES else getattr(error, "strerror", None) or str(error)
     if file is None and number in _DISK:  # the library that wrote may not say which file
         file = _fullest_disk()
     elif file is None and number in _REMEDIES:

@@ -115,6 +115,8 @@ def save_vqvae(
     vqvae: VQVAE, directory: Path, grid: Mapping[str, Any] | None = None, *, dtype: torch.dtype = torch.float32
 ) -> Config:
     """Weights, in float32 or float16, and config.json, which is returned; `grid` is that of a tokenizer."""
+    if dtype not in (torch.float32, torch.float16):
+        raise InputError(f"weights can't be saved as {dtype}; expected torch.float32 or float16; choose one")
     directory.mkdir(parents=True, exist_ok=True)
     digest = save_weights(vqvae, directory / WEIGHTS_FILE, dtype=dtype)
     config = config_of(vqvae, digest, grid)

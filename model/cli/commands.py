@@ -17,6 +17,7 @@ NPZ, PARQUET = "npz", "parquet"
 LAYOUTS = ("published", "spconv")
 ROWS = ("reference", "floor", "vae", "twin", "stage1", "stage2")
 EXPORTED = (".ckpt", ".safetensors")
+TOKENIZER_VARIABLE = "SHAPE_TOKENIZER"
 SOME_FAILED = 1
 LARGEST_LIMIT = 1_000_000  # seconds or GB
 
@@ -61,7 +62,7 @@ Examples:
   dvc get . artifacts/evaluation --rev HEAD~1 -o /tmp/before
   shape-tokenizer compare /tmp/before artifacts/evaluation
   shape-tokenizer compare artifacts/evaluation           stage 2 against the other rows of one evaluation
-  shape-tokenizer compare artifacts/evaluation artifacts/evaluation --rows floor vae
+  shape-tokenizer compare artifacts/evaluation --rows floor vae
 """
 
 
@@ -104,11 +105,16 @@ def _path(metavar: str) -> dict[str, Any]:
     return {"type": click.Path(path_type=Path), "metavar": metavar}
 
 
+def _folder(default: str) -> Any:
+    """--out, a folder to be made; what is a file already is refused before any work is done."""
+    return click.option("--out", default=default, type=click.Path(path_type=Path, file_okay=False), metavar="FOLDER")
+
+
 _tokenizer = click.option(
     "--tokenizer",
     type=click.Path(),
     metavar="FOLDER",
-    envvar="SHAPE_TOKENIZER",
+    envvar=TOKENIZER_VARIABLE,
     show_envvar=True,
     help="Folder or hf://owner/name; without it the one that comes with the library.",
 )
@@ -191,7 +197,7 @@ def encode(
 
 @commands.command(epilog=EXAMPLES, short_help="Tokens to mesh files.")
 @click.argument("tokens", nargs=-1, required=True, **_path("TOKENS_OR_FOLDER..."))
-@click.option("--out", default="decoded", **_path("FOLDER"))
+@_folder("decoded")
 @click.option("--format", "mesh_format", type=click.Choice(FORMATS), default=FORMATS[0], help="Of the meshes.")
 @_tokenizer
 @_device
@@ -203,9 +209,9 @@ def decode(tokens: tuple[Path, ...], out: Path, mesh_format: str, tokenizer: str
 
 
 @commands.command(epilog=EVALUATE_EXAMPLES, short_help="What a tokenizer loses of your meshes.")
-@click.argument("tokenizer", type=click.Path(), metavar="[TOKENIZER]", required=False)
+@click.argument("tokenizer", type=click.Path(), metavar="[TOKENIZER]", required=False, envvar=TOKENIZER_VARIABLE)
 @click.option("--meshes", multiple=True, required=True, help="May be given again.", **_path("MESH_OR_FOLDER"))
-@click.option("--out", default="evaluation", **_path("FOLDER"))
+@_folder("evaluation")
 @click.option("--num-points", type=click.IntRange(min=1), default=100_000, help="On each surface.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, help="Of the points.")
 @_max_seconds
@@ -223,8 +229,9 @@ def evaluate(
 ) -> int:
     """Distances, IoUs, use of the codes and pictures of meshes that went through a tokenizer and back.
 
-    TOKENIZER is a folder or hf://owner/name; without it the one that comes with the library is meant. Into the folder
-    go report.html, evaluate.json with the means, and per_shape.parquet, which compare reads.
+    TOKENIZER is a folder or hf://owner/name; without it the one that SHAPE_TOKENIZER names in the environment is meant,
+    or else the one that comes with the library. Into the folder go report.html, evaluate.json with the means, and
+    per_shape.parquet, which compare reads.
     """
     from ..jobs import Limits
     from .evaluate import evaluate_tokenizer
@@ -253,16 +260,16 @@ def export(source: str, target: Path, layout: "Layout") -> None:
 @commands.command(epilog=COMPARE_EXAMPLES, short_help="What changed between two evaluations.")
 @click.argument("old", **_path("OLD"))
 @click.argument("new", required=False, **_path("[NEW]"))
-@click.option("--rows", nargs=2, type=click.Choice(ROWS), default=("stage2", "stage2"), help="Of OLD and of NEW.")
-def compare(old: Path, new: Path | None, rows: tuple[str, str]) -> None:
+@click.option("--rows", nargs=2, type=click.Choice(ROWS), help="Of OLD and of NEW.  [default: stage2 stage2]")
+def compare(old: Path, new: Path | None, rows: tuple[str, str] | None) -> None:
     """What changed between two evaluations, shape by shape.
 
-    OLD is the folder of an evaluation; NEW another, or the same with other --rows. Without NEW, what stage 2 changes
-    against stage 1, the VAE and, where there is one, its unquantised twin.
+    OLD is the folder of an evaluation; NEW another, with --rows OLD itself if it is left out. Without both, what stage
+    2 changes against stage 1, the VAE and, where there is one, its unquantised twin.
     """
     from .compare import compare_evaluations, compare_rows_of
 
-    if new is None:
+    if new is None and rows is None:
         compare_rows_of(old)
     else:
-        compare_evaluations(old, new, rows)
+        compare_evaluations(old, new or old, rows or ("stage2", "stage2"))

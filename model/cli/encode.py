@@ -10,7 +10,7 @@ from ..errors import InputError
 from ..jobs import Limits
 from ..progress import track
 from ..tokenizer import ShapeTokenizer
-from ..tokens import Tokens, check_suffix, write_tokens
+from ..tokens import Tokens, check_target, write_tokens
 from .inputs import in_order, named_files, voxelize_files
 from .rejects import Rejects
 from .tokenizer import load_tokenizer
@@ -27,7 +27,7 @@ def encode_files(
     `limits` are those of reading and voxelizing one of them. Raises InputError where `out` or the tokenizer can't be
     used.
     """
-    check_suffix(out)
+    check_target(out)
     rejects = Rejects()
     files = named_files(meshes, rejects)
     loaded = load_tokenizer(tokenizer, device)

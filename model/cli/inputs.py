@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 def named_files(given: Iterable[Path], rejects: Rejects) -> dict[str, Path]:
-    """Mesh files by name, in the order given; the others are rejected.
+    """Mesh files by name, in the order given, each once; the others are rejected.
 
     A file below a folder is named as find_meshes names it, one given by itself by its stem; where two names collide,
     both files go by their whole path.
@@ -38,8 +38,11 @@ def named_files(given: Iterable[Path], rejects: Rejects) -> dict[str, Path]:
             rejects.add(path, "there is no such file")
         else:
             found.append((printable(path.stem), path))
-    count = Counter(name for name, _ in found)
-    return {n if count[n] == 1 else printable(os.path.abspath(p).lstrip("/")): p for n, p in found}  # noqa: PTH100
+    once: dict[str, tuple[str, Path]] = {}  # by whole path
+    for name, path in found:
+        once.setdefault(os.path.abspath(path), (name, path))  # noqa: PTH100 - links keep their names
+    count = Counter(name for name, _ in once.values())
+    return {n if count[n] == 1 else printable(whole.lstrip("/")): p for whole, (n, p) in once.items()}
 
 
 def voxelize_files(

@@ -12,8 +12,10 @@ def load_tokenizer(source: str | None, device_name: str | None) -> ShapeTokenize
     one. Raises InputError where either can't be used."""
     try:
         device = torch.device(device_name) if device_name else pick_device()
-    except RuntimeError as error:
-        raise InputError(f"--device is {device_name}; expected cpu or cuda; correct it") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise InputError(f"--device is {device_name} but there is no GPU that torch can use; leave it out")
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda"):
+        raise InputError(f"--device is {device_name}; expected cpu or cuda; correct it")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InputError(f"--device is {device_name} but there is no such GPU that torch can use; leave it out")
     return ShapeTokenizer.from_pretrained(source, device=device)

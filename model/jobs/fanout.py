@@ -200,7 +200,9 @@ def _dask_workers(scheduler: str) -> Iterator[Workers]:
 def _begin_worker(max_bytes: int) -> None:
     """Ctrl-C is the parent's to handle; no worker outlives a parent that was killed; none takes all memory."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_DATA, (max_bytes, max_bytes))
+    _, allowed = resource.getrlimit(resource.RLIMIT_DATA)
+    most = max_bytes if allowed == resource.RLIM_INFINITY else min(max_bytes, allowed)
+    resource.setrlimit(resource.RLIMIT_DATA, (most, most))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     parent = multiprocessing.parent_process()
     if parent is not None:

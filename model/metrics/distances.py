@@ -38,11 +38,16 @@ class FScore(NamedTuple):
 def checked_mesh(mesh: AnyMesh, name: str) -> Mesh:
     """The mesh with float64 vertices and int64 faces.
 
-    Raises InputError for coordinates that are not finite and faces that point past the vertices.
+    Raises InputError for coordinates that are not finite, faces that are no triangles or point past the vertices.
     """
-    vertices, faces = mesh if isinstance(mesh, tuple) else (mesh.vertices, mesh.faces)
-    vertices = np.asarray(vertices, np.float64).reshape(-1, 3)
-    faces = np.asarray(faces).astype(np.int64).reshape(-1, 3)
+    vertices, faces = map(np.asarray, mesh if isinstance(mesh, tuple) else (mesh.vertices, mesh.faces))
+    for array in (vertices, faces):
+        if array.size and array.shape[1:] != (3,):
+            raise InputError(
+                f"{name} has vertices {list(vertices.shape)} and faces {list(faces.shape)}; expected [N, 3] and "
+                "[M, 3]; make triangles of it"
+            )
+    vertices, faces = vertices.astype(np.float64).reshape(-1, 3), faces.astype(np.int64).reshape(-1, 3)
     if not np.isfinite(vertices).all():
         bad = int((~np.isfinite(vertices).all(1)).sum())
         raise InputError(f"{name} has {bad} vertices that are not finite, expected none; check what produced it")

@@ -59,14 +59,14 @@ class ShapeLogitsProcessor:
         else:
             grown = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
             self._rows, self._dead = [None] * len(input_ids), set()
-        for number, (has_grown, token) in enumerate(torch.stack([grown.long(), input_ids[:, -1]], 1).tolist()):
+        for number, (has_grown, last) in enumerate(zip(grown.tolist(), input_ids[:, -1:].tolist(), strict=True)):
             if not has_grown:
                 self._rows[number] = None
                 self._dead.discard(number)
             if number in self._dead:
                 continue
             try:
-                self._read(number, [token] if has_grown else input_ids[number].tolist())
+                self._read(number, last if has_grown else input_ids[number].tolist())
             except InputError as error:
                 if not goes_on:
                     raise InputError(f"row {number}, counted from its start: {error}") from error

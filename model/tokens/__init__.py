@@ -5,7 +5,7 @@ readable.
 """
 
 from .dataset import Dataset, open_dataset
-from .files import Found, check_suffix, count_shapes, inside, read_tokens, row_of, write_tokens
+from .files import Found, check_target, count_shapes, inside, read_tokens, row_of, write_tokens
 from .grammar import SequenceReader, Vocabulary
 from .tokens import Tokens, check_made_by
 
@@ -16,7 +16,7 @@ __all__ = [
     "Tokens",
     "Vocabulary",
     "check_made_by",
-    "check_suffix",
+    "check_target",
     "count_shapes",
     "inside",
     "open_dataset",

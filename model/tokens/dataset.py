@@ -8,7 +8,7 @@ import fcntl
 import json
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -19,13 +19,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ..errors import InputError, is_of_environment, reading
+from ..files import write_whole
 from ..tables import metadata_of, read_table, write_table
 from .grammar import SequenceTokenizer
 from .tokens import REMEDY
 
 SHAPES_PER_SHARD = 1024
 UNFINISHED = ".unfinished"  # the journal: its name hides it from those who read all files of a folder
-_SHARD, _SHARDS = "tokens-{:05d}.parquet", "tokens-*.parquet"
+_SHARD, _SHARDS = "tokens-{:05d}.parquet", f"tokens-{'[0-9]' * 5}.parquet"
 SHARD_REMEDY = "delete it and run encode again, which makes its shapes alone anew"
 _TOKENIZER = "tokenizer"  # of the schema's metadata, whose "columns" says what each means
 _COLUMNS = {
@@ -83,9 +84,8 @@ class Dataset:
 
     def note(self, row: Mapping[str, Any]) -> None:
         """Keep a shape's row, or name, mesh_sha256 and "reason", for a run that goes on where this one is killed."""
-        line = json.dumps({**row, "fingerprint": self.fingerprint}, separators=(",", ":"))
         with (self.folder / UNFINISHED).open("a", encoding="utf-8") as journal:
-            journal.write(f"\n{line}")  # apart from one that was cut short
+            journal.write(_line({**row, "fingerprint": self.fingerprint}))
 
     def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Rows of shapes into new shards, each written when it is full; the last one takes what remains."""
@@ -97,8 +97,11 @@ class Dataset:
             write_table(shard, table)
             self._take_in(shard, table)
 
-    def finish(self, refused: Iterable[str]) -> None:
-        """Take out the rows of meshes that have changed since: other rows replaced them, or they are refused now."""
+    def finish(self, given: Collection[str], refused: Iterable[str] = ()) -> None:
+        """Take out the rows of meshes that have changed since: other rows replaced them, or they are refused now.
+
+        What an interrupted run noted of meshes that this one was not `given` stays noted.
+        """
         for name in refused:
             if (old := self.written.pop(name, None)) is not None:
                 self._stale[old.shard].add(name)
@@ -109,7 +112,11 @@ class Dataset:
                 write_table(shard, kept)
             else:
                 shard.unlink()
-        (self.folder / UNFINISHED).unlink(missing_ok=True)
+        journal = self.folder / UNFINISHED
+        if others := [_line(row) for name, row in self._journal.items() if name not in given]:
+            write_whole(journal, "".join(others))
+        else:
+            journal.unlink(missing_ok=True)
 
     def _take_in(self, shard: Path, table: pa.Table) -> None:
         columns = (table[column].to_pylist() for column in ("name", "mesh_sha256", "length"))
@@ -138,6 +145,11 @@ class Dataset:
                 f"{path} is of tokenizer {fingerprint or 'unknown'} but this is {self.fingerprint}; name another "
                 "folder, or use the tokenizer that made it"
             )
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    """Of the journal; apart from the one before it, which may be cut short."""
+    return f"\n{json.dumps(row, separators=(',', ':'))}"
 
 
 @contextmanager

@@ -35,7 +35,7 @@ def write_tokens(path: Path, shapes: Iterable[tuple[str, Tokens]], tokenizer: Se
 
     They are taken one by one. A file appears when it is whole: a table and a file of lines at the end.
     """
-    check_suffix(path)
+    check_target(path)
     if path.suffix == PARQUET:
         write_parquet(path, shapes)
     elif path.suffix == JSON_LINES:
@@ -47,10 +47,12 @@ def write_tokens(path: Path, shapes: Iterable[tuple[str, Tokens]], tokenizer: Se
             tokens.save(inside(path, f"{name}{NPZ}"))
 
 
-def check_suffix(path: Path) -> None:
-    """Raise InputError where write_tokens could not tell what to write."""
+def check_target(path: Path) -> None:
+    """Raise InputError where write_tokens could not tell what to write, or where that can't be."""
     if path.suffix not in ("", JSON_LINES, PARQUET):
         raise InputError(f"{path}: tokens go to .jsonl, to .parquet or, without a suffix, to a folder; choose one")
+    if path.exists() and path.is_dir() == bool(path.suffix):
+        raise InputError(f"{path} is a {'folder' if path.suffix else 'file'}, which tokens can't replace; name another")
 
 
 def read_tokens(path: Path, tokenizer: SequenceTokenizer) -> Iterator[Found]:
@@ -93,10 +95,9 @@ def _files_below(folder: Path) -> list[Path]:
 
 def _read_folder(folder: Path, tokenizer: SequenceTokenizer) -> Iterator[Found]:
     files = _files_below(folder)
-    if (folder / UNFINISHED).exists():
-        yield Found(
-            str(folder), reason="encode was interrupted there; run it again to have the shapes that are missing"
-        )
+    for journal in sorted(folder.rglob(UNFINISHED)):
+        reason = "encode was interrupted there; run it again to have the shapes that are missing"
+        yield Found(str(journal.parent), reason=reason)
     if not files:
         yield Found(str(folder), reason="there is no .jsonl, .parquet or .npz file below it; expected tokens")
     for file in files:
@@ -130,7 +131,7 @@ def _lines(path: Path) -> Iterator[str]:
     """The lines of a file; of one that is too long, its beginning."""
     with path.open("rb") as file:
         while line := file.readline(MAX_LINE):
-            yield line.decode("utf-8", errors="replace")
+            yield line.decode("utf-8-sig", errors="replace")  # some editors begin a file with a mark
             while len(line) == MAX_LINE and not line.endswith(b"\n"):
                 line = file.readline(MAX_LINE)
 

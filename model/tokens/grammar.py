@@ -3,6 +3,7 @@
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from operator import index
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -48,6 +49,9 @@ class Vocabulary:
 
     num_codes: tuple[int, ...]  # of each residual level
     grid_size: int  # latent voxels along a side of the cube
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "num_codes", tuple(self.num_codes))  # a list, as JSON has it, will do
 
     @property
     def octree_levels(self) -> int:
@@ -243,7 +247,11 @@ class SequenceReader:
         return self._masks[self.expected]
 
     def read(self, token: int) -> None:
-        """Take the next integer. Raises InputError naming the place where it is not allowed; then nothing changes."""
+        """Take the next integer, be it Python's, NumPy's or a tensor without dimensions.
+
+        Raises InputError naming the place where it is not allowed; then nothing changes.
+        """
+        token = index(token)
         if not (0 <= token < self._masks.shape[1] and self._masks[self.expected, token]):
             got, expected = self.vocabulary.describe(token), self.vocabulary.describe_kind(self.expected)
             raise InputError(f"position {self.position} of the sequence is {got}; expected {expected}; drop the shape")

@@ -60,9 +60,7 @@ class Tokens:
             )
         if indices.size == 0:
             raise InputError("there are no tokens; expected at least one; encode a mesh that has a surface")
-        for name, array in (("coords", coords), ("indices", indices)):
-            if not np.issubdtype(array.dtype, np.integer):
-                raise InputError(f"{name} are {array.dtype}; expected integers; convert them")
+        coords, indices = _integers("coords", coords, np.int32), _integers("indices", indices, np.int64)
         center, scale = _array("center", self.center), _array("scale", self.scale)
         for numbers, shape in ((center, (3,)), (scale, ())):
             plain = numbers.dtype.kind in "iuf" and numbers.shape == shape
@@ -158,6 +156,15 @@ def _array(name: str, value: Any) -> np.ndarray:
         raise InputError(f"{name} can't be an array ({first_line(error)}); expected one; correct it") from error
 
 
+def _integers(name: str, array: np.ndarray, dtype: type[np.integer]) -> np.ndarray:
+    """Of this type, where they are such as a file can hold."""
+    if not np.issubdtype(array.dtype, np.integer):
+        raise InputError(f"{name} are {array.dtype}; expected integers; convert them")
+    if array.min() < -(2**31) or array.max() >= 2**31:
+        raise InputError(f"{name} go from {array.min()} to {array.max()}; expected 32 bits; correct them")
+    return array.astype(dtype, copy=False)
+
+
 def write_parquet(path: Path, shapes: Iterable[tuple[str, Tokens]]) -> None:
     """Named shapes into one table, a row each, in the order given; they are taken as the file grows."""
     remaining = iter(shapes)
@@ -188,7 +195,10 @@ def read_rows(path: Path) -> Iterator[tuple[str, Tokens | InputError]]:
     """As read_parquet, with the reason in the place of a shape whose row holds none."""
     with reading(path, REMEDY), pq.ParquetFile(path, page_checksum_verification=True) as file:
         if missing := sorted(set(_SCHEMA.names) - set(file.schema_arrow.names)):
-            raise InputError(f"{path} has no column {missing[0]}; expected a table of tokens; encode again")
+            raise InputError(
+                f"{path} has no column {missing[0]}; expected a table that Tokens.save wrote; read a data set by "
+                "shape_tokenizer.tokens.read_tokens, or encode again"
+            )
         if sum(file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)) != file.metadata.num_rows:
             raise ValueError("its footer tells of two numbers of rows")
         for group in range(file.num_row_groups):

@@ -88,6 +88,11 @@ def test_what_the_machine_lacks_is_told_and_blamed_on_no_file(error: Exception, 
             reason_of(error, given=MESH, more_memory="raise max_memory_gb")
 
 
+def test_what_a_fault_of_the_system_says_itself_is_told():
+    error = ChildProcessError(errno.ECHILD, "processes end before they begin to work")
+    assert "processes end before they begin to work; mend it" in told_of_environment(error)
+
+
 @pytest.mark.parametrize(
     ("error", "reason"),
     [

@@ -183,7 +183,8 @@ def test_names_that_collide_become_whole_paths(here: Path):
     for folder in ("a", "b"):
         Path(folder).mkdir()
         trimesh.creation.icosphere().export(f"{folder}/ball.stl")
-    assert run("encode", "a/ball.stl", "b", "ball.ply", "--out", "tokens.jsonl") == 0
+    given = ("a/ball.stl", "b", "ball.ply", "a", "b/ball.stl", str(here / "ball.ply"))  # three of them twice
+    assert run("encode", *given, "--out", "tokens.jsonl") == 0
     names = [json.loads(line)["name"] for line in Path("tokens.jsonl").read_text().splitlines()]
     assert names == [f"{str(here)[1:]}/{name}" for name in ("a/ball.stl", "b/ball.stl", "ball.ply")]
     assert run("decode", "tokens.jsonl") == 0

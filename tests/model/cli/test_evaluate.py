@@ -27,7 +27,7 @@ def test_a_tokenizer_is_measured_on_any_meshes_and_two_are_compared(here: Path, 
     write_shapes(here / "meshes")
     (here / "meshes" / "bad.stl").write_text("solid nothing")
     meshes = ("--meshes", "meshes/box.glb", "--meshes", "meshes/deep", "--meshes", "meshes/bad.stl")
-    evaluate = ("evaluate", "artifacts/tokenizer", *meshes, "--num-points", "3000", "--out")
+    evaluate = ("evaluate", *meshes, "--num-points", "3000", "--out")  # of the tokenizer that the environment names
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr("os.sched_getaffinity", lambda _: {0})
         assert run(*evaluate, "mine") == 1
@@ -53,10 +53,16 @@ def test_a_tokenizer_is_measured_on_any_meshes_and_two_are_compared(here: Path, 
     capsys.readouterr()
     assert run("compare", "mine", "again") == 0
     assert "0 of 3" in capsys.readouterr().out
+    assert run("compare", "mine", "--rows", "floor", "stage2") == 0
+    alone = capsys.readouterr().out
+    assert run("compare", "mine", "mine", "--rows", "floor", "stage2") == 0
+    assert "worse" in alone
+    assert capsys.readouterr().out == alone
 
 
 @pytest.mark.usefixtures("one_worker", "forked_workers")
-def test_the_shipped_tokenizer_is_meant_where_none_is_named(here: Path):
+def test_the_shipped_tokenizer_is_meant_where_none_is_named(here: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("SHAPE_TOKENIZER")
     write_shapes(here / "meshes")
     assert run("evaluate", "--meshes", "meshes/box.glb", "--num-points", "500", "--out", "shipped") == 0
     table = pd.read_parquet(here / "shipped/per_shape.parquet").set_index("row")

@@ -24,14 +24,19 @@ from tests.small_tokenizer import ROOT
         (["encode", "x.ply", "--out", "tokens.csv"], "tokens.csv: tokens go to .jsonl, to .parquet or"),
         (["encode", "x.ply", "--format", "parquet"], "--out is tokens.jsonl; expected a folder for --format parquet"),
         (["encode", "x.ply", "--device", "abacus"], "--device is abacus; expected cpu or cuda"),
+        (["encode", "x.ply", "--device", "mps"], "--device is mps; expected cpu or cuda"),
+        (["encode", "x.ply", "--out", "there.jsonl"], "there.jsonl is a folder, which tokens can't replace"),
+        (["encode", "x.ply", "--out", "there"], "there is a file, which tokens can't replace"),
         pytest.param(
             ["encode", "x.ply", "--device", "cuda"],
-            "there is no GPU that torch can use",
+            "there is no such GPU that torch can use",
             marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU"),
         ),
     ],
 )
 def test_what_cannot_begin_says_why_in_one_line(here: Path, arguments: list[str], message: str):
+    Path("there.jsonl").mkdir()
+    Path("there").touch()
     with pytest.raises(SystemExit, match=message) as end:
         main(arguments)
     assert "\n" not in str(end.value.code)
@@ -39,6 +44,7 @@ def test_what_cannot_begin_says_why_in_one_line(here: Path, arguments: list[str]
 
 def test_wrong_arguments_end_with_2_and_help_with_examples(capsys: pytest.CaptureFixture[str]):
     assert run("encode", "x", "--dask", "tcp://h:1") == run("encode", "x", "--max-tokens", "0") == 2
+    assert run("decode", "x", "--out", __file__) == run("evaluate", "--meshes", "x", "--out", __file__) == 2
     assert run() == run("melt") == run("encode") == run("decode", "x", "--format", "doc") == 2
     assert (
         run("compare") == run("export-vae", "a", "b.ckpt", "--layout", "spconf") == run("export-vae", "a", "b.bin") == 2

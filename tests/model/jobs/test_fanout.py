@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -109,6 +111,14 @@ def test_memory_beyond_the_limit_is_an_error_in_the_job(tmp_path: Path) -> None:
     jobs = jobs_of(["eat"], tmp_path / "diary")
     with pytest.raises(MemoryError):
         list(run_all(work, jobs, limits=LIMITS, markers=tmp_path / "markers"))
+
+
+def test_a_limit_of_the_system_below_ours_holds() -> None:
+    code = (
+        "import resource; from model.jobs.fanout import _begin_worker; kind, half = resource.RLIMIT_DATA, int(1e9); "
+        "resource.setrlimit(kind, (half, half)); _begin_worker(2 * half); assert resource.getrlimit(kind)[0] == half"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 class EndsWhoeverReadsIt:

@@ -127,6 +127,9 @@ def test_truth_without_surface_and_broken_meshes_are_refused():
         compare(Mesh(broken, plate(0.0).faces), plate(0.0), num_points=10, seed=0)
     with pytest.raises(InputError, match="expected 0 to 3"):
         compare(Mesh(plate(0.0).vertices, np.array([[0, 1, 4]])), plate(0.0), num_points=10, seed=0)
+    quads = np.array([[0, 1, 2, 3]] * 3)  # as many numbers as four triangles
+    with pytest.raises(InputError, match=r"faces \[3, 4\]; expected \[N, 3\] and \[M, 3\]"):
+        compare((plate(0.0).vertices, quads), plate(0.0), num_points=10, seed=0)
 
 
 @pytest.mark.parametrize("winding", [1, -1])

@@ -65,6 +65,8 @@ def test_half_precision_is_half_the_folder_and_a_tokenizer_of_its_own(tokenizer:
     assert loaded.fingerprint != tokenizer.fingerprint
     loaded.save_pretrained(tmp_path / "again")
     assert ShapeTokenizer.from_pretrained(tmp_path / "again").fingerprint == loaded.fingerprint
+    with pytest.raises(InputError, match=r"can't be saved as torch\.bfloat16"):
+        tokenizer.save_pretrained(tmp_path / "again", dtype=torch.bfloat16)
 
 
 def test_a_saved_folder_explains_itself(tokenizer: ShapeTokenizer, tmp_path: Path):

@@ -45,7 +45,9 @@ def test_every_column_says_what_it_is_and_every_row_is_read_back(tmp_path: Path)
     assert metadata["tokenizer"] == small_tokenizer().fingerprint
     vocabulary = json.loads(metadata["vocabulary"])
     assert vocabulary.pop("size") == small_tokenizer().vocabulary.size
-    assert Vocabulary(**{**vocabulary, "num_codes": tuple(vocabulary["num_codes"])}) == small_tokenizer().vocabulary
+    described = Vocabulary(**vocabulary)
+    assert described == small_tokenizer().vocabulary
+    assert described.masks.shape[1] == described.size
 
     found = list(read_tokens(tmp_path, small_tokenizer()))
     assert [(shape.name, shape.note, shape.reason) for shape in found] == [(r["name"], "", "") for r in rows]
@@ -81,7 +83,7 @@ def test_a_changed_mesh_replaces_its_row_also_where_the_run_ends_before(tmp_path
         dataset.append([row("a", "second")])  # and is killed here
     with open_dataset(tmp_path, small_tokenizer()) as dataset:
         assert dataset.has("a", "second")
-        dataset.finish(["c"])  # whose file has changed too, and can't be read any more
+        dataset.finish([], ["c"])  # whose file has changed too, and can't be read any more
     rows = pyarrow.dataset.dataset(tmp_path, format="parquet").to_table().to_pylist()
     assert rows == [row("b"), row("a", "second")]
     with open_dataset(tmp_path, small_tokenizer()) as dataset:
@@ -107,6 +109,14 @@ def test_what_was_noted_is_found_up_to_the_line_that_was_cut_short(tmp_path: Pat
         dataset.note(row("b"))
     with open_dataset(tmp_path, small_tokenizer()) as dataset:
         assert dataset.noted("b", "first") == row("b")
+        dataset.finish(["b"])  # a run that was given other meshes
+    first, *_ = read_tokens(tmp_path.parent, small_tokenizer())
+    assert first.place == str(tmp_path)
+    with open_dataset(tmp_path, small_tokenizer()) as dataset:
+        assert dataset.noted("a", "first") == row("a")
+        assert dataset.noted("b", "first") is None
+        dataset.finish(["a", "r"])
+    assert not journal.exists()
 
 
 def test_what_is_not_this_tokenizers_or_not_whole_is_refused_and_left_as_it_is(tmp_path: Path):

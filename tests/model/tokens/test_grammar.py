@@ -46,7 +46,7 @@ def test_what_may_come_next_is_what_some_shape_has_there(vocabulary: Vocabulary)
 def test_every_beginning_of_a_sequence_allows_its_next_integer(shape: tuple[Vocabulary, Codes]):
     vocabulary, codes = shape
     reader = SequenceReader(vocabulary)
-    for place, token in enumerate(vocabulary.flatten(codes)):
+    for place, token in enumerate(torch.tensor(vocabulary.flatten(codes))):
         assert reader.allowed[token]
         assert reader.position == place
         reader.read(token)
@@ -116,6 +116,7 @@ def grow(processor: ShapeLogitsProcessor, rows: torch.Tensor, generator: torch.G
 
 def test_a_thousand_samples_over_random_scores_are_shapes():
     processor, generator = ShapeLogitsProcessor(SMALL, offset=OFFSET), torch.Generator().manual_seed(0)
+    assert torch.isfinite(processor(torch.zeros(1, 0).long(), torch.zeros(1, OFFSET + SMALL.size))).sum() == 1
     rows = torch.full((1000, 2), TEXT)  # a prompt
     while not (rows[:, -1] == OFFSET + SMALL.end).all():
         rows = grow(processor, rows, generator)

@@ -244,6 +244,7 @@ def test_tokens_that_a_vocabulary_has_not_are_refused(tokens: Tokens, message: s
         ({"coords": np.zeros((0, 3), np.int32), "indices": np.zeros(0, np.int64)}, r"there are no tokens"),
         ({"indices": np.zeros(1)}, r"indices are float64; expected integers"),
         ({"coords": np.zeros((1, 3))}, r"coords are float64; expected integers"),
+        ({"coords": [[2**31, 0, 0]]}, r"coords go from 0 to 2147483648; expected 32 bits"),
         ({"scale": 0.0}, r"scale is 0.0; expected a number above 0"),
         ({"scale": "1"}, r"scale 1; expected 3 finite numbers and one"),
         ({"scale": float("nan")}, r"scale nan"),
@@ -270,7 +271,9 @@ def test_a_column_of_codes_is_one_code_a_voxel():
 def test_lists_of_numbers_will_do():
     arrays = tokens_of([[0, 0, 0], [1, 2, 3]])
     fields = json.loads(json.dumps(vars(arrays), default=np.ndarray.tolist))
-    assert Tokens(**fields) == arrays
+    made = Tokens(**fields)
+    assert made == arrays
+    assert (made.coords.dtype, made.indices.dtype) == (np.int32, np.int64)
 
 
 def test_tokens_are_equal_when_all_of_them_is():
