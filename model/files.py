@@ -103,9 +103,12 @@ def digest_of(parts: Iterable[str | bytes | memoryview]) -> str:
 def is_as_written(fields: Mapping[str, object], digest: str, *, required: bool) -> bool:
     """Whether the fields that came with some content carry its digest, or carry none where none is required.
 
-    Damage may be to the field's name as well as to what it holds: either tells that there was one.
+    Damage may be to the field's name as well as to what it holds: either tells that there was one. What others mark
+    alike is longer.
     """
     carried = [
-        value for key, value in fields.items() if key == DIGEST or (isinstance(value, str) and value.startswith(_MARK))
+        value
+        for key, value in fields.items()
+        if key == DIGEST or (isinstance(value, str) and value.startswith(_MARK) and len(value) == DIGEST_LENGTH)
     ]
     return carried == [digest] or not (carried or required)

@@ -108,7 +108,7 @@ def _draw_spectrum(spectrum: Spectrum, *, bits: float) -> bytes:
 def _draw_neighbours(distances: Float[np.ndarray, " codebook_size"], error: float) -> bytes:
     figure = Figure(figsize=(SIZE[0] / 2 + 0.5, SIZE[1]), layout="constrained")
     axes = figure.subplots()
-    axes.hist(distances, bins=min(60, len(distances)), color="tab:blue")
+    axes.hist(distances[distances < np.inf], bins=min(60, len(distances)), color="tab:blue")  # one code has no other
     axes.axvline(error, color="tab:red", linestyle="--", linewidth=1, label=f"rms held-out error, {error:.3g}")
     axes.set(title=f"distance to the nearest other code ({(distances == 0).sum()} at 0)")
     axes.set(xlabel="distance, latent units", ylabel="codes")

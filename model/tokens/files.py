@@ -136,12 +136,12 @@ def _lines(path: Path) -> Iterator[str]:
                 line = file.readline(MAX_LINE)
 
 
-def _found(place: str, default_name: str, read: Callable[..., "Line"], *given: object) -> Found:
+def _found(place: str, default_name: str, read: Callable[..., Found], *given: object) -> Found:
     try:
-        name, tokens, note = read(*given)
+        found = read(*given)
     except InputError as error:
         return Found(place, reason=str(error))
-    return Found(place, name or default_name, tokens, note=note)
+    return found._replace(place=place, name=found.name or default_name)
 
 
 def _numbered(path: Path, number: int) -> str:
@@ -170,13 +170,7 @@ def _digest_of(fields: Mapping[str, Any]) -> str:
     return digest_of([json.dumps({key: fields[key] for key in CONTENT if key in fields})])
 
 
-class Line(NamedTuple):
-    name: str  # or nothing
-    tokens: Tokens
-    note: str = ""
-
-
-def tokens_of_json(line: str, tokenizer: SequenceTokenizer) -> Line:
+def tokens_of_json(line: str, tokenizer: SequenceTokenizer) -> Found:
     """The shape of a JSON line. Only "tokens" must be there, so that a model's output will do; other keys may be.
 
     Without center and scale the shape stays in the [-1, 1] cube. Raises InputError for anything else than that, and
@@ -192,7 +186,7 @@ def tokens_of_json(line: str, tokenizer: SequenceTokenizer) -> Line:
     return _tokens_of_row(fields, tokenizer)
 
 
-def _tokens_of_row(fields: Mapping[str, Any], tokenizer: SequenceTokenizer) -> Line:
+def _tokens_of_row(fields: Mapping[str, Any], tokenizer: SequenceTokenizer) -> Found:
     if not is_as_written(fields, _digest_of(fields), required="fingerprint" in fields):
         raise InputError(
             'its "digest" is not that of tokens, center, scale and fingerprint; it is damaged or was edited: encode '
@@ -207,9 +201,9 @@ def _tokens_of_row(fields: Mapping[str, Any], tokenizer: SequenceTokenizer) -> L
     check_made_by(tokenizer.fingerprint, fields.get("fingerprint", tokenizer.fingerprint))
     frame = {} if center is None else {"center": center, "scale": scale}
     tokens = tokenizer.from_sequence(fields.get("tokens", ()), **frame)
-    renamed = DIGEST in fields and fields.get(NAME_DIGEST) != digest_of([name])[-NAME_DIGITS:]
+    renamed = NAME_DIGEST in fields and fields[NAME_DIGEST] != digest_of([name])[-NAME_DIGITS:]
     note = f"{name!r} is not the name that it was written with" if renamed else ""
-    return Line(name, tokens, note)
+    return Found("", name, tokens, note=note)
 
 
 def inside(folder: Path, name: str) -> Path:

@@ -21,7 +21,8 @@ from tests.small_tokenizer import small_tokenizer
 def test_a_line_may_be_renamed_and_added_to_but_its_shape_not_changed(here: Path, capsys: pytest.CaptureFixture[str]):
     tokenizer = small_tokenizer()
     line = json.loads(json_line("box", tokenizer.encode(trimesh.creation.box()), tokenizer))
-    added = line | {"caption": "a box"}
+    added = line | {"caption": "a box", "picture": f"sha256:{'0' * 64}"}
+    del added["name_digest"]
     renamed = line | {"name": "crate"}
     moved = line | {"name": "moved", "scale": 2 * line["scale"]}
     Path("lines.jsonl").write_text("\n".join(map(json.dumps, (added, renamed, moved))))

@@ -128,7 +128,8 @@ def test_what_is_written_is_what_the_tokenizer_says(here: Path):
     expected = small_tokenizer().encode(trimesh.load_mesh("meshes/deep/can.obj"))
     assert dict(read_parquet(Path("tokens.parquet")))["deep/can"] == expected
     assert Tokens.load("tokens/deep/can.npz") == expected
-    assert tokens_of_json(json_line("can", expected, small_tokenizer()), small_tokenizer())[:2] == ("can", expected)
+    line = tokens_of_json(json_line("can", expected, small_tokenizer()), small_tokenizer())
+    assert (line.name, line.tokens) == ("can", expected)
     decoded = Path("from_tokens/deep/can.obj").read_bytes()
     assert decoded == Path("from_tokens.parquet/deep/can.obj").read_bytes()
 

@@ -31,11 +31,6 @@ def test_one_token_per_occupied_brick_in_c_order(tokens: Tokens):
     assert 0 <= tokens.indices.min() <= tokens.indices.max() < 64
 
 
-def test_tokens_are_the_same_every_time(tokenizer: ShapeTokenizer, tokens: Tokens):
-    assert len(set(tokens.indices.tolist())) > 1
-    assert tokenizer.encode(ring_and_box()) == tokens
-
-
 def test_a_grid_gives_the_tokens_of_its_mesh(tokenizer: ShapeTokenizer, tokens: Tokens):
     assert tokenizer.encode(voxelized(ring_and_box())) == tokens
 
@@ -144,6 +139,7 @@ def test_a_batch_gives_each_shape_its_own_tokens(tokenizer: ShapeTokenizer):
 
 
 def test_tokens_do_not_depend_on_the_number_of_threads(tokenizer: ShapeTokenizer, tokens: Tokens):
+    assert len(set(tokens.indices.tolist())) > 1
     threads = torch.get_num_threads()
     try:
         for number in (1, 2, 4):
