@@ -48,10 +48,11 @@ def encode_dataset(
         run = _Run(dataset, files, loaded, rejects)
         dataset.append(run.rows(limits, dask_scheduler))
         seconds = time.monotonic() - started
-        dataset.finish(files, (name for name in run.refused if run.hashes[name]))
+        num_gone = dataset.finish(files, (name for name in run.refused if run.hashes[name]))
         _list(dataset, rejects, max_tokens)
     rate = f", {run.num_fresh} meshes in this run, {run.num_fresh / seconds:.3g} a second" if run.num_fresh else ""
-    rejects.conclude(f"{len(dataset.written)} shapes in {out}{rate}")
+    gone = f", {num_gone} earlier rows of meshes of the same names taken out" if num_gone else ""
+    rejects.conclude(f"{len(dataset.written)} shapes in {out}{gone}{rate}")
     return rejects.num
 
 

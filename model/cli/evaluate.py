@@ -19,6 +19,7 @@ from ..evaluation import (
 )
 from ..files import write_whole
 from ..jobs import Limits
+from ..metrics import FSCORE_THRESHOLDS
 from ..plots import draw_usage
 from ..report import ROW_TITLES, Evaluation, Gallery, figures_of, report_page
 from .inputs import named_files, voxelize_files
@@ -27,7 +28,6 @@ from .tokenizer import load_tokenizer
 
 METRICS = "evaluate.json"
 ROW = "stage2"  # what a finished tokenizer is called in every evaluation
-FSCORE_THRESHOLDS = (0.001, 0.005, 0.01, 0.02)  # in units of the [-1, 1] cube
 SHOWN, IN_3D = 200, 6  # shapes on the report's sheet; of them to turn
 PRINTED = ("cd_l1", "fscore_0.01", "surface_iou", "volume_iou", "sign_errors", "num_tokens")
 

@@ -8,9 +8,10 @@ from .distances import AnyMesh, checked_mesh
 from .field import compare_sdf
 from .iou import Field
 from .statistics import Change, Summary, summarise, summarise_change
-from .truth import GeometryMetrics, Truth, compare
+from .truth import FSCORE_THRESHOLDS, GeometryMetrics, Truth, compare
 
 __all__ = [
+    "FSCORE_THRESHOLDS",
     "AnyMesh",
     "Change",
     "Field",

@@ -97,10 +97,10 @@ class Dataset:
             write_table(shard, table)
             self._take_in(shard, table)
 
-    def finish(self, given: Collection[str], refused: Iterable[str] = ()) -> None:
+    def finish(self, given: Collection[str], refused: Iterable[str] = ()) -> int:
         """Take out the rows of meshes that have changed since: other rows replaced them, or they are refused now.
 
-        What an interrupted run noted of meshes that this one was not `given` stays noted.
+        What an interrupted run noted of meshes that this one was not `given` stays noted. Returns how many rows went.
         """
         for name in refused:
             if (old := self.written.pop(name, None)) is not None:
@@ -117,6 +117,7 @@ class Dataset:
             write_whole(journal, "".join(others))
         else:
             journal.unlink(missing_ok=True)
+        return sum(map(len, self._stale.values()))
 
     def _take_in(self, shard: Path, table: pa.Table) -> None:
         columns = (table[column].to_pylist() for column in ("name", "mesh_sha256", "length"))

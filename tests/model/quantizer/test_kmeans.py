@@ -85,16 +85,6 @@ def test_the_seed_decides():
     assert not torch.equal(first, other)
 
 
-def test_more_iterations_and_more_codes_lower_the_error():
-    vectors = torch.randn(1000, 4, generator=generator())
-
-    def error(size: int, iterations: int) -> float:
-        return mean_error(vectors, kmeans(vectors, size, iterations=iterations, generator=generator()))
-
-    assert error(50, 10) < error(50, 3) < error(50, 1)
-    assert error(100, 3) < error(50, 3) < error(10, 3)
-
-
 def test_a_uniform_line_is_cut_into_equal_parts():
     """The optimum for K codes on [0, 1] has error 1 / (12 K^2)."""
     line = torch.linspace(0, 1, 2001)[:, None]

@@ -1,4 +1,4 @@
-import math
+from dataclasses import astuple
 
 import numpy as np
 import pytest
@@ -268,26 +268,14 @@ def test_without_levels_nothing_is_quantised():
 # --- what a codebook's use says --------------------------------------------------------------------------------------
 
 
-def test_uniform_use_has_the_perplexity_of_the_codebook_size():
-    use = codebook_statistics(torch.full((64,), 5))
-    assert use.num_tokens == 320
-    assert use.usage == 1
-    assert use.perplexity == pytest.approx(64)
-    assert use.entropy_bits == pytest.approx(6)
-    assert use.top_share == pytest.approx(1 / 64)
-
-
-def test_one_code_for_everything_has_perplexity_one():
-    use = codebook_statistics(torch.tensor([0, 7, 0, 0]))
-    assert (use.usage, use.perplexity, use.entropy_bits, use.top_share) == (0.25, 1, 0, 1)
-
-
-def test_statistics_of_a_half_a_quarter_a_quarter():
-    use = codebook_statistics(torch.tensor([2, 1, 1, 0]))
-    assert use.entropy_bits == pytest.approx(1.5)
-    assert use.perplexity == pytest.approx(2**1.5)
-    assert (use.usage, use.top_share) == (0.75, 0.5)
-    assert math.log2(use.perplexity) == pytest.approx(use.entropy_bits)
+@pytest.mark.parametrize(
+    ("counts", "usage", "perplexity", "entropy_bits", "top_share"),
+    [([5] * 64, 1, 64, 6, 1 / 64), ([0, 7, 0, 0], 0.25, 1, 0, 1), ([2, 1, 1, 0], 0.75, 2**1.5, 1.5, 0.5)],
+)
+def test_the_statistics_of_known_counts(counts, usage, perplexity, entropy_bits, top_share):
+    """The perplexity of uniform use is the number of codes."""
+    found = astuple(codebook_statistics(torch.tensor(counts)))
+    assert found == pytest.approx((sum(counts), usage, perplexity, entropy_bits, top_share))
 
 
 def test_without_tokens_there_are_no_statistics():

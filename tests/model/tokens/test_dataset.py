@@ -83,7 +83,7 @@ def test_a_changed_mesh_replaces_its_row_also_where_the_run_ends_before(tmp_path
         dataset.append([row("a", "second")])  # and is killed here
     with open_dataset(tmp_path, small_tokenizer()) as dataset:
         assert dataset.has("a", "second")
-        dataset.finish([], ["c"])  # whose file has changed too, and can't be read any more
+        assert dataset.finish([], ["c"]) == 2  # whose file has changed too, and can't be read any more
     rows = pyarrow.dataset.dataset(tmp_path, format="parquet").to_table().to_pylist()
     assert rows == [row("b"), row("a", "second")]
     with open_dataset(tmp_path, small_tokenizer()) as dataset:
