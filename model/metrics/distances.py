@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 import trimesh
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from scipy.spatial import cKDTree
 
 from ..errors import InputError
@@ -17,6 +17,11 @@ AnyMesh = Mesh | Surface | trimesh.Trimesh | tuple[np.ndarray, np.ndarray]  # th
 class SurfacePoints(NamedTuple):
     points: Float[np.ndarray, "num_points 3"]
     normals: Float[np.ndarray, "num_points 3"]  # unit, by the winding of the face
+
+
+class Nearest(NamedTuple):
+    distance: Float[np.ndarray, " num_points"]
+    row: Int[np.ndarray, " num_points"]  # of the point that is nearest
 
 
 class FScore(NamedTuple):
@@ -76,8 +81,13 @@ def sample_surface(mesh: Mesh, num_points: int, rng: np.random.Generator) -> Sur
     return SurfacePoints(points, scaled_normals[face] / areas[face, None])
 
 
+def nearest(tree: cKDTree, points: Float[np.ndarray, "num_points 3"]) -> Nearest:
+    """For each point the distance to the nearest of the tree's points, and its row."""
+    return Nearest(*(np.asarray(found) for found in tree.query(points, workers=-1)))
+
+
 def tree_of(points: Float[np.ndarray, "num_points 3"]) -> cKDTree:
-    """A tree to ask for the distances to the nearest of these points, and for their rows."""
+    """A tree to ask `nearest` with."""
     return cKDTree(points, balanced_tree=True)  # without balance, points in a few small planes take minutes to ask
 
 

@@ -14,7 +14,7 @@ from jaxtyping import Float
 
 from ..errors import InputError
 from ..meshes import Mesh
-from .distances import AnyMesh, FScore, checked_mesh, has_surface, sample_surface, tree_of
+from .distances import AnyMesh, FScore, checked_mesh, has_surface, nearest, sample_surface, tree_of
 from .iou import IOU_NOISE, Field, FieldSolid, Ious, TrueSolid
 from .signed_distance import SurfaceQuery
 
@@ -126,8 +126,8 @@ class Truth:
             has_iou = with_iou and (self.mesh.is_closed or field is not None)
             return _failure(thresholds, has_iou=has_iou, has_voxel_size=voxel_size is not None)
         samples = sample_surface(pred, self.num_points, np.random.default_rng([self.seed, _PRED_STREAM]))
-        to_truth, nearest_truth = self.tree.query(samples.points, workers=-1)
-        to_pred, nearest_pred = tree_of(samples.points).query(self.samples.points, workers=-1)
+        to_truth, nearest_truth = nearest(self.tree, samples.points)
+        to_pred, nearest_pred = nearest(tree_of(samples.points), self.samples.points)
         there = samples.normals * self.samples.normals[nearest_truth]
         back = self.samples.normals * samples.normals[nearest_pred]
         cosines = np.stack([there.sum(1), back.sum(1)])
