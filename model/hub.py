@@ -15,7 +15,7 @@ def is_hub_id(source: str | Path) -> bool:
 def local_path(source: str | Path) -> Path:
     """Where the file or folder is on this machine; what is on the hub is fetched into the hub's cache first.
 
-    A path whose last part has a suffix is a file, any other a folder, of which only weights and their config are
+    A path that ends in a suffix of weights is a file, any other a folder, of which only weights and their config are
     fetched. Raises InputError where the id is wrong, where the folder has none, or where the network is away and the
     cache does not have it.
     """
@@ -27,7 +27,7 @@ def local_path(source: str | Path) -> Path:
     try:
         place = parse_hf_uri(str(source))
         path = place.path_in_repo
-        if Path(path).suffix:
+        if Path(path).suffix in WEIGHT_SUFFIXES:
             return Path(hf_hub_download(place.id, path, repo_type=place.type, revision=place.revision))
         patterns = [f"{path}/*{suffix}".lstrip("/") for suffix in (".json", *sorted(WEIGHT_SUFFIXES))]
         root = snapshot_download(place.id, repo_type=place.type, revision=place.revision, allow_patterns=patterns)

@@ -39,10 +39,11 @@ def put_vae(cache: Path, folder: str) -> SparseSDFVAE:
         f"hf://someone/shapes@{COMMIT}/vaes/small/model.safetensors",
         "https://huggingface.co/someone/shapes/blob/main/vaes/small/model.safetensors",
         "hf://someone/shapes/vaes/small",
+        "hf://someone/shapes/vaes/v1.5",
     ],
 )
 def test_what_is_in_the_cache_needs_no_network(cache: Path, source: str):
-    vae = put_vae(cache, "vaes/small")
+    vae = put_vae(cache, "vaes/v1.5" if source.endswith("v1.5") else "vaes/small")
     assert load_vae(source).decoder.input_layer.weight.equal(vae.decoder.input_layer.weight)
 
 
