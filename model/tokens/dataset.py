@@ -19,7 +19,6 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ..errors import InputError, is_of_environment, reading
-from ..files import write_whole
 from ..tables import metadata_of, read_table, write_table
 from .grammar import SequenceTokenizer
 from .tokens import REMEDY
@@ -84,8 +83,9 @@ class Dataset:
 
     def note(self, row: Mapping[str, Any]) -> None:
         """Keep a shape's row, or name, mesh_sha256 and "reason", for a run that goes on where this one is killed."""
+        line = json.dumps({**row, "fingerprint": self.fingerprint}, separators=(",", ":"))
         with (self.folder / UNFINISHED).open("a", encoding="utf-8") as journal:
-            journal.write(_line({**row, "fingerprint": self.fingerprint}))
+            journal.write(f"\n{line}")  # apart from one that was cut short
 
     def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Rows of shapes into new shards, each written when it is full; the last one takes what remains."""
@@ -100,8 +100,9 @@ class Dataset:
     def finish(self, given: Collection[str], refused: Iterable[str] = ()) -> int:
         """Take out the rows of meshes that have changed since: other rows replaced them, or they are refused now.
 
-        What an interrupted run noted of meshes that this one was not `given` stays noted. Returns how many rows went.
+        What an interrupted run noted of meshes that this one was not `given` comes in. Returns how many rows went.
         """
+        self.append(row for name, row in self._journal.items() if name not in given and "reason" not in row)
         for name in refused:
             if (old := self.written.pop(name, None)) is not None:
                 self._stale[old.shard].add(name)
@@ -112,11 +113,7 @@ class Dataset:
                 write_table(shard, kept)
             else:
                 shard.unlink()
-        journal = self.folder / UNFINISHED
-        if others := [_line(row) for name, row in self._journal.items() if name not in given]:
-            write_whole(journal, "".join(others))
-        else:
-            journal.unlink(missing_ok=True)
+        (self.folder / UNFINISHED).unlink(missing_ok=True)
         return sum(map(len, self._stale.values()))
 
     def _take_in(self, shard: Path, table: pa.Table) -> None:
@@ -146,11 +143,6 @@ class Dataset:
                 f"{path} is of tokenizer {fingerprint or 'unknown'} but this is {self.fingerprint}; name another "
                 "folder, or use the tokenizer that made it"
             )
-
-
-def _line(row: Mapping[str, Any]) -> str:
-    """Of the journal; apart from the one before it, which may be cut short."""
-    return f"\n{json.dumps(row, separators=(',', ':'))}"
 
 
 @contextmanager

@@ -25,7 +25,7 @@ def test_a_line_may_be_renamed_and_added_to_but_its_shape_not_changed(here: Path
     del added["name_digest"]
     renamed = line | {"name": "crate"}
     moved = line | {"name": "moved", "scale": 2 * line["scale"]}
-    Path("lines.jsonl").write_text("\n".join(map(json.dumps, (added, renamed, moved))))
+    Path("lines.jsonl").write_text("\ufeff" + "\n".join(map(json.dumps, (added, renamed, moved))))
     assert run("decode", "lines.jsonl") == 1
     notes, rejected = [line for line in capsys.readouterr().err.splitlines() if line.startswith(("note", "rejected"))]
     assert notes == "note on lines.jsonl, line 2: 'crate' is not the name that it was written with"
