@@ -1,7 +1,4 @@
-"""The arguments, help and exit codes of `shape-tokenizer`; what is heavy is imported where a command's work begins.
-
-A command's options have the names that the function behind it gives its arguments, and are handed on as they are.
-"""
+"""The arguments, help and exit codes of `shape-tokenizer`; what is heavy is imported where a command's work begins."""
 
 import sys
 from pathlib import Path
@@ -146,13 +143,6 @@ _max_memory_gb = click.option(
 )
 
 
-def _limited(*, max_seconds: float, max_memory_gb: float, **others: Any) -> dict[str, Any]:
-    """The two options as one argument, `limits`, beside the others as they are."""
-    from ..jobs import Limits
-
-    return {"limits": Limits(max_seconds, max_memory_gb), **others}
-
-
 @commands.command(epilog=EXAMPLES, short_help="Mesh files to tokens.")
 @click.argument("meshes", nargs=-1, required=True, **_path("MESH_OR_FOLDER..."))
 @click.option(
@@ -174,26 +164,35 @@ def _limited(*, max_seconds: float, max_memory_gb: float, **others: Any) -> dict
     metavar="N",
     help="Of --format parquet: list the shapes whose sequence is longer, in OUT_longer_than_N.csv; they stay in.",
 )
-@click.option(
-    "--dask",
-    "dask_scheduler",
-    metavar="tcp://HOST:PORT",
-    help="Of --format parquet: read and voxelize on this Dask cluster.",
-)
+@click.option("--dask", metavar="tcp://HOST:PORT", help="Of --format parquet: read and voxelize on this Dask cluster.")
 @_max_seconds
 @_max_memory_gb
 @_tokenizer
 @_device
-def encode(folder_format: str, max_tokens: int | None, dask_scheduler: str | None, **given: Any) -> int:
+def encode(
+    meshes: tuple[Path, ...],
+    out: Path,
+    folder_format: str,
+    max_tokens: int | None,
+    dask: str | None,
+    max_seconds: float,
+    max_memory_gb: float,
+    tokenizer: str | None,
+    device: str | None,
+) -> int:
     """Mesh files (.obj, .stl, .ply, .glb, .gltf, .off), and folders of them at any depth, to tokens."""
+    from ..jobs import Limits
     from .dataset import encode_dataset
     from .encode import encode_files
 
+    limits = Limits(max_seconds, max_memory_gb)
     if folder_format == PARQUET:
-        return encode_dataset(**_limited(**given), dask_scheduler=dask_scheduler, max_tokens=max_tokens)
-    if dask_scheduler or max_tokens:
-        raise click.UsageError(f"{'--dask' if dask_scheduler else '--max-tokens'} needs --format parquet")
-    return encode_files(**_limited(**given))
+        return encode_dataset(
+            meshes, out, limits=limits, tokenizer=tokenizer, device=device, dask_scheduler=dask, max_tokens=max_tokens
+        )
+    if dask or max_tokens:
+        raise click.UsageError(f"{'--dask' if dask else '--max-tokens'} needs --format parquet")
+    return encode_files(meshes, out, limits=limits, tokenizer=tokenizer, device=device)
 
 
 @commands.command(epilog=EXAMPLES, short_help="Tokens to mesh files.")
@@ -202,11 +201,11 @@ def encode(folder_format: str, max_tokens: int | None, dask_scheduler: str | Non
 @click.option("--format", "mesh_format", type=click.Choice(FORMATS), default=FORMATS[0], help="Of the meshes.")
 @_tokenizer
 @_device
-def decode(**given: Any) -> int:
+def decode(tokens: tuple[Path, ...], out: Path, mesh_format: str, tokenizer: str | None, device: str | None) -> int:
     """Tokens (.jsonl, .parquet, .npz, and folders of them) to mesh files."""
     from .decode import decode_files
 
-    return decode_files(**given)
+    return decode_files(tokens, out, mesh_format=mesh_format, tokenizer=tokenizer, device=device)
 
 
 @commands.command(epilog=EVALUATE_EXAMPLES, short_help="What a tokenizer loses of your meshes.")
@@ -218,16 +217,27 @@ def decode(**given: Any) -> int:
 @_max_seconds
 @_max_memory_gb
 @_device
-def evaluate(**given: Any) -> int:
+def evaluate(
+    tokenizer: str | None,
+    meshes: tuple[Path, ...],
+    out: Path,
+    num_points: int,
+    seed: int,
+    max_seconds: float,
+    max_memory_gb: float,
+    device: str | None,
+) -> int:
     """Distances, IoUs, use of the codes and pictures of meshes that went through a tokenizer and back.
 
     TOKENIZER is a folder or hf://owner/name; without it the one that SHAPE_TOKENIZER names in the environment is meant,
     or else the one that comes with the library. Into the folder go report.html, evaluate.json with the means, and
     per_shape.parquet, which compare reads.
     """
+    from ..jobs import Limits
     from .evaluate import evaluate_tokenizer
 
-    return evaluate_tokenizer(**_limited(**given))
+    limits = Limits(max_seconds, max_memory_gb)
+    return evaluate_tokenizer(tokenizer, meshes, out, num_points=num_points, seed=seed, limits=limits, device=device)
 
 
 @commands.command("export-vae", epilog=EXPORT_NOTES, short_help="A VAE for users of the original network.")

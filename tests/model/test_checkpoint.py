@@ -126,6 +126,16 @@ def test_export_and_import_are_inverse_to_the_bit(vae: SparseSDFVAE, tmp_path: P
     assert_equal_states(written, {"published": published, "spconv": spconv_layout}[layout](vae))
 
 
+def test_a_wrong_axis_order_would_not_pass_for_the_right_one(vae: SparseSDFVAE, tmp_path: Path):
+    export_vae(vae, tmp_path / "vae.safetensors", layout="published")
+    state = load_file(tmp_path / "vae.safetensors")
+    kernel = state[FIRST_KERNEL]
+    state[FIRST_KERNEL] = kernel.view(3, 3, 3, *kernel.shape[1:]).transpose(0, 2).reshape(kernel.shape).contiguous()
+    save_file(state, tmp_path / "z_fastest.safetensors")
+    with pytest.raises(AssertionError):
+        assert_equal_states(load_vae(tmp_path / "z_fastest.safetensors").state_dict(), vae.state_dict())
+
+
 def assert_equal_states(got: State, expected: State) -> None:
     assert got.keys() == expected.keys()
     for key, value in expected.items():
@@ -192,6 +202,17 @@ print(peak() - before)
     assert int(finished.stdout) < 1.5 * (tmp_path / "large.ckpt").stat().st_size
 
 
+def test_another_order_of_the_offsets_is_another_network(vae: SparseSDFVAE, tmp_path: Path):
+    """What the order x, y, z of the flat kernel index means can be seen in the output: z fastest would be wrong."""
+    state = published(vae)
+    for key, value in state.items():
+        if key.endswith("kernel") and value.ndim == 3:
+            state[key] = value.view(3, 3, 3, *value.shape[1:]).permute(2, 1, 0, 3, 4).reshape(value.shape)
+    torch.save({"vae": state}, tmp_path / "z_fastest.ckpt")
+    for got, expected in zip(outputs(load_vae(tmp_path / "z_fastest.ckpt")), outputs(vae), strict=True):
+        assert relative_error(got, expected) > 1e-2
+
+
 def test_offset_one_of_the_published_kernel_is_one_step_along_x(vae: SparseSDFVAE, tmp_path: Path):
     """Index 13 is the voxel itself, 14 the neighbour at +x, 16 at +y, 22 at +z."""
     state = published(vae)
@@ -204,6 +225,12 @@ def test_offset_one_of_the_published_kernel_is_one_step_along_x(vae: SparseSDFVA
         feats = torch.randn(2, kernel.shape[1])
         expected = feats[0] @ kernel[13] + feats[1] @ kernel[index] + bias
         torch.testing.assert_close(layer(SparseTensor(coords, feats)).feats[0], expected)
+
+
+def test_architecture_is_read_off_the_shapes(tmp_path: Path):
+    config = VAEConfig(model_channels=128, num_blocks=3, latent_channels=6)
+    save_vae(SparseSDFVAE(config), tmp_path / "vae")
+    assert import_checkpoint(tmp_path / "vae" / "model.safetensors").vae.config == config
 
 
 def test_every_key_is_accounted_for(vae: SparseSDFVAE, tmp_path: Path):
@@ -264,6 +291,13 @@ def test_a_file_of_something_else(tmp_path: Path):
     torch.save([1, 2, 3], tmp_path / "list.pt")
     with pytest.raises(CheckpointError, match=r"list\.pt: expected a state_dict"):
         load_vae(tmp_path / "list.pt")
+
+
+def test_messages_are_one_line(tmp_path: Path):
+    (tmp_path / "noise.pt").write_bytes(b"noise\n" * 100)
+    with pytest.raises(CheckpointError) as raised:
+        load_vae(tmp_path / "noise.pt")
+    assert "\n" not in str(raised.value)
 
 
 # --- faulty and hostile files ----------------------------------------------------------------------------------------

@@ -176,6 +176,16 @@ def test_what_each_term_moves(target, term, reached):
     assert {name for name, has in gradients_of(target, term).items() if has} == reached
 
 
+def test_the_encoder_gets_the_gradient_at_z_q_unchanged(target):
+    vqvae = random_vqvae()
+    z_e = vqvae.encode(target.band)
+    quantized = vqvae.quantizer(z_e.feats)
+    decoded = vqvae.vae.decode(z_e.with_feats(quantized.z_q)).feats.square().sum()
+    at_z_q, at_z_e = torch.autograd.grad(decoded, [quantized.z_q, z_e.feats])
+    assert torch.equal(at_z_e, at_z_q)
+    assert at_z_e.any()
+
+
 # --- what is refused -------------------------------------------------------------------------------------------------
 
 

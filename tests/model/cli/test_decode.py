@@ -81,7 +81,11 @@ def with_digest(fields: dict[str, Any]) -> str:
     return json.dumps(fields | {"digest": digest_of([json.dumps(content)])})
 
 
-def test_a_bad_line_ends_no_decode(here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("num_good", [10, pytest.param(990, marks=pytest.mark.slow)])
+def test_a_bad_line_ends_no_decode(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, num_good: int
+):
     tokenizer = small_tokenizer()
     sequence = tokenizer.to_sequence(tokenizer.encode(trimesh.creation.box((2, 0.3, 0.3))))
     full_grid = np.stack(np.indices((tokenizer.resolution // 8,) * 3), -1).reshape(-1, 3)
@@ -90,14 +94,17 @@ def test_a_bad_line_ends_no_decode(here: Path, capsys: pytest.CaptureFixture[str
         json.dumps({"name": "n" * 300, "tokens": sequence}): "File name too long",
         json.dumps({"name": "\ud800", "tokens": sequence}): "is no text that can be written as UTF-8",
         json.dumps({"name": "good/0.ply/b", "tokens": sequence}): "no file can have the name 'good/0.ply/b' there",
+        json.dumps({"name": "../../up", "tokens": sequence}): "does not stay below a folder",
+        json.dumps({"name": "good/1", "tokens": sequence}): "was there before",
         json.dumps({"name": "nan", "tokens": sequence, "center": [0, float("nan"), 0], "scale": 1}): "finite numbers",
+        json.dumps({"name": "swapped", "tokens": sequence[::-1]}): "position 0 of the sequence is end; expected start",
         with_digest({"name": "other", "tokens": [10**6], "fingerprint": "0" * 16}): "come from tokenizer 0000",
         json.dumps({"name": "vast", "tokens": tokenizer.to_sequence(vast)}): "its 512 latent voxels takes about 0.1 GB",
         '{"name": "long", "tokens": [' + "1, " * 100_000: "after the first 200000 bytes of a line that is longer",
     }
     monkeypatch.setattr("model.cli.decode.free_memory", lambda: 4e7)
     monkeypatch.setattr("model.tokens.files.MAX_LINE", 200_000)
-    good = [json.dumps({"name": f"good/{number}", "tokens": sequence}) for number in range(4)]
+    good = [json.dumps({"name": f"good/{number}", "tokens": sequence}) for number in range(num_good)]
     Path("lines.jsonl").write_text("\n".join([*good[:2], *bad, *good[2:]]))
     assert run("decode", "lines.jsonl") == 1
 
@@ -107,8 +114,8 @@ def test_a_bad_line_ends_no_decode(here: Path, capsys: pytest.CaptureFixture[str
         assert line.startswith(f"rejected lines.jsonl, line {number}: ")
         assert reason in line
         assert len(line) < 1100
-    assert "decoded 4 of 11 into decoded; 7 could not be used, listed above" in errors
-    assert {path.name for path in Path("decoded/good").iterdir()} == {f"{number}.ply" for number in range(4)}
+    assert f"decoded {num_good} of {num_good + 10} into decoded; 10 could not be used, listed above" in errors
+    assert {path.name for path in Path("decoded/good").iterdir()} == {f"{number}.ply" for number in range(num_good)}
     assert [path.name for path in Path("decoded").iterdir()] == ["good"]
 
 

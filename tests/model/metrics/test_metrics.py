@@ -4,7 +4,7 @@ import trimesh
 
 from model.errors import InputError
 from model.meshes import Mesh
-from model.metrics import Truth, compare, summarise
+from model.metrics import Truth, compare, compare_sdf, summarise
 from model.metrics.distances import checked_mesh, sample_surface
 from model.metrics.signed_distance import SurfaceQuery
 from model.metrics.truth import CUBE_DIAGONAL
@@ -19,9 +19,64 @@ def plate(z: float, side: float = 1.0) -> Mesh:
     return Mesh(corners, np.array([[0, 1, 2], [0, 2, 3]]))
 
 
-def test_a_solid_overlaps_itself_whole():
-    same = compare(sphere(0.9), sphere(0.9), num_points=1000, seed=0)
-    assert (same.volume_iou, same.surface_iou, same.spurious_area) == (1, 1, None)
+def test_distance_between_parallel_plates_is_their_gap():
+    metrics = compare(plate(0.25), plate(0.0), num_points=20_000, seed=0)
+    # nearest samples lie up to ~0.01 aside, which adds 0.01^2 / (2 * 0.25) at most
+    assert metrics.accuracy_l1 == pytest.approx(0.25, abs=4e-4)
+    assert metrics.completeness_l1 == pytest.approx(0.25, abs=4e-4)
+    assert metrics.cd_l1 == pytest.approx(0.25, abs=4e-4)
+    assert metrics.cd_l2 == pytest.approx(2 * 0.25**2, abs=4e-4)
+
+
+def test_concentric_spheres_are_their_difference_in_radius_apart():
+    metrics = compare(sphere(0.8), sphere(0.9), num_points=20_000, seed=1)
+    assert metrics.cd_l1 == pytest.approx(0.1, abs=2e-3)
+    assert metrics.normal_consistency == pytest.approx(1.0, abs=2e-3)
+
+
+def test_fscore_is_a_step_at_the_distance():
+    metrics = compare(plate(0.05), plate(0.0), num_points=50_000, seed=0, thresholds=(0.049, 0.06))
+    below, above = metrics.fscores[0.049], metrics.fscores[0.06]
+    assert (below.precision, below.recall, below.fscore) == (0, 0, 0)
+    assert (above.precision, above.recall, above.fscore) == (1, 1, 1)
+
+
+def test_precision_and_recall_tell_a_missing_half_from_a_superfluous_one():
+    whole, quarter = plate(0.0, side=1.0), plate(0.0, side=0.5)
+    missing = compare(quarter, whole, num_points=20_000, seed=0, thresholds=(0.02,)).fscores[0.02]
+    assert missing.precision == pytest.approx(1.0, abs=1e-3)
+    assert missing.recall == pytest.approx(0.54**2, abs=0.02)  # the quarter and a rim of 0.02 around it
+    superfluous = compare(whole, quarter, num_points=20_000, seed=0, thresholds=(0.02,)).fscores[0.02]
+    assert superfluous.precision == pytest.approx(0.54**2, abs=0.02)
+
+
+def test_inside_out_prediction_has_opposite_normals():
+    flipped = Mesh(sphere(0.9).vertices, sphere(0.9).faces[:, ::-1])
+    metrics = compare(flipped, sphere(0.9), num_points=5_000, seed=0)
+    assert metrics.normal_consistency == pytest.approx(-1, abs=0.01)
+    assert metrics.normal_consistency_absolute == pytest.approx(1, abs=0.01)
+
+
+def test_spurious_area_is_the_share_of_surface_far_from_the_truth():
+    true = trimesh.creation.box((0.4, 0.4, 0.4))
+    ghost = true.copy()
+    ghost.apply_translation((0.0, 0.0, 0.7))  # 0.3 of air between them: every point of it is far
+    both = trimesh.util.concatenate([true, ghost])
+    metrics = compare(both, true, num_points=20_000, seed=0, voxel_size=0.05)
+    assert metrics.spurious_area == pytest.approx(0.5, abs=0.01)
+    assert compare(true, true, num_points=20_000, seed=0, voxel_size=0.05).spurious_area == 0
+    assert compare(true, true, num_points=100, seed=0).spurious_area is None
+
+
+def test_spurious_area_does_not_depend_on_the_number_of_points():
+    """Few samples are far apart; distances to the surface itself must decide, not distances to samples."""
+    assert compare(sphere(0.9), sphere(0.9), num_points=50, seed=0, voxel_size=0.01).spurious_area == 0
+
+
+def test_iou_of_concentric_spheres_is_the_ratio_of_volumes():
+    metrics = compare(sphere(0.8), sphere(0.9), num_points=100_000, seed=0)
+    assert metrics.volume_iou == pytest.approx((0.8 / 0.9) ** 3, abs=0.02)
+    assert compare(sphere(0.9), sphere(0.9), num_points=1000, seed=0).surface_iou == 1
 
 
 def test_iou_needs_two_closed_surfaces():
@@ -95,6 +150,18 @@ def test_overlapping_solids_count_as_their_union():
 
 def _arrays(mesh: trimesh.Trimesh) -> tuple[np.ndarray, np.ndarray]:
     return mesh.vertices, mesh.faces
+
+
+def test_field_errors_against_hand_counted_voxels():
+    true_coords = np.array([[0, 0, 0], [0, 0, 1], [0, 0, 2], [0, 0, 3]])
+    true_sdf = np.array([-0.5, -0.1, 0.1, 0.5])
+    coords = np.array([[0, 0, 2], [5, 0, 0], [0, 0, 1], [0, 0, 0]])
+    sdf = np.array([0.3, 0.8, 0.1, -1.0])
+    metrics = compare_sdf(coords, sdf, true_coords, true_sdf)
+    assert metrics.sdf_l1 == pytest.approx((0.2 + 0.2 + 0.5) / 3)
+    assert metrics.sign_errors == pytest.approx(1 / 3)
+    assert metrics.band_precision == pytest.approx(2 / 3)  # (0,0,2), (0,0,1) of them and (5,0,0)
+    assert metrics.band_recall == pytest.approx(2 / 4)
 
 
 def test_summary_of_known_values():

@@ -90,6 +90,15 @@ def test_cube_and_its_copy_moved_by_delta(delta: float):
     assert metrics.volume_iou == pytest.approx((s - delta) / (s + delta), abs=0.012)
 
 
+def test_shifted_planes():
+    plane = np.array([[-0.9, -0.9, 0], [0.9, -0.9, 0], [0.9, 0.9, 0], [-0.9, 0.9, 0]]), np.array([[0, 1, 2], [0, 2, 3]])
+    for shift in (0.05, 0.2):
+        metrics = compare((plane[0] + [0, 0, shift], plane[1]), plane, num_points=100_000, seed=0)
+        # sampling: the nearest sample lies 0.5 sqrt(3.24 / 100 000) aside, r² / (2 shift) farther: 0.3 % at most
+        assert metrics.cd_l1 == pytest.approx(shift, rel=0.01)
+        assert metrics.cd_l2 == pytest.approx(2 * shift**2, rel=0.01)
+
+
 SHAPES = {
     "cubes": (cube(1.0, 0.07), cube(1.0)),
     "ring_and_ball": (

@@ -85,6 +85,16 @@ def test_the_seed_decides():
     assert not torch.equal(first, other)
 
 
+def test_more_iterations_and_more_codes_lower_the_error():
+    vectors = torch.randn(1000, 4, generator=generator())
+
+    def error(size: int, iterations: int) -> float:
+        return mean_error(vectors, kmeans(vectors, size, iterations=iterations, generator=generator()))
+
+    assert error(50, 10) < error(50, 3) < error(50, 1)
+    assert error(100, 3) < error(50, 3) < error(10, 3)
+
+
 def test_a_uniform_line_is_cut_into_equal_parts():
     """The optimum for K codes on [0, 1] has error 1 / (12 K^2)."""
     line = torch.linspace(0, 1, 2001)[:, None]
@@ -138,6 +148,25 @@ def test_empty_codes_move_to_where_the_error_is():
 
 
 # --- hostile distributions -------------------------------------------------------------------------------------------
+
+
+def test_an_offset_of_ten_standard_deviations_changes_nothing():
+    vectors = torch.randn(4000, 16, generator=generator())
+    here = kmeans(vectors, 50, iterations=10, generator=generator())
+    far = kmeans(vectors + 10, 50, iterations=10, generator=generator())
+    assert mean_error(vectors + 10, far) == pytest.approx(mean_error(vectors, here), rel=0.01)
+    assert lloyd_pass(vectors + 10, far).counts.min() > 0
+
+
+def test_a_third_of_exact_repeats_gets_one_code():
+    """30 % of the vectors are one point: one code sits near it, the rest serve the others as well as without it."""
+    others = torch.randn(2800, 8, generator=generator())
+    vectors = torch.cat([others, others[:1].repeat(1200, 1)])
+    codes = kmeans(vectors, 40, iterations=15, generator=generator())
+    assert mean_error(others, codes) == pytest.approx(
+        mean_error(others, kmeans(others, 40, iterations=15, generator=generator())), rel=0.02
+    )
+    assert lloyd_pass(vectors, codes).counts.min() > 0
 
 
 @pytest.mark.parametrize("distance", [1e2, 1e4])

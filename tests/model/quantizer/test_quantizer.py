@@ -1,3 +1,4 @@
+import math
 from dataclasses import astuple
 
 import numpy as np
@@ -41,6 +42,13 @@ def test_nearest_code_is_that_of_brute_force_in_float64(size, dim):
     np.testing.assert_array_equal(indices.numpy(), numpy_reference.nearest_codes(z.numpy(), codebook.numpy()))
 
 
+def test_a_large_common_offset_does_not_blur_the_distances():
+    """At mean 1000, |z - c|^2 from |z|^2 - 2 z.c + |c|^2 would lose everything below 0.1 in float32."""
+    z, codebook = 1000 + torch.randn(500, 16), 1000 + torch.randn(200, 16)
+    expected = numpy_reference.nearest_codes(z.numpy(), codebook.numpy())
+    np.testing.assert_array_equal(nearest_codes(z, codebook).numpy(), expected)
+
+
 def test_a_tie_goes_to_the_lower_index():
     codebook = torch.tensor([[3.0, 0.0], [0.0, 1.0], [0.0, -1.0], [1.0, 0.0], [-1.0, 0.0], [-3.0, 0.0]])
     z = torch.tensor([[0.0, 0.0], [0.5, 0.5], [2.0, 0.0], [-1.0, -1.0]])
@@ -51,6 +59,11 @@ def test_a_tie_goes_to_the_lower_index():
 def test_of_equal_codes_only_the_first_is_used(size):
     once = torch.randn(size, 24)
     assert nearest_codes(torch.randn(3000, 24), torch.cat([once, once, once[:5]])).max() < size
+
+
+def test_a_code_is_its_own_nearest():
+    codebook = torch.randn(300, 8)
+    assert nearest_codes(codebook, codebook).tolist() == list(range(300))
 
 
 def far_clusters(num: int, *, distance: float) -> torch.Tensor:
@@ -199,6 +212,12 @@ def test_another_dimension_is_refused():
 # --- quantisation ----------------------------------------------------------------------------------------------------
 
 
+def test_the_straight_through_gradient_is_exactly_one():
+    vq, z_e = filled(50, 4), torch.randn(200, 4, requires_grad=True)
+    (gradient,) = torch.autograd.grad(vq(z_e).z_q.sum(), z_e)
+    assert torch.equal(gradient, torch.ones(200, 4))
+
+
 def test_any_gradient_of_z_q_is_that_of_z_e_and_the_codes_get_none():
     """The straight-through gradient is 1."""
     vq, z_e = filled(50, 4), torch.randn(200, 4, requires_grad=True)
@@ -242,6 +261,36 @@ def test_the_gradient_of_the_codes_is_the_same_to_the_bit_each_time():
     vq, z_e = filled(64, 64), torch.randn(8192, 64)
     first = torch.autograd.grad(vq(z_e).vq_loss, vq.codebook)[0]
     assert all(torch.equal(torch.autograd.grad(vq(z_e).vq_loss, vq.codebook)[0], first) for _ in range(20))
+
+
+def test_uniform_use_has_the_perplexity_of_the_codebook_size():
+    use = codebook_statistics(torch.full((64,), 5))
+    assert use.num_tokens == 320
+    assert use.usage == 1
+    assert use.perplexity == pytest.approx(64)
+    assert use.entropy_bits == pytest.approx(6)
+    assert use.top_share == pytest.approx(1 / 64)
+
+
+def test_one_code_for_everything_has_perplexity_one():
+    use = codebook_statistics(torch.tensor([0, 7, 0, 0]))
+    assert (use.usage, use.perplexity, use.entropy_bits, use.top_share) == (0.25, 1, 0, 1)
+
+
+def test_statistics_of_a_half_a_quarter_a_quarter():
+    use = codebook_statistics(torch.tensor([2, 1, 1, 0]))
+    assert use.entropy_bits == pytest.approx(1.5)
+    assert use.perplexity == pytest.approx(2**1.5)
+    assert (use.usage, use.top_share) == (0.75, 0.5)
+    assert math.log2(use.perplexity) == pytest.approx(use.entropy_bits)
+
+
+def test_a_step_on_the_vq_term_alone_ends_at_the_mean():
+    """With one code the minimum of the vq term is the mean of the vectors."""
+    vq, z_e = VectorQuantizer(1, 3), torch.randn(100, 3)
+    (gradient,) = torch.autograd.grad(vq(z_e).vq_loss, vq.codebook)
+    newton = vq.codebook - gradient / (2 / 3)  # the Hessian is 2 / D
+    torch.testing.assert_close(newton, z_e.mean(0, keepdim=True))
 
 
 def test_under_autocast_everything_is_float32():

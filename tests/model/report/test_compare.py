@@ -69,6 +69,16 @@ def test_runs_that_were_measured_otherwise_are_refused(tmp_path: Path):
         read_evaluation(tmp_path / "other.parquet")
 
 
+def test_the_command_prints_the_change_and_its_interval(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    old = write(tmp_path / "old", table(cd_l1=[0.01, 0.02, 0.03]))
+    new = write(tmp_path / "new", table(cd_l1=[0.008, 0.018, 0.028]))
+    with pytest.raises(SystemExit) as ended:
+        main(["compare", str(old), str(new)])
+    assert not ended.value.code
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("CD-L1")]
+    assert re.sub(" +", " ", line) == "CD-L1 0.02000 0.01800 -0.00200 -0.00200 to -0.00200 3 of 3 better"
+
+
 def test_the_rows_of_one_evaluation_are_compared_with_stage_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     rows = {"vae": 0.01, "stage1": 0.03, "stage2": 0.02}
     frame = pd.concat([table(cd_l1=[error, 2 * error]).assign(row=row) for row, error in rows.items()])

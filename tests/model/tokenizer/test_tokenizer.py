@@ -31,6 +31,11 @@ def test_one_token_per_occupied_brick_in_c_order(tokens: Tokens):
     assert 0 <= tokens.indices.min() <= tokens.indices.max() < 64
 
 
+def test_tokens_are_the_same_every_time(tokenizer: ShapeTokenizer, tokens: Tokens):
+    assert len(set(tokens.indices.tolist())) > 1
+    assert tokenizer.encode(ring_and_box()) == tokens
+
+
 def test_a_grid_gives_the_tokens_of_its_mesh(tokenizer: ShapeTokenizer, tokens: Tokens):
     assert tokenizer.encode(voxelized(ring_and_box())) == tokens
 
@@ -210,10 +215,21 @@ def test_what_are_no_tokens_is_refused(tokenizer: ShapeTokenizer, tokens: Tokens
                 refuse(wrong)  # type: ignore[arg-type]
 
 
-def test_tokens_that_its_vocabulary_has_not_are_refused(tokenizer: ShapeTokenizer, tokens: Tokens):
-    wrong = dataclasses.replace(tokens, indices=tokens.indices + 63)
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"indices": lambda tokens: tokens.indices + 63}, r"indices are outside the codebook.*expected 0 to 63"),
+        ({"coords": lambda tokens: tokens.coords + 2}, r"latent voxels are outside the grid.*expected 0 to 3"),
+        ({"coords": lambda tokens: tokens.coords // 2}, r"latent voxels are there more than once"),
+        ({"fingerprint": lambda tokens: "another"}, r"tokens come from tokenizer another"),
+    ],
+)
+def test_tokens_that_are_not_of_this_tokenizer_are_refused(
+    tokenizer: ShapeTokenizer, tokens: Tokens, change: dict, message: str
+):
+    wrong = dataclasses.replace(tokens, **{name: made_from(tokens) for name, made_from in change.items()})
     for refuse in (tokenizer.decode, tokenizer.to_sequence):
-        with pytest.raises(InputError, match=r"indices are outside the codebook.*expected 0 to 63"):
+        with pytest.raises(InputError, match=message):
             refuse(wrong)
 
 

@@ -302,6 +302,11 @@ def test_a_table_holds_many_shapes_in_order(tmp_path: Path):
         Tokens.load(tmp_path / "all.parquet")
 
 
+def test_a_table_can_be_empty(tmp_path: Path):
+    write_parquet(tmp_path / "none.parquet", [])
+    assert list(read_parquet(tmp_path / "none.parquet")) == []
+
+
 @pytest.mark.parametrize("name", ["shape.npz", "shape.parquet"])
 def test_a_damaged_file_is_refused_by_name(tmp_path: Path, name: str):
     path = tmp_path / name
