@@ -76,8 +76,8 @@ class History:
         self.write()
 
     def write(self) -> None:
-        """All rows, by the first rank; a column that some rows lack stays empty there."""
-        if rank() > 0:
+        """All rows, by the first rank, once there is one; a column that some rows lack stays empty there."""
+        if rank() > 0 or not self.rows:
             return
         table = pd.DataFrame(self.rows).set_index("step")
         timed = table.columns.str.startswith(SECONDS)

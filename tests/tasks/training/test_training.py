@@ -142,21 +142,22 @@ def test_a_killed_run_ends_with_the_same_bits(step):
     pd.testing.assert_frame_equal(history(), table)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_the_step_and_raises_keyboard_interrupt(number):
+@pytest.mark.parametrize(("number", "last"), [(signal.SIGINT, 7), (signal.SIGTERM, 7), (signal.SIGTERM, 1)])
+def test_a_signal_saves_the_step_and_raises_keyboard_interrupt(number, last):
+    """Also in a step before the first row of the history."""
     expected, table = uninterrupted()
     handlers = [signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)]
     model = new_model()
-    losses_of = regression(model, {7: lambda: os.kill(os.getpid(), number)})
+    losses_of = regression(model, {last: lambda: os.kill(os.getpid(), number)})
     with pytest.raises(KeyboardInterrupt):
         fit(model, losses_of)
-    assert losses_of.steps[-1] == "a7"
-    assert saved_step() == 8  # the step that the signal fell into is finished
+    assert losses_of.steps[-1] == f"a{last}"
+    assert saved_step() == last + 1  # the step that the signal fell into is finished
     assert [signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)] == handlers
     model = new_model()
     losses_of = regression(model)
     fit(model, losses_of)
-    assert losses_of.steps[0] == "a8"
+    assert losses_of.steps[0] == f"a{last + 1}"
     assert_same_bits(model, expected)
     pd.testing.assert_frame_equal(history(), table)
 
