@@ -3,13 +3,13 @@
 There are no defaults here; params.yaml is the only place that holds a value.
 """
 
-import re
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, WrapValidator, model_validator
 from pydantic_core import ErrorDetails
 
 from model.bricks import BRICK_SIZE
@@ -30,6 +30,7 @@ NotNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 Recon = Literal["l1", "l2", "l1+l2"]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]  # every generator takes it, also a million times as large
 
 
 class ParameterError(InputError):
@@ -40,13 +41,20 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-def _is_run_or_empty(value: object) -> object:
-    if value not in ([], ["run"], (), ("run",)):
-        raise ValueError(f"got {value!r}; expected [run] or []")
-    return value
+def _expected(what: str) -> WrapValidator:
+    """One sentence for a value of no kind that is allowed; pydantic has one a kind, under keys that no file has."""
+
+    def check(value: Any, validated: Callable[[Any], Any]) -> Any:
+        try:
+            return validated(value)
+        except ValidationError as error:
+            raise ValueError(f"got {value!r}; expected {what}") from error
+
+    return WrapValidator(check)
 
 
-Run = Annotated[tuple[str, ...], BeforeValidator(_is_run_or_empty)]  # DVC makes a stage of each entry
+# DVC makes a stage of each entry.
+Run = Annotated[tuple[Literal["run"], ...], Field(max_length=1), _expected("[run] or []")]
 
 
 class Upstream(Section):
@@ -73,15 +81,16 @@ class Tracking(Section):
         return self
 
 
-def _one_version(requirement: str) -> str:
-    """What pip could read otherwise, as an option, a path or an address, is refused."""
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9.!+]+", requirement):
-        raise ValueError(f"got {requirement!r}; expected one version of one package, as in metaworld==3.1.1")
-    return requirement
+# What pip could read otherwise, as an option, a path or an address, is refused.
+OneVersion = Annotated[
+    str,
+    Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9.!+]+$"),
+    _expected("one version of one package, as in metaworld==3.1.1"),
+]
 
 
 class FetchMeshes(Section):
-    wheel: Annotated[str, AfterValidator(_one_version)]
+    wheel: OneVersion
     sha256: Sha256
     pattern: str
 
@@ -120,15 +129,10 @@ class Training(Section):
     max_grad_norm: Positive
     log_every: Count
     save_every: Count
-    seed: CountOrZero
+    seed: Seed
 
     @model_validator(mode="after")
-    def steps_fit_each_other(self) -> Self:
-        if self.save_every % self.log_every:
-            raise ValueError(
-                f"save_every {self.save_every} is not a multiple of log_every {self.log_every}; "
-                "make it one, so that a resumed run logs what an undisturbed one does"
-            )
+    def leave_steps_after_the_warmup(self) -> Self:
         if self.warmup_steps >= self.steps:
             raise ValueError(f"warmup_steps {self.warmup_steps} is not less than steps {self.steps}; lower it")
         return self
@@ -197,8 +201,10 @@ NumCodes = Annotated[int, Field(ge=2)]
 
 class Codebook(Section):
     num_levels: Annotated[int, Field(ge=1, le=8)]
-    num_codes: NumCodes | tuple[NumCodes, ...]
-    dim: Count | Literal["auto"]
+    num_codes: Annotated[
+        NumCodes | tuple[NumCodes, ...], _expected("a number of codes, 2 or more, or a list of one for each level")
+    ]
+    dim: Annotated[Count | Literal["auto"], _expected("auto, or how many latent channels the VAE has")]
     update: Literal["gradient", "ema"]
     ema_decay: Annotated[float, Field(gt=0, lt=1)]
     revive_below: Annotated[float, Field(ge=0, lt=1)]
@@ -261,7 +267,7 @@ class Evaluate(Section):
     picture_shapes: Count
     report_shapes: Annotated[int, Field(ge=1, le=400)]  # the bounds keep the report below 20 MB
     report_views: Annotated[int, Field(ge=1, le=12)]
-    seed: CountOrZero
+    seed: Seed
 
 
 class Settings(Section):

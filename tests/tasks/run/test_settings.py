@@ -93,12 +93,15 @@ def test_missing_key(message_after):
         ("evaluate", "fscore_thresholds", []),
         ("upstream", "twin", "run"),
         ("upstream", "fetch_vae", ["runs"]),
+        ("codebook", "num_codes", [1024, 1]),  # one of several kinds: one sentence all the same
+        ("codebook", "dim", 0),
+        ("stage1", "seed", 2**64),  # torch's generators take less
     ],
 )
 def test_value_that_no_stage_could_use(message_after, section: str, key: str, value: object):
     message = message_after(lambda p: p[section].update({key: value}))
-    assert f"{section}.{key}" in message
-    assert f"got {value!r}" in message
+    assert f"params.yaml: {section}.{key}: got {value!r}; " in message
+    assert message.count("params.yaml") == 1
 
 
 def test_contradiction_within_a_section(message_after):

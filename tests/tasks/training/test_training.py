@@ -16,7 +16,6 @@ from tasks.run import TIMINGS
 from tasks.training import History, ResumePoint, cosine
 from tests.tasks.training.plane import (
     HISTORY,
-    SETTINGS,
     Killed,
     Points,
     assert_same_bits,
@@ -123,21 +122,22 @@ def uninterrupted() -> tuple[nn.Module, pd.DataFrame]:
     return model, table
 
 
-@pytest.mark.parametrize("step", [3, 5, 13, 19])
-def test_a_killed_run_ends_with_the_same_bits(step):
+@pytest.mark.parametrize(("step", "save_every"), [(3, 5), (5, 5), (13, 5), (19, 5), (13, 4)])
+def test_a_killed_run_ends_with_the_same_bits(step, save_every):
     """Weights, and every figure of the history, as if nothing had happened."""
     expected, table = uninterrupted()
     model = new_model()
+    settings = changed(save_every=save_every)
     with pytest.raises(Killed):
-        fit(model, regression(model, {step: kill}))
+        fit(model, regression(model, {step: kill}), settings=settings)
     model = new_model()
     torch.manual_seed(99)  # a new process knows nothing of the old one's generator
-    if step < SETTINGS.save_every:
+    if step < save_every:
         torch.manual_seed(0)
         model = new_model()
     losses_of = regression(model)
-    fit(model, losses_of)
-    assert losses_of.steps[0] == f"a{step // 5 * 5}"
+    fit(model, losses_of, settings=settings)
+    assert losses_of.steps[0] == f"a{step // save_every * save_every}"
     assert_same_bits(model, expected)
     pd.testing.assert_frame_equal(history(), table)
 
