@@ -75,7 +75,7 @@ def put_back() -> None:
         _replace(path, SNAPSHOT / path)
     with Repo() as repo:
         repo.checkout(force=True, allow_missing=True)
-    shutil.rmtree(SNAPSHOT)
+    shutil.rmtree(SNAPSHOT.rename(SNAPSHOT.with_name(f".{SNAPSHOT.name}.old")))  # half of one would pass for a whole
 
 
 def _take_snapshot(overridden_params: str) -> None:

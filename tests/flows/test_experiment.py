@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.experiment import SNAPSHOT, _with_overrides, overridden, save
+from flows.experiment import SNAPSHOT, _with_overrides, overridden, put_back, save
 from model.errors import InputError
 from tasks.run import load_settings
 from tests.dvc_project import ROOT
@@ -86,6 +86,23 @@ def test_what_a_killed_run_left_is_put_back_by_the_next():
     snapshot.rename(SNAPSHOT)
     with overridden({}):
         assert changes() == ""
+
+
+def test_a_kill_while_the_snapshot_is_removed_blocks_no_later_run(monkeypatch: pytest.MonkeyPatch):
+    begun = overridden({"stage2.lr": 0.5})  # and never ended
+    begun.__enter__()
+
+    def killed(folder: Path) -> None:
+        (folder / "params.yaml").unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("flows.experiment.shutil.rmtree", killed)
+        put_back()
+    with overridden({"stage2.lr": 0.25}):
+        assert "lr: 0.25" in params_text()
+    assert changes() == ""
+    assert not any(SNAPSHOT.parent.iterdir())
 
 
 def test_edits_since_a_run_was_killed_are_not_undone():
