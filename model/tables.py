@@ -88,6 +88,12 @@ def read_rows(path: Path, *, remedy: str) -> Iterator[pa.RecordBatch]:
             yield row
 
 
+def digests_of_rows(path: Path, *, remedy: str) -> list[str]:
+    """Those that the rows of write_rows carry, whose content is not read; raises as read_row does."""
+    with reading(path, remedy):
+        return pq.read_table(path, columns=[DIGEST]).column(DIGEST).to_pylist()
+
+
 def _row(file: pq.ParquetFile, group: int) -> pa.RecordBatch:
     (row,) = file.read_row_group(group, use_threads=False).combine_chunks().to_batches()
     carried = row.column(DIGEST)[0].as_py()

@@ -49,8 +49,7 @@ def train_jointly(
     if params.recompute:
         network.vae.recompute_activations()
     watch = Watch(network, shards, device)
-    inputs = [SDF / "index.parquet", *inputs]
-    resume = ResumePoint(stage, fingerprint(stage, [params, settings.codebook], inputs))
+    resume = ResumePoint(stage, fingerprint(stage, [params, settings.codebook], shards.digest(), inputs))
     before = watch.by_shape()
     steps = JointSteps(network, settings)
     train(

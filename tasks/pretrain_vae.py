@@ -51,8 +51,7 @@ def pretrain_vae(settings: Settings) -> None:
             device=device,
         )
 
-    inputs = [SDF / "index.parquet", *inputs]
-    resume = ResumePoint("pretrain_vae", fingerprint("pretrain_vae", [params], inputs))
+    resume = ResumePoint("pretrain_vae", fingerprint("pretrain_vae", [params], shards.digest(), inputs))
     train(
         vae,
         [{"params": list(vae.parameters())}],

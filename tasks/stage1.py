@@ -30,7 +30,7 @@ from model.vae import SDFTarget
 from model.vqvae import VQVAE
 from tasks.data import Codebooks, VectorBatch, draw_vectors, imported_codes, read_vectors, save_codebooks
 from tasks.run import CODEBOOK, LATENTS, METRICS, SDF, VAE, Settings, Stage1, run_stage, write_metrics
-from tasks.shards import open_shards
+from tasks.shards import Shards, open_shards
 from tasks.training import History, Losses, ResumePoint, fingerprint, train, validate
 
 
@@ -49,12 +49,13 @@ def stage1(settings: Settings) -> None:
             f"latents have {dim} channels but codebook.dim is {settings.codebook.dim}; set codebook.dim: auto"
         )
 
-    inputs = [*LATENTS.iterdir(), SDF / "index.parquet", *VAE.iterdir()]
-    resume = ResumePoint("stage1", fingerprint("stage1", [params, settings.codebook], inputs))
+    shards = open_shards(SDF)
+    inputs = [*LATENTS.iterdir(), *VAE.iterdir()]
+    resume = ResumePoint("stage1", fingerprint("stage1", [params, settings.codebook], shards.digest(), inputs))
     start = start_levels(vectors, sizes, params, resume)
     shared = settings.codebook
     codebook = TrainedCodebook(start, update=shared.update, decay=shared.ema_decay, revive_below=shared.revive_below)
-    watch = _ReconstructionWatch(codebook, params, device)
+    watch = _ReconstructionWatch(codebook, shards, params, device)
     steps = CodebookSteps(codebook, settings)
 
     train(
@@ -163,8 +164,8 @@ class CodebookSteps:
 class _ReconstructionWatch:
     """Decodes some validation shapes through the frozen network with the codes as they are now."""
 
-    def __init__(self, quantizer: ResidualQuantizer, params: Stage1, device: torch.device):
-        self._shards = open_shards(SDF)
+    def __init__(self, quantizer: ResidualQuantizer, shards: Shards, params: Stage1, device: torch.device):
+        self._shards = shards
         self._names = self._shards.names("val")[: params.recon_shapes]
         self._vae = load_vae(VAE, device=device).requires_grad_(False)
         self._before = {key: value.clone() for key, value in self._vae.state_dict().items()}

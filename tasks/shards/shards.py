@@ -20,8 +20,9 @@ from jaxtyping import Float, Int, UInt8
 
 from model.bricks import BRICK_SIZE
 from model.errors import InputError
+from model.files import digest_of
 from model.sparse_sdf import SparseSDF, Surface, voxel_coords
-from model.tables import metadata_of, read_row, read_table, write_rows, write_table
+from model.tables import digests_of_rows, metadata_of, read_row, read_table, write_rows, write_table
 
 INDEX = "index.parquet"
 REJECTS = "rejects.parquet"
@@ -204,6 +205,11 @@ class Shards:
         """What read_packed takes."""
         shard, row_group = self.index.shard[name], self.index.row_group[name]
         return Located(self.directory / shard, int(row_group), name)
+
+    def digest(self) -> str:
+        """Of the index and of every shape, but for surfaces: another one means other data to train and validate on."""
+        shards = [digests_of_rows(self.directory / shard, remedy=REMEDY) for shard in sorted(set(self.index.shard))]
+        return digest_of([(self.directory / INDEX).read_bytes(), *chain.from_iterable(shards)])
 
     def read_surface(self, name: str) -> Surface:
         """The truth mesh of a test shape, in the [-1, 1] cube."""

@@ -105,9 +105,9 @@ class ResumePoint:
         return digest_of([*self.directory.parts[-2:], name, content])
 
 
-def fingerprint(stage: str, sections: Iterable[Section], inputs: Iterable[Path]) -> str:
-    """Of parameters, input files, the stage's code, the version of torch and the kind of device."""
-    digest = hashlib.sha256(f"{torch.__version__} {pick_device().type} {code_version(stage)}".encode())
+def fingerprint(stage: str, sections: Iterable[Section], shapes: str, inputs: Iterable[Path]) -> str:
+    """Of parameters, the digest of the shapes, input files, the stage's code, torch's version, the kind of device."""
+    digest = hashlib.sha256(f"{torch.__version__} {pick_device().type} {code_version(stage)} {shapes}".encode())
     for section in sections:
         digest.update(section.model_dump_json().encode())
     for path in sorted(inputs):

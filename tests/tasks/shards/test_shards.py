@@ -3,6 +3,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +63,16 @@ def test_every_shape_comes_back_bit_by_bit(written: Path, shapes: dict[str, Spar
             assert np.array_equal(stored, original)
         assert (read.scale, read.bad_flip_ratio, read.resolution) == (shape.scale, shape.bad_flip_ratio, 16)
         assert all(np.array_equal(a, b) for a, b in zip(read.beyond(), shape.beyond(), strict=True))
+
+
+def test_a_distance_that_the_index_does_not_tell_of_changes_the_digest(written: Path, shapes: dict, tmp_path: Path):
+    """Else training on the shapes of another voxelizer would go on from the state of the one before."""
+    nearer = {**shapes, "d": replace(shapes["d"], sdf=shapes["d"].sdf * np.float32(0.5))}
+    write(tmp_path / "same", shapes)
+    write(tmp_path / "other", nearer)
+    assert (tmp_path / "other/index.parquet").read_bytes() == (written / "index.parquet").read_bytes()
+    assert open_shards(tmp_path / "same").digest() == open_shards(written).digest()
+    assert open_shards(tmp_path / "other").digest() != open_shards(written).digest()
 
 
 def test_surfaces_of_the_test_split_are_kept_and_no_others(written: Path, shapes: dict[str, SparseSDF]) -> None:

@@ -120,9 +120,8 @@ def test_the_same_parameters_and_inputs_have_the_same_fingerprint(settings: Sett
     Path("a").write_text("a")
     Path("b").write_text("b")
     sections = [settings.stage2, settings.codebook]
-    assert fingerprint("stage2", sections, [Path("a"), Path("b")]) == fingerprint(
-        "stage2", sections, [Path("b"), Path("a")]
-    )
+    here, there = (fingerprint("stage2", sections, "", map(Path, names)) for names in ("ab", "ba"))
+    assert here == there
 
 
 @pytest.mark.parametrize(
@@ -131,15 +130,18 @@ def test_the_same_parameters_and_inputs_have_the_same_fingerprint(settings: Sett
 def test_any_parameter_changes_the_fingerprint(settings: Settings, change):
     sections = [settings.stage2, settings.codebook]
     other = [settings.stage2.model_copy(update=change), settings.codebook]
-    assert fingerprint("stage2", other, []) != fingerprint("stage2", sections, [])
+    assert fingerprint("stage2", other, "", []) != fingerprint("stage2", sections, "", [])
 
 
 def test_any_input_changes_the_fingerprint(settings: Settings):
     Path("codebook").write_text("codes")
-    before = fingerprint("stage2", [settings.stage2], [Path("codebook")])
+    before = fingerprint("stage2", [settings.stage2], "", [Path("codebook")])
     Path("codebook").write_text("other codes")
-    assert fingerprint("stage2", [settings.stage2], [Path("codebook")]) != before
-    assert fingerprint("stage2", [settings.stage2], []) != before
+    assert fingerprint("stage2", [settings.stage2], "", [Path("codebook")]) != before
+    assert fingerprint("stage2", [settings.stage2], "", []) != before
+    Path("codebook").write_text("codes")
+    assert fingerprint("stage2", [settings.stage2], "", [Path("codebook")]) == before
+    assert fingerprint("stage2", [settings.stage2], "other shapes", [Path("codebook")]) != before
 
 
 @pytest.fixture
@@ -154,18 +156,18 @@ def copied_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize("edited", ["model/vae/losses.py", "model/sdf/grid.py", "tasks/stage2.py"])
 def test_the_stages_code_changes_the_fingerprint(settings: Settings, copied_code: Path, edited: str):
-    before = fingerprint("stage2", [settings.stage2], [])
-    assert fingerprint("stage2", [settings.stage2], []) == before
+    before = fingerprint("stage2", [settings.stage2], "", [])
+    assert fingerprint("stage2", [settings.stage2], "", []) == before
     with (copied_code / edited).open("a") as file:
         file.write("x = 2\n")
-    assert fingerprint("stage2", [settings.stage2], []) != before
+    assert fingerprint("stage2", [settings.stage2], "", []) != before
 
 
 def test_code_that_the_stage_does_not_use_leaves_it_alone(settings: Settings, copied_code: Path):
-    before = fingerprint("stage2", [settings.stage2], [])
+    before = fingerprint("stage2", [settings.stage2], "", [])
     with (copied_code / "model/report/page.py").open("a") as file:
         file.write("x = 2\n")
-    assert fingerprint("stage2", [settings.stage2], []) == before
+    assert fingerprint("stage2", [settings.stage2], "", []) == before
 
 
 # --- one at a time ---------------------------------------------------------------------------------------------------
