@@ -120,7 +120,6 @@ def of_stage1(vectors: Tensor, settings: Settings, rate: float | None, changes: 
             resume=ResumePoint("stage1", "benchmark"),
             history=History(Path("history.tsv")),
             after_step=steps.after,
-            description="codebook",
         )
     return codebook.codebooks[0].detach()
 

@@ -63,7 +63,6 @@ def train_jointly(
         validate=watch,
         validate_every=params.validate_every,
         after_step=steps.after,
-        description=stage,
     )
     by_shape = {"before": before, "after": watch.by_shape()}
     if rank() > 0:

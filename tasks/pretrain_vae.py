@@ -62,7 +62,6 @@ def pretrain_vae(settings: Settings) -> None:
         history=History(METRICS / "pretrain_vae_history.tsv", settings.tracking),
         validate=check,
         validate_every=params.validate_every,
-        description="pretrain_vae",
     )
     figures = check()
     if rank() > 0:

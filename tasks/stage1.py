@@ -69,7 +69,6 @@ def stage1(settings: Settings) -> None:
         validate=watch,
         validate_every=params.recon_every,
         after_step=steps.after,
-        description="stage1",
     )
     watch.check_frozen()
     if rank() > 0:

@@ -50,7 +50,6 @@ BY_THE_ROOM = {
     "model/tokens/files.py": {"open"},
     "model/tokens/tokens.py": {"ParquetWriter", "open", "savez_compressed"},
     "tasks/training/loop.py": {"to_csv"},
-    "tasks/training/profile_stage2.py": {"export_chrome_trace", "to_csv"},
     "tasks/training/resume.py": {"open", "torch.save"},
 }
 

@@ -16,10 +16,10 @@ from model.sdf import normalised_surface
 from model.tokenizer import ShapeTokenizer
 from model.tokens import Tokens, Vocabulary
 from model.vqvae import save_vqvae
+from tasks import shards
 from tasks.data import save_codebooks
 from tasks.evaluate import evaluate
 from tasks.run import load_settings, paths
-from tasks.shards import shards
 from tests.readme import MESH, SECTION, make_project, run_shell_lines, the_block
 from tests.wheel import ROOT, run
 

@@ -145,12 +145,6 @@ def share_of(batch: list[TrainingView], sizes: Mapping[str, int], *, rank: int, 
     return shares[rank]
 
 
-def load_batches(shards: Shards, params: ShapeTraining, *, start: int, device: torch.device) -> Iterator[ShapeBatch]:
-    """Batches of the training split, without end, on the device; raises as batch_loader does."""
-    loader = batch_loader(shards, params, start=start, device=device)
-    yield from _prepared_ahead(loader, device) if device.type == "cuda" else map(_prepared, loader)
-
-
 def batch_loader(shards: Shards, params: ShapeTraining, *, start: int, device: torch.device) -> DataLoader[PackedBatch]:
     """This rank's parts of the batches of the training split; worker processes load ahead where there is a GPU.
 
@@ -215,8 +209,13 @@ def _prepared_ahead(batches: Iterable[PackedBatch], device: torch.device) -> Ite
 def training_batches(
     shards: Shards, params: ShapeTraining, device: torch.device
 ) -> Callable[[int], Iterator[ShapeBatch]]:
-    """Batches of the training split from a given step on, as tasks.training.train asks for them."""
-    return lambda start: load_batches(shards, params, start=start, device=device)
+    """Batches of the training split, without end, on the device, from a given step on; raises as batch_loader does."""
+
+    def batches_from(start: int) -> Iterator[ShapeBatch]:
+        loader = batch_loader(shards, params, start=start, device=device)
+        return _prepared_ahead(loader, device) if device.type == "cuda" else map(_prepared, loader)
+
+    return batches_from
 
 
 def _leave_stopping_to_the_parent(_: int) -> None:

@@ -3,7 +3,7 @@
 Imports no torch: DVC's check of params.yaml and the flow read it.
 """
 
-from tasks.run.code import code_files, code_version
+from tasks.run.code import code_version
 from tasks.run.paths import (
     CODEBOOK,
     CODEBOOK_PLOTS,

@@ -108,7 +108,6 @@ def train(
     validate: Validation | None = None,
     validate_every: int = 0,
     after_step: Callable[[int, torch.optim.Optimizer], Losses] | None = None,
-    description: str,
 ) -> None:
     """Minimise losses_of(batch)["loss"] with AdamW for settings.steps steps.
 
@@ -127,11 +126,11 @@ def train(
     scaler = torch.amp.GradScaler(device.type, FIRST_LOSS_SCALE, enabled=scales_loss(device))
     stateful = {"model": model, "optimizer": optimizer, "scheduler": scheduler, "scaler": scaler}
     validation_at = partial(_validation_at, validate, validate_every, settings.steps)
-    window = _Window(description, scaler)
+    window = _Window(resume.stage, scaler)
     step = _restore(resume, stateful, history, window, device, validation_at)
 
-    progress = Progress(settings.steps, description=description, unit="step", done=step)
-    sends = tracker(history.tracking, description, resume.directory.name, step)
+    progress = Progress(settings.steps, description=resume.stage, unit="step", done=step)
+    sends = tracker(history.tracking, resume.stage, resume.directory.name, step)
     with _stop_signals() as stop, progress, sends as send:
         for batch in window.waiting_for(batches_from(step) if step < settings.steps else iter(())):
             if num_ranks() > 1:  # noise of its own on each rank, the same when the run is resumed
@@ -148,7 +147,7 @@ def train(
             except torch.OutOfMemoryError as error:
                 raise InputError(
                     f"step {step + 1} does not fit into the GPU's memory: {batch.size}, of {some_of(batch.names)}; "
-                    f"lower {batch.limits} of {description} in params.yaml"
+                    f"lower {batch.limits} of {resume.stage} in params.yaml"
                 ) from error
             scaler.update()
             scheduler.step()

@@ -32,6 +32,7 @@ class ResumePoint:
     """The saved state of one training run. Of several ranks, the first writes and all read."""
 
     def __init__(self, stage: str, fingerprint: str):
+        self.stage = stage
         self.directory = RESUME / stage / fingerprint
         self._file = self.directory / "state.pt"
         self._previous = self.directory / "previous.pt"

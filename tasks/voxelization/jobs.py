@@ -31,25 +31,26 @@ _REMEDY = "simplify or remove the mesh, or raise voxelize.{} in params.yaml"
 
 
 class Recipe(NamedTuple):
-    """What a shape depends on besides its file."""
+    """What model.sdf.voxelize takes besides the mesh."""
 
     resolution: int
     truncation_voxels: float
     mode: Literal["auto", "solid", "shell"]
     max_bad_flip_ratio: float
-    version: str  # hash of the code that turns a file into a shape
-
-    def key(self, sha256: str, suffix: str) -> str:
-        """The name in scratch of what becomes of a file."""
-        return hashlib.sha256(json.dumps([sha256, suffix.lower(), *self]).encode()).hexdigest()
 
 
 class Job(NamedTuple):
     name: str
     path: Path  # absolute, as is scratch: a worker of a cluster may run elsewhere
     recipe: Recipe
+    version: str  # hash of the code that turns a file into a shape
     scratch: Path
     max_memory_gb: float
+
+    def key(self, sha256: str) -> str:
+        """The name in scratch of what becomes of the file, by all that it depends on."""
+        parts = [sha256, self.path.suffix.lower(), *self.recipe, self.version]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -69,13 +70,12 @@ def voxelize_all(files: dict[str, Path], options: Voxelize) -> Iterator[Outcome]
         truncation_voxels=options.truncation_voxels,
         mode=options.mode,
         max_bad_flip_ratio=options.max_bad_flip_ratio if options.mode == "auto" else 0.0,
-        version=code_version("voxelize"),
     )
     tracked = {name: path for name, path in files.items() if _is_text(path.relative_to(options.meshes))}
     for name in files.keys() - tracked.keys():
         yield Outcome(name, reason="its name is not UTF-8, and DVC can't track such a file; rename it")
-    scratch = VOXELIZE_SCRATCH.absolute()
-    jobs = (Job(name, path.absolute(), recipe, scratch, options.max_memory_gb) for name, path in tracked.items())
+    of_all = recipe, code_version("voxelize"), VOXELIZE_SCRATCH.absolute(), options.max_memory_gb
+    jobs = (Job(name, path.absolute(), *of_all) for name, path in tracked.items())
     compile_kernels()
     results = run_all(
         _voxelize_file,
@@ -113,16 +113,12 @@ def _voxelize_file(job: Job) -> Outcome:
             remedy = _REMEDY.format(f"max_memory_gb ({job.max_memory_gb:g})")
             return Outcome(job.name, reason=f"reading this file takes about {needed:.1f} GB of memory; {remedy}")
         sha256 = sha256_of(job.path)
+        key = job.key(sha256)
+        done, refused = (_scratch_file(job.scratch, key, kind) for kind in ("parquet", "json"))
+        known = _in_scratch(done, refused) or _attempt(job, sha256, done, refused)
     except Exception as error:  # noqa: BLE001 - one mesh must not end the run, and its reject says what happened
-        return Outcome(job.name, reason=_reason(error, job))
-    key = job.recipe.key(sha256, job.path.suffix)
-    done, refused = (_scratch_file(job.scratch, key, kind) for kind in ("parquet", "json"))
-    known = _in_scratch(done, refused)
-    if known is None:
-        try:
-            known = _attempt(job, sha256, done, refused)
-        except Exception as error:  # noqa: BLE001 - as above
-            return Outcome(job.name, reason=_reason(error, job))
+        reason = reason_of(error, given=job.path, more_memory=_REMEDY.format("max_memory_gb"))
+        return Outcome(job.name, reason=reason)
     return Outcome(job.name, key, sha256, **known)
 
 
@@ -136,10 +132,6 @@ def _in_scratch(done: Path, refused: Path) -> dict[str, Any] | None:
         for file in (done, refused):
             file.unlink(missing_ok=True)
         return None
-
-
-def _reason(error: Exception, job: Job) -> str:
-    return reason_of(error, given=job.path, more_memory=_REMEDY.format("max_memory_gb"))
 
 
 def shape_in_scratch(outcome: Outcome) -> pa.RecordBatch:
@@ -175,16 +167,8 @@ def _attempt(job: Job, sha256: str, done: Path, refused: Path) -> dict[str, Any]
 def _make_shape(job: Job, sha256: str) -> tuple[SparseSDF, dict[str, Any]]:
     """The shape and its facts. Raises InputError saying why there is none."""
     started = time.monotonic()
-    recipe = job.recipe
     mesh = _load(job.path, sha256)
-    shape = voxelize(
-        mesh.vertices,
-        mesh.faces,
-        resolution=recipe.resolution,
-        truncation_voxels=recipe.truncation_voxels,
-        mode=recipe.mode,
-        max_bad_flip_ratio=recipe.max_bad_flip_ratio,
-    )
+    shape = voxelize(mesh.vertices, mesh.faces, **job.recipe._asdict())
     _refuse_hollow(mesh, shape)
     surface = surface_hash(mesh.vertices, mesh.faces)
     return shape, {

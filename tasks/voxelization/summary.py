@@ -15,7 +15,7 @@ def print_summary(index: pd.DataFrame) -> None:
     _print_kinds(index)
     for line in _summary_of_notes(index):
         print(line)
-    if "on_edge_of_hash" in index and index.on_edge_of_hash.any():
+    if index.on_edge_of_hash.any():
         names = list(index.name[index.on_edge_of_hash])
         print(
             f"{len(names)} meshes, such as {names[0]}, lie on the edge of the rounding that splits are drawn from: "

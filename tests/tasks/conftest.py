@@ -15,7 +15,7 @@ from model.files import write_whole
 from model.vae import SparseSDFVAE, VAEConfig
 from tasks.encode import encode
 from tasks.run import Settings, load_settings, paths
-from tasks.shards.shards import INDEX, shape_row, write_index, write_shards
+from tasks.shards import INDEX, shape_row, write_index, write_shards
 from tasks.stage1 import stage1
 from tasks.stage2 import stage2
 from tests.shapes import one_thread, ring_and_box, voxelized

@@ -24,8 +24,7 @@ from model.tokens import Tokens, count_shapes, read_tokens, write_tokens
 from model.vqvae import VQVAE
 from tasks.data import CODEBOOK_FILE, latents_file, load_codebooks, read_vectors
 from tasks.run import LATENTS, RESUME, SDF, VAE, Settings
-from tasks.shards import INDEX, SURFACES, open_shards, write_surfaces
-from tasks.shards.shards import read_facts, read_lone_shape, write_lone_shape
+from tasks.shards import INDEX, SURFACES, open_shards, read_facts, read_lone_shape, write_lone_shape, write_surfaces
 from tasks.stage1 import stage1
 from tasks.training import ResumePoint
 from tests.shapes import one_thread, ring_and_box, voxelized

@@ -26,8 +26,7 @@ from tasks.data import save_codebooks
 from tasks.evaluate import evaluate, load_networks
 from tasks.run import Evaluate, Settings, paths, run_stage
 from tasks.run.settings import Upstream
-from tasks.shards import open_shards
-from tasks.shards.shards import INDEX, SURFACES, shape_row, write_index, write_shards, write_surfaces
+from tasks.shards import INDEX, SURFACES, open_shards, shape_row, write_index, write_shards, write_surfaces
 from tests.dvc_project import ROOT
 from tests.faults import full, left_over, small_disk
 from tests.processes import in_two_processes

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from model.sparse import SYMMETRIES
 from tasks.data import dataset, load_targets
-from tasks.data.dataset import ShapeDataset, TrainingView, View, draw_batches, load_batches
+from tasks.data.dataset import ShapeDataset, TrainingView, View, draw_batches, training_batches
 from tasks.data.packed import PackedBatch, collate
 from tasks.run import SDF, Settings
 from tasks.shards import open_shards
@@ -130,7 +130,7 @@ def test_a_batch_holds_its_shapes_side_by_side(small_project: Path):
 
 def batches(num: int, settings: Settings, *, start: int = 0):
     params = settings.stage2.model_copy(update={"shape_voxels": 6000, "augment": True, "outside_share": 0.5})
-    return list(islice(load_batches(open_shards(SDF), params, start=start, device=CPU), num))
+    return list(islice(training_batches(open_shards(SDF), params, CPU)(start), num))
 
 
 def test_a_resumed_loader_goes_on_where_the_other_stopped(small_project: Path, small_settings: Settings):

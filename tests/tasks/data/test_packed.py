@@ -11,8 +11,7 @@ from model.vae import SDFTarget
 from model.vae.network import NUM_LEVELS
 from model.vae.receptive_field import plan_decode
 from tasks.data.packed import batch_of_one, collate, crop
-from tasks.shards import PackedSDF
-from tasks.shards.shards import packed_of, shape_row
+from tasks.shards import PackedSDF, packed_of, shape_row
 from tests.shapes import as_target, by_coords, pool_mean, ring_and_box, voxelized
 
 # --- a shape that is larger than a batch may be ----------------------------------------------------------------------

@@ -85,7 +85,6 @@ def fit(
         history=History(HISTORY),
         validate=validate,
         validate_every=validate_every,
-        description="regression",
     )
 
 

@@ -16,8 +16,7 @@ def test_a_file_that_is_being_written_gets_no_verdict_that_stays(
     ball = trimesh.creation.icosphere(1).export(file_type="stl")
     path, scratch = tmp_path / "ball.stl", tmp_path / "scratch"
     path.write_bytes(ball)
-    recipe = jobs.Recipe(24, 2.0, "solid", 0.0, "this version")
-    job = jobs.Job("ball", path, recipe, scratch, 1.0)
+    job = jobs.Job("ball", path, jobs.Recipe(24, 2.0, "solid", 0.0), "this version", scratch, 1.0)
     load = jobs.load_mesh
 
     def grows(path: Path) -> Mesh:

@@ -15,10 +15,9 @@ import trimesh
 
 from model.errors import InputError
 from model.sdf import SparseSDF, Surface, grid_surface, voxelize
-from tasks.shards import Shards, open_shards
-from tasks.shards.shards import SURFACES, shape_row, write_index, write_shards, write_surfaces
+from tasks.shards import SURFACES, Shards, open_shards, shape_row, write_index, write_shards, write_surfaces
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 
 NAMES = ["a/ball", "b", "c", "d", "e"]
 SPLIT = ["train", "test", "val", "train", "test"]
@@ -173,7 +172,7 @@ import resource, signal, sys
 from pathlib import Path
 import trimesh
 from model.sdf import voxelize
-from tasks.shards.shards import (shape_row, write_shards)
+from tasks.shards import (shape_row, write_shards)
 
 ball = trimesh.creation.icosphere()
 row = shape_row("ball", voxelize(ball.vertices, ball.faces, resolution=32, truncation_voxels=2.0))

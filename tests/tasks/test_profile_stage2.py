@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.profile_stage2 import PARTS, WHOLE, profile_stage2
 from tasks.run import METRICS, RESUME, TOKENIZER, Settings
-from tasks.training.profile_stage2 import PARTS, WHOLE, profile_stage2
 
 
 @pytest.mark.usefixtures("small_project")

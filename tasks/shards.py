@@ -1,7 +1,8 @@
-"""Sparse SDFs in Parquet: shards of shapes, an index, and the truth surfaces of the test split.
+"""What voxelize leaves: sparse SDFs in Parquet shards, an index, and the truth surfaces of the test split.
 
 One shape is one row and one row group, so that any shape is read alone. Two 512-bit masks per brick say which voxels
-are in the band and which are inside; the SDF lists the band's values in that order.
+are in the band and which are inside; the SDF lists the band's values in that order. Imports no torch, for voxelize's
+many processes.
 """
 
 import hashlib

@@ -1,10 +1,9 @@
-"""Where the time of stage 2's steps goes: `python -m tasks.training.profile_stage2 profile`, after `make repro`.
+"""Where the time of stage 2's steps goes: `python -m benchmarks.profile_stage2 profile`, after `make repro`.
 
 Writes trace.json, for https://ui.perfetto.dev or chrome://tracing, and parts.tsv: milliseconds a step of each part of
 the network's forward pass, of loading and of the optimizer; what is left of the step is mostly the backward pass.
 """
 
-import argparse
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ import pandas as pd
 from torch import nn
 from torch.profiler import ProfilerActivity, profile, record_function, schedule
 
+from benchmarks import command_line
 from model.device import pick_device
 from model.errors import InputError
 from model.files import whole_file, write_whole
@@ -77,7 +77,6 @@ def profile_stage2(settings: Settings, *, steps: int, directory: Path) -> pd.Dat
             resume=resume,
             history=history,
             after_step=steps_of_stage2.after,
-            description="profile",
         )
         profiler.step()
     with whole_file(directory / "trace.json") as partial:
@@ -107,7 +106,7 @@ def _milliseconds(events: Any, steps: int) -> pd.DataFrame:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("directory", type=Path)
     parser.add_argument("--steps", type=int, default=20)
     arguments = parser.parse_args()
