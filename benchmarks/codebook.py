@@ -55,7 +55,7 @@ from model.vae import SDFTarget, reconstruction_loss
 from model.vqvae import VQVAE
 from tasks import stage1
 from tasks.data import choose_views, draw_vectors, encode_views, load_targets, read_vectors, training_batches
-from tasks.run import LATENTS, PARAMS_FILE, SDF, VAE, Settings, load_settings
+from tasks.run import PARAMS_FILE, Settings, load_settings, paths
 from tasks.shards import open_shards
 from tasks.training import History, ResumePoint, train
 
@@ -85,8 +85,8 @@ def with_batch(settings: Settings, batch_size: int) -> Settings:
 def load_latents(options: argparse.Namespace, settings: Settings) -> tuple[Tensor, Tensor]:
     """The distinct training vectors and those of held-out shapes."""
     cap = None if options.all_vectors else settings.stage1.max_vectors_per_view
-    cached = read_vectors(LATENTS, "train", max_per_view=cap, seed=settings.stage1.seed)
-    heldout = read_vectors(LATENTS, "val", max_per_view=None, seed=0)
+    cached = read_vectors(paths.LATENTS, "train", max_per_view=cap, seed=settings.stage1.seed)
+    heldout = read_vectors(paths.LATENTS, "val", max_per_view=None, seed=0)
     return cached.to(options.device).unique(dim=0), heldout.to(options.device)
 
 
@@ -247,12 +247,12 @@ def measure_network(settings: Settings, device: torch.device) -> dict:
     Some steps are timed, and the time of settings.stage1.steps follows. On one shape, and on a batch of stage 2's: its
     time for each latent vector says what a step on as many vectors as ours would take.
     """
-    vae = load_vae(VAE, device=device).requires_grad_(False)
+    vae = load_vae(paths.VAE, device=device).requires_grad_(False)
     (size,) = settings.codebook.per_level
     quantizer = ResidualQuantizer([size], vae.config.latent_channels).to(device)
     nn.init.uniform_(quantizer.codebooks[0], -1 / size, 1 / size)
     network = VQVAE(vae, quantizer)
-    shards = open_shards(SDF)
+    shards = open_shards(paths.SDF)
     names = shards.names("train")
     targets = list(load_targets(shards, names[:: max(1, len(names) // 16)][:16], device=device))
     batches = [batch.target for batch in islice(training_batches(shards, settings.stage2, device)(0), 2)]
@@ -299,8 +299,8 @@ def measure_network(settings: Settings, device: torch.device) -> dict:
 
 def ours(vectors: Tensor, heldout: Tensor, settings: Settings) -> dict:
     """From the files on: all training views encoded as the encode stage does, then k-means."""
-    shards = open_shards(SDF)
-    vae = load_vae(VAE, device=vectors.device)
+    shards = open_shards(paths.SDF)
+    vae = load_vae(paths.VAE, device=vectors.device)
     views = choose_views(shards.names("train"), settings.encode.train_symmetries)
     started = time.perf_counter()
     for _ in encode_views(vae, shards, views):

@@ -29,13 +29,13 @@ from prefect.states import Cancelling
 from tqdm import tqdm
 
 from benchmarks import command, command_line, processor, write_json
-from tasks.run import RESUME
+from tasks.run import paths
 
 PORT = 4217
 URL = f"http://127.0.0.1:{PORT}/api"
 SECRET = f"survival:{secrets.token_urlsafe(32)}"
 PATIENCE = 300.0  # seconds until any wait is given up
-LOCK = RESUME / "stage2.lock"
+LOCK = paths.RESUME / "stage2.lock"
 
 
 class Prefect:
@@ -94,7 +94,7 @@ def wait_until(condition: Callable[[], bool]) -> float:
 def trainer() -> int:
     """The process id of stage 2, once it has saved a step of this run."""
     before = time.time()
-    wait_until(lambda: any(state.stat().st_mtime > before for state in RESUME.glob("stage2/*/state.pt")))
+    wait_until(lambda: any(state.stat().st_mtime > before for state in paths.RESUME.glob("stage2/*/state.pt")))
     return int(LOCK.read_text())
 
 

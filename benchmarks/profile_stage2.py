@@ -21,7 +21,7 @@ from model.errors import InputError
 from model.files import whole_file, write_whole
 from tasks.data import ShapeBatch, training_batches
 from tasks.joint_training import JointSteps, param_groups
-from tasks.run import SDF, Settings, load_settings
+from tasks.run import Settings, load_settings, paths
 from tasks.shards import open_shards
 from tasks.stage2 import start_of_stage2
 from tasks.training import History, ResumePoint, train
@@ -50,7 +50,7 @@ def profile_stage2(settings: Settings, *, steps: int, directory: Path) -> pd.Dat
     vqvae = start_of_stage2(settings.codebook).to(device)
     if params.recompute:
         vqvae.vae.recompute_activations()
-    batches_from = training_batches(open_shards(SDF), params, device)
+    batches_from = training_batches(open_shards(paths.SDF), params, device)
     _label(vqvae)
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
     plan = schedule(wait=0, warmup=WARMUP_STEPS, active=steps, repeat=1)

@@ -38,7 +38,7 @@ from model.meshes import find_meshes, irregular_files
 from model.sdf import SparseSDF
 from tasks.data import ShapeLatents, dataset, latents_file, read_vectors, write_latents
 from tasks.encode import VIEWS_PER_FILE
-from tasks.run import PARAMS_FILE, SDF, VOXELIZE_SCRATCH, ShapeTraining, load_settings
+from tasks.run import PARAMS_FILE, ShapeTraining, load_settings, paths
 from tasks.shards import INDEX, SPLITS, Place, open_shards, shape_row, write_index, write_shards
 from tasks.voxelization import Outcome, forget_all_but, split_of, splits_brought
 
@@ -196,7 +196,7 @@ def loading(directory: Path) -> Row:
     return row
 
 
-def start_dvc(folder: Path, *, deps: Sequence[str] = (), outs: Sequence[Any] = (str(SDF),)) -> None:
+def start_dvc(folder: Path, *, deps: Sequence[str] = (), outs: Sequence[Any] = (str(paths.SDF),)) -> None:
     """A graph of one stage, and a remote beside it. Without dvc's start, a second or two of a command."""
     stage = {"cmd": "false", "deps": [*deps], "outs": [*outs]}
     (folder / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"voxelize": stage}}))
@@ -226,7 +226,7 @@ def versioning(folder: Path) -> Row:
 
     commit_push_pull("")
     row |= nothing_to_do(folder)
-    shards = sorted((folder / SDF).glob("shard_*"))
+    shards = sorted((folder / paths.SDF).glob("shard_*"))
     changed = shards[:: int(1 / CHANGED_SHARE)]
     names = [f"other {number}" for number in range(SHAPES_PER_SHARD * len(changed))]
     write_shards(folder / "other", rows_of(names), shapes_per_shard=SHAPES_PER_SHARD)
@@ -312,9 +312,9 @@ def meshes(folder: Path, num: int) -> Row:
     outcomes = [Outcome(name, hashlib.sha256(name.encode()).hexdigest(), "0" * 64, dict(facts)) for name in names]
     row["with_outcomes"] = memory()
     for part in range(256):
-        (VOXELIZE_SCRATCH / f"{part:02x}").mkdir(parents=True)
+        (paths.VOXELIZE_SCRATCH / f"{part:02x}").mkdir(parents=True)
     for outcome in outcomes:
-        (VOXELIZE_SCRATCH / outcome.key[:2] / f"{outcome.key}.parquet").touch()
+        (paths.VOXELIZE_SCRATCH / outcome.key[:2] / f"{outcome.key}.parquet").touch()
     with clock(row, "tidy_scratch"):
         forget_all_but(outcomes)
     start_dvc(folder, deps=["meshes"], outs=[{"made": {"cache": False}}])
@@ -371,8 +371,8 @@ def main() -> None:
 
     for num in [options.index_only, *options.shapes]:
         only, folder = num == options.index_only, root / str(num) / "pipeline"
-        part(num, "shards", writing, folder / SDF, num, only)
-        part(num, "loading", loading, folder / SDF)
+        part(num, "shards", writing, folder / paths.SDF, num, only)
+        part(num, "loading", loading, folder / paths.SDF)
         part(num, "dvc", versioning, folder)
         if not only:
             part(num, "latents", latents, folder / "latents", num)

@@ -41,7 +41,7 @@ from model.tokens import Tokens, Vocabulary
 from model.vqvae import VQVAE, load_vqvae
 from tasks.data import choose_views, encode_views, load_codebooks
 from tasks.evaluate import true_shapes, unquantized
-from tasks.run import PASS_TOKEN, SDF, STAGE2, TWIN, VAE, load_settings
+from tasks.run import load_settings, paths
 from tasks.shards import Shards, open_shards
 
 VARIANTS: dict[str, dict[str, Any]] = {  # what differs from params.yaml
@@ -55,7 +55,7 @@ VARIANTS: dict[str, dict[str, Any]] = {  # what differs from params.yaml
 }
 APART = 500  # bits, of points in the picture
 NAMES = {"s_iou": "S-IoU", "v_iou": "V-IoU"}
-SHARED = (SDF, VAE, Path("artifacts/latents"))
+SHARED = (paths.SDF, paths.VAE, Path("artifacts/latents"))
 FIGURES = {
     "sdf_l1": "l1",
     "sign_errors": "sign_errors",
@@ -109,7 +109,7 @@ def write_run(folder: Path, name: str, seed: int) -> Path:
     params = merged(yaml.safe_load((ROOT / "params.yaml").read_text()), VARIANTS[name])
     (run / "params.yaml").write_text(yaml.safe_dump(merged(params, {"stage2": {"seed": seed}})))
     own_codebook = "num_levels" in VARIANTS[name].get("codebook", {})
-    for path in (*SHARED, *(() if own_codebook else (Path("artifacts/codebook"), PASS_TOKEN.parent))):
+    for path in (*SHARED, *(() if own_codebook else (Path("artifacts/codebook"), paths.PASS_TOKEN.parent))):
         link = run / path
         link.parent.mkdir(parents=True, exist_ok=True)
         if not link.is_symlink():
@@ -124,9 +124,9 @@ def merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, A
 def train_variant(run: Path, gpu: str) -> None:
     """The stages that it needs, their output in a log; none where it is trained already."""
     stages = ["twin"] if run.name.startswith("twin") else ["stage2"]
-    if (run / (TWIN if stages == ["twin"] else STAGE2)).is_dir():
+    if (run / (paths.TWIN if stages == ["twin"] else paths.STAGE2)).is_dir():
         return
-    if stages == ["stage2"] and not (run / PASS_TOKEN).is_file():
+    if stages == ["stage2"] and not (run / paths.PASS_TOKEN).is_file():
         stages = ["stage1", "gate", "stage2"]
     environment = os.environ | AS_DVC_RUNS_IT | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": gpu}
     with (run / "log").open("a") as log:
@@ -137,8 +137,8 @@ def train_variant(run: Path, gpu: str) -> None:
 
 
 def compare(folder: Path) -> dict[str, Any]:
-    settings, shards, device = load_settings(), open_shards(SDF), pick_device()
-    vae = load_vae(VAE)
+    settings, shards, device = load_settings(), open_shards(paths.SDF), pick_device()
+    vae = load_vae(paths.VAE)
     networks = {"vae": unquantized(vae), "stage1": VQVAE(vae, ResidualQuantizer.of(load_codebooks()))}
     networks |= {run.name: trained_in(run) for run in sorted(folder.iterdir()) if run.is_dir()}
     reconstructor = Reconstructor(networks, device)
@@ -169,7 +169,9 @@ def compare(folder: Path) -> dict[str, Any]:
 
 
 def trained_in(run: Path) -> VQVAE:
-    return unquantized(load_vae(run / TWIN)) if (run / TWIN).is_dir() else load_vqvae(run / STAGE2).vqvae
+    return (
+        unquantized(load_vae(run / paths.TWIN)) if (run / paths.TWIN).is_dir() else load_vqvae(run / paths.STAGE2).vqvae
+    )
 
 
 def heldout_codes(network: VQVAE, shards: Shards, num_symmetries: int) -> list[dict[str, Any]]:

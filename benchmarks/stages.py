@@ -24,26 +24,14 @@ from benchmarks import ROOT, add_json, command, command_line, conditions, proces
 from model.device import pick_device
 from model.tables import read_rows, write_rows
 from tasks.data import latents_file, latents_files
-from tasks.run import (
-    CODEBOOK,
-    CODEBOOK_PLOTS,
-    EVALUATION,
-    LATENTS,
-    MESHES,
-    METRICS,
-    PARAMS_FILE,
-    SDF,
-    TIMINGS,
-    TOKENIZER,
-    VAE,
-)
+from tasks.run import PARAMS_FILE, paths
 from tasks.shards import INDEX, REJECTS, open_shards, write_index
 
 NUM_SHAPES = 100
 NUM_VECTORS = 200_000
 ALMOST_ALL = {"val_share": 0.02, "test_share": 0.95}  # of the meshes in test: more than 100 of them
-NEEDED = [MESHES, VAE, CODEBOOK, TOKENIZER, CODEBOOK_PLOTS]
-HISTORIES = [METRICS / f"{stage}_history.tsv" for stage in ("stage1", "stage2")]
+NEEDED = [paths.MESHES, paths.VAE, paths.CODEBOOK, paths.TOKENIZER, paths.CODEBOOK_PLOTS]
+HISTORIES = [paths.METRICS / f"{stage}_history.tsv" for stage in ("stage1", "stage2")]
 SHARES = (0.5, 0.75, 0.9, 0.99, 1.0)
 
 
@@ -66,7 +54,7 @@ def evaluate(_options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     link(folder, [*NEEDED, *HISTORIES])
     params = write_params(folder, ALMOST_ALL)
     seconds_of_stage("voxelize", folder)
-    shards = open_shards(folder / SDF)
+    shards = open_shards(folder / paths.SDF)
     tested = shards.names("test")
     assert len(tested) >= NUM_SHAPES, f"only {len(tested)} shapes in the test split"
     index = shards.index.assign(split=shards.index.split.where(~shards.index.index.isin(tested[NUM_SHAPES:]), "train"))
@@ -82,24 +70,28 @@ def evaluate(_options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "resolution": shards.resolution,
         "num_points": params["evaluate"]["num_points"],
         "seconds": round(seconds, 1),
-        "report_mb": round((folder / EVALUATION / "report.html").stat().st_size / 1e6, 2),
+        "report_mb": round((folder / paths.EVALUATION / "report.html").stat().st_size / 1e6, 2),
     }
 
 
 def stage1(_options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    link(folder, [VAE, SDF, PARAMS_FILE])
+    link(folder, [paths.VAE, paths.SDF, PARAMS_FILE])
     train, val = (
-        [row for file in latents_files(ROOT / LATENTS, split) for row in read_rows(file, remedy="run dvc repro encode")]
+        [
+            row
+            for file in latents_files(ROOT / paths.LATENTS, split)
+            for row in read_rows(file, remedy="run dvc repro encode")
+        ]
         for split in ("train", "val")
     )
     rows, schema = [*train, *val], train[0].schema
     lengths = np.array([len(row["mean"][0]) // row["latent_channels"][0].as_py() for row in rows])
     taken = int((lengths.cumsum() <= NUM_VECTORS).sum()) + 1
-    (folder / LATENTS).mkdir(parents=True)
-    write_rows(folder / latents_file(LATENTS, "train"), rows[:taken], schema)
-    write_rows(folder / latents_file(LATENTS, "val"), val, schema)
+    (folder / paths.LATENTS).mkdir(parents=True)
+    write_rows(folder / latents_file(paths.LATENTS, "train"), rows[:taken], schema)
+    write_rows(folder / latents_file(paths.LATENTS, "val"), val, schema)
     seconds = seconds_of_stage("stage1", folder)
-    figures = json.loads((folder / METRICS / "stage1.json").read_text())
+    figures = json.loads((folder / paths.METRICS / "stage1.json").read_text())
     return conditions(pick_device()) | {
         "num_vectors": int(lengths[:taken].sum()),
         "num_distinct": figures["num_vectors"],
@@ -111,8 +103,8 @@ def voxelize(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     meshes = {"meshes": str(options.folder.absolute()), "resolution": options.resolution, "max_rejected_share": 0.99}
     write_params(folder, meshes)
     minutes = seconds_of_stage("voxelize", folder) / 60
-    index, rejects = pd.read_parquet(folder / SDF / INDEX), pd.read_parquet(folder / SDF / REJECTS)
-    seconds = pd.read_parquet(folder / TIMINGS / "voxelize.parquet").sort_values("seconds")
+    index, rejects = pd.read_parquet(folder / paths.SDF / INDEX), pd.read_parquet(folder / paths.SDF / REJECTS)
+    seconds = pd.read_parquet(folder / paths.TIMINGS / "voxelize.parquet").sort_values("seconds")
     return {
         "command": command(),
         "device": processor(),

@@ -318,13 +318,13 @@ def step_on_cpu(variant: Variant, vqvae: VQVAE, loaded: SDFTarget) -> tuple[floa
 
 def on_cpu(shards: Path | None, out: Path) -> None:
     from tasks.data import training_batches
-    from tasks.run import SDF, load_settings
+    from tasks.run import load_settings, paths
     from tasks.shards import open_shards
     from tasks.stage2 import start_of_stage2
 
     device = torch.device("cpu")
     settings = load_settings()
-    batch = next(training_batches(open_shards(shards or SDF), settings.stage2, device)(0))
+    batch = next(training_batches(open_shards(shards or paths.SDF), settings.stage2, device)(0))
     networks = []
     for variant in CPU_VARIANTS:
         vqvae = start_of_stage2(settings.codebook)

@@ -19,7 +19,7 @@ from prefect.states import Running
 
 from flows.stage_process import PROGRESS, StageResult
 from model.report import ROW_TITLES, figures_of
-from tasks.run import EVALUATION, METRICS, PLOTS
+from tasks.run import paths
 
 FIGURES = ("cd_l1", "fscore_0.01", "normal_consistency", "volume_iou", "surface_iou", "spurious_area")
 PICTURES = {
@@ -63,12 +63,12 @@ def show_stages(results: list[StageResult], planned: list[str], failure: str | N
 
 def show_evaluation() -> None:
     """The figures of metrics/evaluate.json, where the report is, and its pictures."""
-    evaluation = METRICS / "evaluate.json"
+    evaluation = paths.METRICS / "evaluate.json"
     if not evaluation.is_file():
         return
     create_markdown_artifact(_figures(json.loads(evaluation.read_text())), key="evaluation")
     for name, description in PICTURES.items():
-        picture = PLOTS / f"{name}.png"
+        picture = paths.PLOTS / f"{name}.png"
         if picture.is_file():
             content = base64.b64encode(picture.read_bytes()).decode()
             create_image_artifact(f"data:image/png;base64,{content}", key=_key(name), description=description)
@@ -85,7 +85,7 @@ def _figures(evaluation: dict[str, dict[str, Any]]) -> str:
     ]
     head = ["row", *(figure.label for figure in figures), "failed"]
     lines = [head, ["---"] * len(head), *rows]
-    report = (EVALUATION / "report.html").resolve()
+    report = (paths.EVALUATION / "report.html").resolve()
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     return f"{table}\n\nEvery shape, to turn in 3D: [{report.name}]({report.as_uri()}), on the machine that ran this.\n"
 

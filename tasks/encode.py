@@ -12,7 +12,7 @@ from model.files import whole_directory
 from model.progress import track
 from model.vae import SparseSDFVAE
 from tasks.data import View, choose_views, encode_views, latents_file, write_latents
-from tasks.run import LATENTS, SDF, VAE, Settings, run_stage, write_metrics
+from tasks.run import Settings, paths, run_stage, write_metrics
 from tasks.shards import Shards, open_shards
 
 VIEWS_PER_FILE = 128
@@ -20,11 +20,11 @@ VIEWS_PER_FILE = 128
 
 @in_process_group(LONG_TIMEOUT)
 def encode(settings: Settings) -> None:
-    shards = open_shards(SDF)
-    vae = load_vae(VAE, device=pick_device())
+    shards = open_shards(paths.SDF)
+    vae = load_vae(paths.VAE, device=pick_device())
     num_symmetries = {"train": settings.encode.train_symmetries, "val": settings.encode.heldout_symmetries}
     figures = {}
-    with shared(lambda: whole_directory(LATENTS)) as directory:
+    with shared(lambda: whole_directory(paths.LATENTS)) as directory:
         for split, num in num_symmetries.items():
             own = encode_split(vae, shards, split, choose_views(shards.names(split), num), directory)
             figures[f"num_{split}_vectors"] = int(all_reduce_sum(torch.tensor(own)))

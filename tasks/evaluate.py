@@ -37,20 +37,7 @@ from model.tables import write_table
 from model.vae import SparseSDFVAE
 from model.vqvae import VQVAE, load_vqvae
 from tasks.data import load_codebooks
-from tasks.run import (
-    CODEBOOK_PLOTS,
-    EVALUATION,
-    METRICS,
-    PLOTS,
-    SDF,
-    STAGE2,
-    TIMINGS,
-    TWIN,
-    VAE,
-    Settings,
-    run_stage,
-    write_metrics,
-)
+from tasks.run import Settings, paths, run_stage, write_metrics
 from tasks.shards import Shards, open_shards
 
 HEADLINE_FIGURES = {"cd_l1": "cd_l1", "surface_iou": "s_iou", "volume_iou": "v_iou", "num_tokens": "tokens"}
@@ -59,17 +46,17 @@ HEADLINE_FIGURES = {"cd_l1": "cd_l1", "surface_iou": "s_iou", "volume_iou": "v_i
 @in_process_group(LONG_TIMEOUT)
 def evaluate(settings: Settings) -> None:
     params = settings.evaluate
-    shards = open_shards(SDF)
+    shards = open_shards(paths.SDF)
     names = shards.names("test")
     if not names:
-        raise InputError(f"{SDF} has no test shape, expected at least 1; raise voxelize.test_share or add meshes")
-    histories = {stage: read_history(METRICS / f"{stage}_history.tsv") for stage in ("stage1", "stage2")}
+        raise InputError(f"{paths.SDF} has no test shape, expected at least 1; raise voxelize.test_share or add meshes")
+    histories = {stage: read_history(paths.METRICS / f"{stage}_history.tsv") for stage in ("stage1", "stage2")}
     reconstructor = Reconstructor(load_networks(twin=bool(settings.upstream.twin)), pick_device())
     sampling = Sampling(params.num_points, params.fscore_thresholds, params.seed)
 
     own = [names[i] for i in own_span(shards.index.num_voxels[names].tolist())]
 
-    with shared(lambda: whole_directory(EVALUATION)) as directory:
+    with shared(lambda: whole_directory(paths.EVALUATION)) as directory:
         scratch = directory / "meshes"
         scratch.mkdir(exist_ok=True)
         gallery = Gallery(scratch)
@@ -94,28 +81,28 @@ def evaluate(settings: Settings) -> None:
         )
         write_evaluation(directory, evaluation, page)
         rmtree(scratch)
-    with whole_directory(PLOTS) as directory:
+    with whole_directory(paths.PLOTS) as directory:
         for name, content in plots.items():
             write_whole(directory / name, content)
     write_metrics("evaluate", evaluation.metrics)
     write_metrics("headline", headline(evaluation.metrics))
     # Apart from the evaluation, whose bytes must not depend on the clock.
-    write_table(TIMINGS / "evaluate.parquet", evaluation.costs)
+    write_table(paths.TIMINGS / "evaluate.parquet", evaluation.costs)
     print_outcome(evaluation)
 
 
 def load_networks(*, twin: bool) -> dict[str, VQVAE]:
     """What the stages before left, by row. Raises InputError naming the file that is missing or damaged."""
-    if twin and not TWIN.is_dir():
+    if twin and not paths.TWIN.is_dir():
         raise InputError(
-            f"upstream.twin is [run], and {TWIN} is missing; train it by .venv/bin/dvc repro "
+            f"upstream.twin is [run], and {paths.TWIN} is missing; train it by .venv/bin/dvc repro "
             "tasks/upstream/dvc.yaml:twin@run, or set upstream.twin: []"
         )
-    vae = load_vae(VAE)
+    vae = load_vae(paths.VAE)
     networks = {"vae": unquantized(vae), "stage1": VQVAE(vae, ResidualQuantizer.of(load_codebooks()))}
-    networks["stage2"] = load_vqvae(STAGE2).vqvae
+    networks["stage2"] = load_vqvae(paths.STAGE2).vqvae
     if twin:
-        networks["twin"] = unquantized(load_vae(TWIN))
+        networks["twin"] = unquantized(load_vae(paths.TWIN))
     return networks
 
 
@@ -129,7 +116,7 @@ def true_shapes(shards: Shards, names: Sequence[str]) -> Iterator[TrueShape]:
 
 def codebook_pictures() -> dict[str, bytes]:
     """What the gate drew of the codebook."""
-    drawn = [CODEBOOK_PLOTS / name for name in CODEBOOK_TITLES if name.startswith("codebook_")]
+    drawn = [paths.CODEBOOK_PLOTS / name for name in CODEBOOK_TITLES if name.startswith("codebook_")]
     return {path.name: path.read_bytes() for path in drawn if path.is_file()}
 
 
@@ -152,7 +139,7 @@ def print_outcome(evaluation: Evaluation) -> None:
         medians = costs.groupby("row")[cost.column].median()
         shown = ", ".join(f"{row} {cost.show(medians[row])}" for row in rows if not pd.isna(medians[row]))
         print(f"{cost.label}, median of a shape: {shown}")
-    print(f"report: {EVALUATION / REPORT}")
+    print(f"report: {paths.EVALUATION / REPORT}")
 
 
 if __name__ == "__main__":

@@ -9,16 +9,16 @@ from zipfile import BadZipFile, ZipFile
 
 from model.errors import InputError, is_of_environment
 from model.files import whole_directory, write_whole
-from tasks.run import MESHES, Settings, run_stage
+from tasks.run import Settings, paths, run_stage
 
 
 def fetch_meshes(settings: Settings) -> None:
     options = settings.fetch_meshes
     with TemporaryDirectory() as downloads:
         wheel = download_wheel(options.wheel, options.sha256, Path(downloads))
-        with whole_directory(MESHES) as directory:
+        with whole_directory(paths.MESHES) as directory:
             num_files = extract_meshes(wheel, options.pattern, directory)
-    print(f"fetch_meshes: {num_files} meshes of {options.wheel} in {MESHES}")
+    print(f"fetch_meshes: {num_files} meshes of {options.wheel} in {paths.MESHES}")
 
 
 def download_wheel(requirement: str, sha256: str, directory: Path) -> Path:

@@ -7,7 +7,7 @@ from pathlib import Path
 from model.errors import InputError
 from model.files import copy_whole, whole_directory
 from model.hub import local_path
-from tasks.run import FETCHED, Settings, run_stage
+from tasks.run import Settings, paths, run_stage
 
 COMMIT = re.compile(r"(@|/blob/|/resolve/)[0-9a-f]{40}/")
 IN_THE_CACHE = re.compile(r"/snapshots/([0-9a-f]{40})/")
@@ -17,9 +17,9 @@ def fetch_vae(settings: Settings) -> None:
     options = settings.fetch_vae
     file = local_path(options.source)
     check_file(file, options.source, options.sha256)
-    with whole_directory(FETCHED) as directory:
+    with whole_directory(paths.FETCHED) as directory:
         copy_whole(file, directory / file.name)  # the content: in the cache it is a link
-    print(f"fetch_vae: {file.name} of {options.source} in {FETCHED}")
+    print(f"fetch_vae: {file.name} of {options.source} in {paths.FETCHED}")
 
 
 def check_file(file: Path, source: str, sha256: str | None) -> None:

@@ -17,7 +17,7 @@ from model.vae import SparseSDFVAE
 from model.vqvae import load_vqvae
 from tasks.data import VALIDATION_FILE, choose_views, encode_views
 from tasks.gate import Check, Remedies, judge, refuse_failed, verdict
-from tasks.run import METRICS, SDF, STAGE2, TOKENIZER, FinalGate, Settings, run_stage, write_metrics
+from tasks.run import FinalGate, Settings, paths, run_stage, write_metrics
 from tasks.shards import Shards, open_shards
 
 VERDICT_FILE = "verdict.json"
@@ -32,13 +32,13 @@ OF_STAGE2 = Remedies(
 
 def final_gate(settings: Settings) -> None:
     """Write metrics/final_gate.json always, the tokenizer with its card and verdict only when every figure is good."""
-    params, shards = settings.final_gate, open_shards(SDF)
-    vqvae, _ = load_vqvae(STAGE2, device=pick_device())
+    params, shards = settings.final_gate, open_shards(paths.SDF)
+    vqvae, _ = load_vqvae(paths.STAGE2, device=pick_device())
     codebooks = [codes.detach().cpu() for codes in vqvae.quantizer.codebooks]
     seen = _latents(vqvae.vae, shards, "train", 1)
     heldout = _latents(vqvae.vae, shards, "val", settings.encode.heldout_symmetries)
     checks = judge(params, "final_gate", codebooks, OF_STAGE2, seen=seen, heldout=heldout)
-    checks.append(gain_over_stage1(_read_json(STAGE2 / VALIDATION_FILE, "stage2"), params))
+    checks.append(gain_over_stage1(_read_json(paths.STAGE2 / VALIDATION_FILE, "stage2"), params))
     figures = verdict(checks)
     write_metrics("final_gate", figures)
     refuse_failed(checks, "the tokenizer")
@@ -49,8 +49,8 @@ def final_gate(settings: Settings) -> None:
         mode=settings.voxelize.mode,
         max_bad_flip_ratio=settings.voxelize.max_bad_flip_ratio,
     )
-    card = _read_json(METRICS / "evaluate.json", "evaluate") | {"final gate": figures}
-    with whole_directory(TOKENIZER) as directory:
+    card = _read_json(paths.METRICS / "evaluate.json", "evaluate") | {"final gate": figures}
+    with whole_directory(paths.TOKENIZER) as directory:
         tokenizer.save_pretrained(directory, card)
         write_whole(directory / VERDICT_FILE, json.dumps(figures, indent=2) + "\n")
 

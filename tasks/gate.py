@@ -12,16 +12,7 @@ from model.files import whole_directory, write_whole
 from model.plots import draw_codebook
 from model.quantizer import Lloyd, codebook_statistics, lloyd_pass
 from tasks.data import load_codebooks, read_vectors
-from tasks.run import (
-    CODEBOOK_PLOTS,
-    LATENTS,
-    PASS_TOKEN,
-    CodebookThresholds,
-    RefusedError,
-    Settings,
-    run_stage,
-    write_metrics,
-)
+from tasks.run import CodebookThresholds, RefusedError, Settings, paths, run_stage, write_metrics
 
 
 @dataclass(frozen=True)
@@ -65,17 +56,17 @@ OF_STAGE1 = Remedies(
 
 def gate(settings: Settings) -> None:
     """Write metrics/gate.json always, the pass token only when every figure is good enough."""
-    PASS_TOKEN.unlink(missing_ok=True)
-    seen, heldout = (read_vectors(LATENTS, split, max_per_view=None, seed=0) for split in ("train", "val"))
+    paths.PASS_TOKEN.unlink(missing_ok=True)
+    seen, heldout = (read_vectors(paths.LATENTS, split, max_per_view=None, seed=0) for split in ("train", "val"))
     codebooks = load_codebooks()
     checks = judge(settings.gate, "gate", codebooks, OF_STAGE1, seen=seen, heldout=heldout)
-    with whole_directory(CODEBOOK_PLOTS) as directory:
+    with whole_directory(paths.CODEBOOK_PLOTS) as directory:
         for name, content in draw_codebook(heldout, _nearest(heldout, codebooks[0]).indices, codebooks[0]).items():
             write_whole(directory / name, content)
     write_metrics("gate", verdict(checks))
     refuse_failed(checks, "the codebook")
     # Constant, so that a threshold that still passes retrains nothing downstream.
-    write_whole(PASS_TOKEN, "The codebook passed the gate; metrics/gate.json has the figures.\n")
+    write_whole(paths.PASS_TOKEN, "The codebook passed the gate; metrics/gate.json has the figures.\n")
 
 
 def verdict(checks: Sequence[Check]) -> dict[str, float]:

@@ -7,7 +7,7 @@ from model.checkpoint import Import, import_checkpoint, save_vae
 from model.errors import InputError, printable
 from model.files import whole_directory, write_whole
 from tasks.data import save_codebooks
-from tasks.run import VAE, Settings, run_stage, write_metrics
+from tasks.run import Settings, paths, run_stage, write_metrics
 
 
 def import_vae(settings: Settings) -> None:
@@ -20,7 +20,7 @@ def import_vae(settings: Settings) -> None:
             f"{settings.codebook.dim}; set codebook.dim: auto in params.yaml"
         )
     zero_layers = all_zero_layers(imported)
-    with whole_directory(VAE) as directory:
+    with whole_directory(paths.VAE) as directory:
         save_vae(imported.vae, directory)
         report = {"keys": [asdict(key) for key in imported.keys], "ignored": imported.ignored}
         write_whole(directory / "import_report.json", json.dumps(report, indent=2) + "\n")

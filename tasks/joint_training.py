@@ -15,7 +15,7 @@ from model.sparse import SparseTensor
 from model.vae import SDFTarget
 from model.vqvae import VQVAE, VQVAEOutput, vqvae_loss
 from tasks.data import VALIDATION_FILE, ShapeBatch, training_batches
-from tasks.run import METRICS, SDF, Settings, Stage2, write_metrics
+from tasks.run import Settings, Stage2, paths, write_metrics
 from tasks.shards import Shards, open_shards
 from tasks.training import (
     Figures,
@@ -44,7 +44,7 @@ def train_jointly(
     `directory` holds what `save` writes into it and how each validation shape came out before and after; history,
     metrics and saved state are the stage's. `inputs` are the files that the start of the network was made from.
     """
-    params, shards = settings.stage2, open_shards(SDF)
+    params, shards = settings.stage2, open_shards(paths.SDF)
     device = next(network.parameters()).device
     if params.recompute:
         network.vae.recompute_activations()
@@ -59,7 +59,7 @@ def train_jointly(
         training_batches(shards, params, device),
         settings=params,
         resume=resume,
-        history=History(METRICS / f"{stage}_history.tsv", settings.tracking),
+        history=History(paths.METRICS / f"{stage}_history.tsv", settings.tracking),
         validate=watch,
         validate_every=params.validate_every,
         after_step=steps.after,

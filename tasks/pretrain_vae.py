@@ -13,7 +13,7 @@ from model.errors import InputError
 from model.files import whole_directory
 from model.vae import SparseSDFVAE, VAEConfig, kl_divergence, reconstruction_loss, sample
 from tasks.data import ShapeBatch, training_batches
-from tasks.run import METRICS, PRETRAINED, SDF, PretrainVae, Settings, run_stage, write_metrics
+from tasks.run import PretrainVae, Settings, paths, run_stage, write_metrics
 from tasks.shards import open_shards
 from tasks.training import History, Losses, ResumePoint, fingerprint, train, validate
 
@@ -23,7 +23,7 @@ INITIAL_LOGVAR = -4.0  # posterior deviations start at 0.14, so that the decoder
 @in_process_group()
 def pretrain_vae(settings: Settings) -> None:
     params = settings.pretrain_vae
-    shards = open_shards(SDF)
+    shards = open_shards(paths.SDF)
     device = pick_device()
     torch.manual_seed(params.seed)
     vae, inputs = starting_point(params)
@@ -59,14 +59,14 @@ def pretrain_vae(settings: Settings) -> None:
         training_batches(shards, params, device),
         settings=params,
         resume=resume,
-        history=History(METRICS / "pretrain_vae_history.tsv", settings.tracking),
+        history=History(paths.METRICS / "pretrain_vae_history.tsv", settings.tracking),
         validate=check,
         validate_every=params.validate_every,
     )
     figures = check()
     if rank() > 0:
         return
-    with whole_directory(PRETRAINED) as directory:
+    with whole_directory(paths.PRETRAINED) as directory:
         save_vae(vae, directory)
     write_metrics("pretrain_vae", figures)
     resume.finish()

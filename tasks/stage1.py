@@ -29,7 +29,7 @@ from model.sparse import SparseTensor
 from model.vae import SDFTarget
 from model.vqvae import VQVAE
 from tasks.data import Codebooks, VectorBatch, draw_vectors, imported_codes, read_vectors, save_codebooks
-from tasks.run import CODEBOOK, LATENTS, METRICS, SDF, VAE, Settings, Stage1, run_stage, write_metrics
+from tasks.run import Settings, Stage1, paths, run_stage, write_metrics
 from tasks.shards import Shards, open_shards
 from tasks.training import History, Losses, ResumePoint, fingerprint, train, validate
 
@@ -39,18 +39,18 @@ def stage1(settings: Settings) -> None:
     params, sizes = settings.stage1, settings.codebook.per_level
     device = pick_device()
     torch.manual_seed(params.seed)
-    cached = read_vectors(LATENTS, "train", max_per_view=params.max_vectors_per_view, seed=params.seed)
+    cached = read_vectors(paths.LATENTS, "train", max_per_view=params.max_vectors_per_view, seed=params.seed)
     # a pattern that every shape has must not draw all codes
     vectors = distinct_vectors(cached.to(device), max(sizes))
-    heldout = read_vectors(LATENTS, "val", max_per_view=None, seed=params.seed).to(device)
+    heldout = read_vectors(paths.LATENTS, "val", max_per_view=None, seed=params.seed).to(device)
     dim = vectors.shape[1]
     if settings.codebook.dim not in ("auto", dim):
         raise InputError(
             f"latents have {dim} channels but codebook.dim is {settings.codebook.dim}; set codebook.dim: auto"
         )
 
-    shards = open_shards(SDF)
-    inputs = [*LATENTS.iterdir(), *VAE.iterdir()]
+    shards = open_shards(paths.SDF)
+    inputs = [*paths.LATENTS.iterdir(), *paths.VAE.iterdir()]
     resume = ResumePoint("stage1", fingerprint("stage1", [params, settings.codebook], shards.digest(), inputs))
     start = start_levels(vectors, sizes, params, resume)
     shared = settings.codebook
@@ -65,7 +65,7 @@ def stage1(settings: Settings) -> None:
         lambda step: draw_vectors(vectors, params, step),
         settings=params,
         resume=resume,
-        history=History(METRICS / "stage1_history.tsv", settings.tracking),
+        history=History(paths.METRICS / "stage1_history.tsv", settings.tracking),
         validate=watch,
         validate_every=params.recon_every,
         after_step=steps.after,
@@ -77,7 +77,7 @@ def stage1(settings: Settings) -> None:
     errors = {name: normalised_error(heldout, quantizer, reference=heldout) for name, quantizer in candidates.items()}
     kept = min(errors, key=lambda name: errors[name])
     quantizer = candidates[kept]
-    with whole_directory(CODEBOOK) as directory:
+    with whole_directory(paths.CODEBOOK) as directory:
         save_codebooks(quantizer.codebooks, directory)
     figures = {
         "num_vectors": len(vectors),
@@ -166,7 +166,7 @@ class _ReconstructionWatch:
     def __init__(self, quantizer: ResidualQuantizer, shards: Shards, params: Stage1, device: torch.device):
         self._shards = shards
         self._names = self._shards.names("val")[: params.recon_shapes]
-        self._vae = load_vae(VAE, device=device).requires_grad_(False)
+        self._vae = load_vae(paths.VAE, device=device).requires_grad_(False)
         self._before = {key: value.clone() for key, value in self._vae.state_dict().items()}
         self._vqvae = VQVAE(self._vae, quantizer)
         self._device = device

@@ -10,16 +10,16 @@ from model.distributed import in_process_group
 from model.quantizer import ResidualQuantizer
 from model.vqvae import VQVAE
 from tasks.joint_training import train_jointly
-from tasks.run import TWIN, VAE, Settings, run_stage
+from tasks.run import Settings, paths, run_stage
 
 
 @in_process_group()
 def twin(settings: Settings) -> None:
     torch.manual_seed(settings.stage2.seed)
-    vae = load_vae(VAE)
+    vae = load_vae(paths.VAE)
     network = VQVAE(vae, ResidualQuantizer([], vae.config.latent_channels)).to(pick_device())
     save = partial(save_vae, network.vae)
-    train_jointly(network, settings, stage="twin", inputs=VAE.iterdir(), directory=TWIN, save=save)
+    train_jointly(network, settings, stage="twin", inputs=paths.VAE.iterdir(), directory=paths.TWIN, save=save)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from model.files import whole_directory
 from model.meshes import SUFFIXES, find_meshes
 from model.tables import write_table
 from tasks import shards
-from tasks.run import SDF, TIMINGS, Settings, Voxelize, run_stage, write_metrics
+from tasks.run import Settings, Voxelize, paths, run_stage, write_metrics
 from tasks.voxelization import (
     Outcome,
     check_share,
@@ -49,10 +49,10 @@ def voxelize_meshes(settings: Settings) -> None:
     index = _index(usable, brought, options)
     check_splits(index, options, drawn=brought is None)
     metrics = metrics_of(index, num_rejected=len(rejected))
-    with whole_directory(SDF) as directory:
+    with whole_directory(paths.SDF) as directory:
         _write_dataset(directory, usable, files, rejects, index, options)
     seconds = {"name": index.name, "seconds": [(outcome.facts or {})["seconds"] for outcome in usable]}
-    write_table(TIMINGS / "voxelize.parquet", pa.table(seconds))
+    write_table(paths.TIMINGS / "voxelize.parquet", pa.table(seconds))
     write_metrics("voxelize", metrics)
     forget_all_but(usable + rejected)
 

@@ -8,10 +8,10 @@ from torch import Tensor
 
 from model.errors import InputError
 from model.tensors import read_tensors, write_tensors
-from tasks.run import CODEBOOK, VAE
+from tasks.run import paths
 
-CODEBOOK_FILE = CODEBOOK / "codebook.safetensors"
-IMPORTED_CODES = VAE / "codebook.safetensors"
+CODEBOOK_FILE = paths.CODEBOOK / "codebook.safetensors"
+IMPORTED_CODES = paths.VAE / "codebook.safetensors"
 REMEDY = "run dvc repro -f stage1"
 VALIDATION_FILE = "validation.json"  # beside trained weights: figures of each validation shape, before and after
 

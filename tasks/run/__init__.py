@@ -3,28 +3,8 @@
 Imports no torch: DVC's check of params.yaml and the flow read it.
 """
 
+from tasks.run import paths
 from tasks.run.code import code_version
-from tasks.run.paths import (
-    CODEBOOK,
-    CODEBOOK_PLOTS,
-    EVALUATION,
-    FETCHED,
-    LATENTS,
-    MESHES,
-    METRICS,
-    PASS_TOKEN,
-    PLOTS,
-    PRETRAINED,
-    RESUME,
-    SDF,
-    STAGE2,
-    TIMINGS,
-    TOKENIZER,
-    TRACKING,
-    TWIN,
-    VAE,
-    VOXELIZE_SCRATCH,
-)
 from tasks.run.settings import (
     PARAMS_FILE,
     Codebook,

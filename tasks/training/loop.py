@@ -21,7 +21,7 @@ from model.distributed import all_reduce_mean, average_gradients, num_ranks, on_
 from model.errors import InputError, some_of
 from model.files import write_whole
 from model.progress import Progress
-from tasks.run import TIMINGS, Tracking, Training
+from tasks.run import Tracking, Training, paths
 from tasks.training.resume import ResumePoint
 from tasks.training.tracking import tracker
 
@@ -81,7 +81,7 @@ class History:
             return
         table = pd.DataFrame(self.rows).set_index("step")
         timed = table.columns.str.startswith(SECONDS)
-        for path, columns in ((self.path, ~timed), (TIMINGS / self.path.name, timed)):
+        for path, columns in ((self.path, ~timed), (paths.TIMINGS / self.path.name, timed)):
             text = table.loc[:, columns].to_csv(sep="\t", float_format="%.6g", lineterminator="\n")
             write_whole(path, text)
 

@@ -22,7 +22,7 @@ from model.device import pick_device
 from model.distributed import rank
 from model.errors import is_of_environment
 from model.files import DIGEST_LENGTH, digest_of, set_aside, whole_file, write_whole
-from tasks.run import RESUME, Section, code_version
+from tasks.run import Section, code_version, paths
 
 FINISHED = "finished"
 MOST_STOPPED = 3  # runs of a stage, cancelled or killed, that may go on when another has ended
@@ -33,7 +33,7 @@ class ResumePoint:
 
     def __init__(self, stage: str, fingerprint: str):
         self.stage = stage
-        self.directory = RESUME / stage / fingerprint
+        self.directory = paths.RESUME / stage / fingerprint
         self._file = self.directory / "state.pt"
         self._previous = self.directory / "previous.pt"
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from model.distributed import rank
-from tasks.run import TRACKING, Tracking
+from tasks.run import Tracking, paths
 
 PROJECT = "shape-tokenizer"
 
@@ -31,7 +31,7 @@ def tracker(tracking: Tracking | None, stage: str, fingerprint: str, step: int) 
     if tracking is None or tracking.writer is None or rank() > 0:
         return nullcontext(lambda _: None)
     name = f"{stage}-{fingerprint[:8]}"
-    folder = Path(os.environ.get("DVC_ROOT", "."), TRACKING, tracking.writer, name)
+    folder = Path(os.environ.get("DVC_ROOT", "."), paths.TRACKING, tracking.writer, name)
     folder.mkdir(parents=True, exist_ok=True)
     return WRITERS[tracking.writer](Run(name, folder, step))
 

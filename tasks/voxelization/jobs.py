@@ -23,7 +23,7 @@ from model.meshes import ChangedError, Mesh, load_mesh, memory_to_load, sha256_o
 from model.progress import track
 from model.sdf import SparseSDF, Surface, compile_kernels, normalised_surface, voxelize
 from tasks import shards
-from tasks.run import VOXELIZE_SCRATCH, Voxelize, code_version
+from tasks.run import Voxelize, code_version, paths
 from tasks.voxelization.splits import surface_hash
 
 _MARKERS = "under_way"  # a folder in scratch
@@ -74,14 +74,14 @@ def voxelize_all(files: dict[str, Path], options: Voxelize) -> Iterator[Outcome]
     tracked = {name: path for name, path in files.items() if _is_text(path.relative_to(options.meshes))}
     for name in files.keys() - tracked.keys():
         yield Outcome(name, reason="its name is not UTF-8, and DVC can't track such a file; rename it")
-    of_all = recipe, code_version("voxelize"), VOXELIZE_SCRATCH.absolute(), options.max_memory_gb
+    of_all = recipe, code_version("voxelize"), paths.VOXELIZE_SCRATCH.absolute(), options.max_memory_gb
     jobs = (Job(name, path.absolute(), *of_all) for name, path in tracked.items())
     compile_kernels()
     results = run_all(
         _voxelize_file,
         jobs,
         limits=Limits(options.max_seconds, options.max_memory_gb),
-        markers=VOXELIZE_SCRATCH / _MARKERS,
+        markers=paths.VOXELIZE_SCRATCH / _MARKERS,
         dask_scheduler=options.dask_scheduler,
     )
     for job, result in track(results, len(tracked), description="voxelize", unit="file"):
@@ -135,7 +135,7 @@ def _in_scratch(done: Path, refused: Path) -> dict[str, Any] | None:
 
 
 def shape_in_scratch(outcome: Outcome) -> pa.RecordBatch:
-    return shards.read_lone_shape(_scratch_file(VOXELIZE_SCRATCH, outcome.key, "parquet"), outcome.name)
+    return shards.read_lone_shape(_scratch_file(paths.VOXELIZE_SCRATCH, outcome.key, "parquet"), outcome.name)
 
 
 def _scratch_file(scratch: Path, key: str, kind: str) -> Path:
@@ -210,7 +210,7 @@ def surface_of(path: Path, sha256: str) -> Surface:
 def forget_all_but(outcomes: list[Outcome]) -> None:
     """Keeps the scratch folder from growing with every change of parameters or meshes."""
     kept = {outcome.key for outcome in outcomes}
-    for entry in VOXELIZE_SCRATCH.iterdir():
+    for entry in paths.VOXELIZE_SCRATCH.iterdir():
         if entry.name == _MARKERS or not entry.is_dir():
             rmtree(entry) if entry.is_dir() else entry.unlink()
             continue

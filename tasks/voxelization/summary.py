@@ -4,7 +4,7 @@ import pandas as pd
 
 from model.errors import InputError
 from tasks import shards
-from tasks.run import SDF, Voxelize
+from tasks.run import Voxelize, paths
 
 LOST = 0.001  # share of a mesh's area above which what is lost of it is worth a line
 AMBIGUOUS = 0.03  # share of bad flips above which a mesh has no clear inside
@@ -19,13 +19,13 @@ def print_summary(index: pd.DataFrame) -> None:
         names = list(index.name[index.on_edge_of_hash])
         print(
             f"{len(names)} meshes, such as {names[0]}, lie on the edge of the rounding that splits are drawn from: "
-            f"another file format may move them (on_edge_of_hash in {SDF / shards.INDEX})"
+            f"another file format may move them (on_edge_of_hash in {paths.SDF / shards.INDEX})"
         )
 
 
 def _print_kinds(index: pd.DataFrame) -> None:
     """What is not simply a solid with a clear inside, and what is lost: nothing goes in silence."""
-    where = SDF / shards.INDEX
+    where = paths.SDF / shards.INDEX
     shells, mixed = (int((index["mode"] == kind).sum()) for kind in ("shell", "mixed"))
     if shells or mixed:
         print(
@@ -51,7 +51,7 @@ def _summary_of_notes(index: pd.DataFrame) -> list[str]:
     for name, notes in zip(index.name, index.notes, strict=True):
         for kind in dict.fromkeys(note.rpartition(": ")[0] for note in notes.split("; ") if note):
             names.setdefault(kind, []).append(name)
-    column = f"column notes of {SDF / shards.INDEX}"
+    column = f"column notes of {paths.SDF / shards.INDEX}"
     return [f"{kind}: {len(found)} meshes, such as {found[0]} ({column})" for kind, found in sorted(names.items())]
 
 

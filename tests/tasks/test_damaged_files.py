@@ -23,7 +23,7 @@ from model.tokenizer import ShapeTokenizer
 from model.tokens import Tokens, count_shapes, read_tokens, write_tokens
 from model.vqvae import VQVAE
 from tasks.data import CODEBOOK_FILE, latents_file, load_codebooks, read_vectors
-from tasks.run import LATENTS, RESUME, SDF, VAE, Settings
+from tasks.run import Settings, paths
 from tasks.shards import INDEX, SURFACES, open_shards, read_facts, read_lone_shape, write_lone_shape, write_surfaces
 from tasks.stage1 import stage1
 from tasks.training import ResumePoint
@@ -58,12 +58,12 @@ def tokenizer_in(folder: str) -> object:
 
 
 def shapes_of(split: str) -> object:
-    shards = open_shards(SDF)
+    shards = open_shards(paths.SDF)
     return bits([vars(shards.read(name)) for name in shards.names(split)])
 
 
 def surface() -> object:
-    found = open_shards(SDF).read_surface("test/ring_and_box")
+    found = open_shards(paths.SDF).read_surface("test/ring_and_box")
     return bits((found.vertices, found.faces))
 
 
@@ -83,7 +83,7 @@ def kinds(made_once: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     root = tmp_path_factory.mktemp("damaged")
     shutil.copytree(made_once, root, dirs_exist_ok=True)
     with chdir(root), one_thread():
-        vae = load_vae(VAE)
+        vae = load_vae(paths.VAE)
         quantizer = ResidualQuantizer.of(load_codebooks())
         grid = {"resolution": RESOLUTION, "truncation_voxels": 2.0, "mode": "solid", "max_bad_flip_ratio": 0.03}
         tokenizer = ShapeTokenizer(VQVAE(vae, quantizer), **grid)
@@ -91,16 +91,17 @@ def kinds(made_once: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         export_vae(vae, Path("published.ckpt"), layout="published")
         save_vae(vae, Path("vae"))
         ring = voxelized(ring_and_box())
-        write_surfaces(SDF / SURFACES, [("test/ring_and_box", grid_surface(ring))])
+        write_surfaces(paths.SDF / SURFACES, [("test/ring_and_box", grid_surface(ring))])
         write_lone_shape(Path("scratch.parquet"), ring, {"num_faces": 3, "notes": ["café"]})
-        encoded = {name: tokenizer.encode(open_shards(SDF).read(name)) for name in open_shards(SDF).names("train")[:3]}
+        shards = open_shards(paths.SDF)
+        encoded = {name: tokenizer.encode(shards.read(name)) for name in shards.names("train")[:3]}
         for path in ("tokens.jsonl", "tokens.parquet"):
             write_tokens(Path(path), encoded.items(), tokenizer)
         encoded["train/ball"].save("ball.npz")
         yield {
-            "shard": Kind(SDF / "shard_00000.parquet", lambda: shapes_of("train")),
-            "index": Kind(SDF / INDEX, lambda: (shapes_of("train"), bits(open_shards(SDF).index.to_csv()))),
-            "surfaces": Kind(SDF / SURFACES, surface),
+            "shard": Kind(paths.SDF / "shard_00000.parquet", lambda: shapes_of("train")),
+            "index": Kind(paths.SDF / INDEX, lambda: (shapes_of("train"), bits(open_shards(paths.SDF).index.to_csv()))),
+            "surfaces": Kind(paths.SDF / SURFACES, surface),
             "scratch": Kind(
                 Path("scratch.parquet"),
                 lambda: (
@@ -109,8 +110,8 @@ def kinds(made_once: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
                 ),
             ),
             "latents": Kind(
-                latents_file(LATENTS, "val"),
-                lambda: bits(read_vectors(LATENTS, "val", max_per_view=None, seed=0).numpy()),
+                latents_file(paths.LATENTS, "val"),
+                lambda: bits(read_vectors(paths.LATENTS, "val", max_per_view=None, seed=0).numpy()),
             ),
             "codebook": Kind(CODEBOOK_FILE, lambda: bits([codes.numpy() for codes in load_codebooks()])),
             "tokenizer": Kind(Path("tokenizer/model.safetensors"), lambda: tokenizer_in("tokenizer")),
@@ -286,7 +287,7 @@ class Killed(Exception):
 def rerun_with_damage(settings: Settings, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stage 1, ended in the middle; each of its states damaged or not; and again, to the end."""
     rng = np.random.default_rng(seed)
-    shutil.rmtree(RESUME / "stage1", ignore_errors=True)
+    shutil.rmtree(paths.RESUME / "stage1", ignore_errors=True)
     shutil.rmtree(CODEBOOK_FILE.parent)
     save, saved = ResumePoint.save, []
 
@@ -300,7 +301,7 @@ def rerun_with_damage(settings: Settings, seed: int, monkeypatch: pytest.MonkeyP
         patched.setattr(ResumePoint, "save", save_and_die)
         with pytest.raises(Killed):
             stage1(settings)
-    files = sorted(RESUME.glob("stage1/*/*.pt"))
+    files = sorted(paths.RESUME.glob("stage1/*/*.pt"))
     assert [file.name for file in files] == ["previous.pt", "start1.pt", "state.pt"]
     chosen = [file for file in files if seed % 8 >> files.index(file) & 1] or files
     for file in chosen:

@@ -10,7 +10,7 @@ from model.files import write_whole
 from model.tokenizer import ShapeTokenizer
 from model.vqvae import load_vqvae, save_vqvae
 from tasks.final_gate import final_gate, gain_over_stage1
-from tasks.run import METRICS, STAGE2, TOKENIZER, RefusedError, Settings
+from tasks.run import RefusedError, Settings, paths
 from tasks.stage1 import stage1
 from tasks.stage2 import stage2
 from tests.shapes import ring_and_box
@@ -27,11 +27,11 @@ def lenient(settings: Settings, **thresholds: float) -> Settings:
 
 def write_evaluation() -> None:
     """What else the last gate depends on."""
-    write_whole(METRICS / "evaluate.json", json.dumps({"stage2": {"cd_l1": 0.0125}}))
+    write_whole(paths.METRICS / "evaluate.json", json.dumps({"stage2": {"cd_l1": 0.0125}}))
 
 
 def figures() -> dict[str, float]:
-    return json.loads((METRICS / "final_gate.json").read_text())
+    return json.loads((paths.METRICS / "final_gate.json").read_text())
 
 
 def test_a_tokenizer_that_passes_has_its_verdict_and_its_card(small_project: Path, two_levels: Settings):
@@ -40,12 +40,12 @@ def test_a_tokenizer_that_passes_has_its_verdict_and_its_card(small_project: Pat
     write_evaluation()
     final_gate(lenient(two_levels))
     assert figures()["passed"] is True
-    assert json.loads((TOKENIZER / "verdict.json").read_text()) == figures()
+    assert json.loads((paths.TOKENIZER / "verdict.json").read_text()) == figures()
     assert {"usage", "level2_usage", "l1_gain", "error_ratio", "level2_duplicate_codes"} < set(figures())
-    card = (TOKENIZER / "README.md").read_text()
+    card = (paths.TOKENIZER / "README.md").read_text()
     assert "0.0125" in card
     assert "final gate" in card
-    tokenizer = ShapeTokenizer.from_pretrained(TOKENIZER)
+    tokenizer = ShapeTokenizer.from_pretrained(paths.TOKENIZER)
     assert tokenizer.encode(ring_and_box()).indices.shape[1] == 2
 
 
@@ -53,22 +53,22 @@ def test_a_codebook_that_collapsed_in_stage_2_is_refused_with_figure_threshold_a
     trained_project: Path, small_settings: Settings
 ):
     write_evaluation()
-    vqvae = load_vqvae(STAGE2).vqvae
+    vqvae = load_vqvae(paths.STAGE2).vqvae
     vqvae.quantizer.codebooks[0].data[1:] += 1000.0  # which no latent is near to
-    save_vqvae(vqvae, STAGE2)
+    save_vqvae(vqvae, paths.STAGE2)
     with pytest.raises(RefusedError) as raised:
         final_gate(lenient(small_settings, min_usage=0.9))
     assert str(raised.value).startswith("the tokenizer is not good enough: usage 0.0625 (final_gate.min_usage: >= 0.9)")
     assert "let the codes follow (codebook.update: ema" in str(raised.value)
     assert figures()["passed"] is False
-    assert not TOKENIZER.exists()
+    assert not paths.TOKENIZER.exists()
 
 
 def test_codes_that_are_not_finite_are_refused(trained_project: Path, small_settings: Settings):
     write_evaluation()
-    vqvae = load_vqvae(STAGE2).vqvae
+    vqvae = load_vqvae(paths.STAGE2).vqvae
     vqvae.quantizer.codebooks[0].data[3] = float("nan")
-    save_vqvae(vqvae, STAGE2)
+    save_vqvae(vqvae, paths.STAGE2)
     with pytest.raises(InputError, match=r"artifacts/stage2/.*quantizer\.levels\.0\.codebook holds NaN or infinity"):
         final_gate(lenient(small_settings))
 

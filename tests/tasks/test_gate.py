@@ -11,17 +11,7 @@ from model.errors import InputError
 from tasks import data
 from tasks.data import ShapeLatents, latents_file, load_codebooks, read_vectors, save_codebooks
 from tasks.gate import OF_STAGE1, Check, gate, judge, refuse_failed
-from tasks.run import (
-    CODEBOOK,
-    CODEBOOK_PLOTS,
-    LATENTS,
-    METRICS,
-    PASS_TOKEN,
-    Gate,
-    RefusedError,
-    Settings,
-    load_settings,
-)
+from tasks.run import Gate, RefusedError, Settings, load_settings, paths
 
 ROOT = Path(__file__).parents[2]
 NUM_CODES, PER_CODE = 8, 25
@@ -53,15 +43,15 @@ def around(points: torch.Tensor, *, distance: float = 1.0) -> torch.Tensor:
 
 
 def write_codes(values: torch.Tensor) -> None:
-    CODEBOOK.mkdir(parents=True, exist_ok=True)
-    save_codebooks([values], CODEBOOK)
+    paths.CODEBOOK.mkdir(parents=True, exist_ok=True)
+    save_codebooks([values], paths.CODEBOOK)
 
 
 def write_latents(split: str, vectors: torch.Tensor) -> None:
-    LATENTS.mkdir(parents=True, exist_ok=True)
+    paths.LATENTS.mkdir(parents=True, exist_ok=True)
     parts = enumerate(vectors.split(60) if len(vectors) else [])  # several shapes
     views = (ShapeLatents(f"shape{number}", 0, torch.zeros(len(part), 3), part) for number, part in parts)
-    data.write_latents(latents_file(LATENTS, split), views)
+    data.write_latents(latents_file(paths.LATENTS, split), views)
 
 
 def settings(**thresholds: float) -> Settings:
@@ -70,7 +60,7 @@ def settings(**thresholds: float) -> Settings:
 
 
 def verdict() -> dict:
-    return json.loads((METRICS / "gate.json").read_text())
+    return json.loads((paths.METRICS / "gate.json").read_text())
 
 
 # --- passing ---------------------------------------------------------------------------------------------------------
@@ -78,7 +68,7 @@ def verdict() -> dict:
 
 def test_a_codebook_in_uniform_use_passes_with_these_figures():
     gate(settings())
-    assert PASS_TOKEN.is_file()
+    assert paths.PASS_TOKEN.is_file()
     figures = verdict()
     assert figures["passed"] is True
     assert figures["tokens_per_code"] == PER_CODE
@@ -97,26 +87,26 @@ def test_a_figure_that_equals_its_threshold_passes():
 def test_the_pass_token_says_nothing_of_the_thresholds():
     """So that a threshold that still passes reruns nothing behind the gate."""
     gate(settings())
-    before = PASS_TOKEN.read_bytes()
+    before = paths.PASS_TOKEN.read_bytes()
     gate(settings(min_usage=0.1))
-    assert PASS_TOKEN.read_bytes() == before
+    assert paths.PASS_TOKEN.read_bytes() == before
 
 
 def test_the_pictures_and_their_tables_are_left_whether_it_passes_or_not():
     gate(settings())
-    first = {path.name: path.read_bytes() for path in CODEBOOK_PLOTS.iterdir()}
+    first = {path.name: path.read_bytes() for path in paths.CODEBOOK_PLOTS.iterdir()}
     assert all(content.startswith(b"\x89PNG") for name, content in first.items() if name.endswith("png"))
     assert sorted(first) == [
         f"codebook_{name}"
         for name in ("neighbours.png", "pca.png", "spectrum.png", "spectrum.tsv", "use.png", "use.tsv")
     ]
-    use = pd.read_csv(CODEBOOK_PLOTS / "codebook_use.tsv", sep="\t")
+    use = pd.read_csv(paths.CODEBOOK_PLOTS / "codebook_use.tsv", sep="\t")
     assert use.tokens.tolist() == NUM_CODES * [PER_CODE]
     assert use.distance_to_nearest_code.tolist() == NUM_CODES * [10]
     write_latents("val", around(codes()[:4].repeat(60, 1)))
     with pytest.raises(InputError):
         gate(settings())
-    use = pd.read_csv(CODEBOOK_PLOTS / "codebook_use.tsv", sep="\t")
+    use = pd.read_csv(paths.CODEBOOK_PLOTS / "codebook_use.tsv", sep="\t")
     assert use.tokens.tolist() == 4 * [60] + 4 * [0]
 
 
@@ -165,7 +155,7 @@ def test_duplicate_codes():
 
 def judged(wanted: Settings) -> list[Check]:
     """What the gate finds, without its pictures, which take a second."""
-    seen, heldout = (read_vectors(LATENTS, split, max_per_view=None, seed=0) for split in ("train", "val"))
+    seen, heldout = (read_vectors(paths.LATENTS, split, max_per_view=None, seed=0) for split in ("train", "val"))
     return judge(wanted.gate, "gate", load_codebooks(), OF_STAGE1, seen=seen, heldout=heldout)
 
 
@@ -193,7 +183,7 @@ def test_failing_takes_back_an_earlier_pass():
     gate(settings())
     with pytest.raises(RefusedError, match=rf"^{REFUSAL}tokens_per_code 25 "):
         gate(settings(min_tokens_per_code=1000))
-    assert not PASS_TOKEN.exists()
+    assert not paths.PASS_TOKEN.exists()
     assert verdict()["passed"] is False
 
 
@@ -227,7 +217,7 @@ def test_no_held_out_shapes():
 
 @pytest.mark.parametrize("damage", [lambda f: f.unlink(), lambda f: f.write_bytes(f.read_bytes()[:-20])])
 def test_damaged_latents(damage):
-    damage(latents_file(LATENTS, "val"))
+    damage(latents_file(paths.LATENTS, "val"))
     with pytest.raises(InputError, match=r"val-00000-of-00001\.parquet .*; run dvc repro -f encode"):
         gate(settings())
 
@@ -237,7 +227,7 @@ def test_damaged_latents(damage):
 
 def test_each_level_is_judged_on_what_the_levels_before_it_leave():
     """All latents are at distance 1 above their codes, so that of a second level's three codes one gets them all."""
-    save_codebooks([codes(), torch.tensor([[1.0, 0.0], [0.0, 1.5], [0.0, 500.0]])], CODEBOOK)
+    save_codebooks([codes(), torch.tensor([[1.0, 0.0], [0.0, 1.5], [0.0, 500.0]])], paths.CODEBOOK)
     with pytest.raises(InputError) as raised:
         gate(settings(max_top_share=1.0, max_error_ratio=1e9))
     assert "level2_usage 0.3333 (gate.min_usage: >= 0.9)" in str(raised.value)

@@ -19,7 +19,7 @@ from model.errors import InputError
 from model.vae import SparseSDFVAE, VAEConfig
 from tasks.fetch_vae import fetch_vae
 from tasks.import_vae import import_vae
-from tasks.run import FETCHED, METRICS, VAE, Settings, load_settings, run_stage
+from tasks.run import Settings, load_settings, paths, run_stage
 from tasks.run.settings import FetchVae
 from tests.model.test_hub import COMMIT, cache, put_vae  # noqa: F401  # the fixture
 
@@ -53,9 +53,9 @@ def test_a_checkpoint_of_any_width_needs_no_edit_but_its_path(project, capsys, l
     vae = random_vae(latent_channels)
     export_vae(vae, Path("weights.ckpt"), layout=layout)
     import_vae(settings("weights.ckpt"))
-    for got, expected in zip(load_vae(VAE).parameters(), vae.parameters(), strict=True):
+    for got, expected in zip(load_vae(paths.VAE).parameters(), vae.parameters(), strict=True):
         assert torch.equal(got, expected)
-    figures = json.loads((METRICS / "import_vae.json").read_text())
+    figures = json.loads((paths.METRICS / "import_vae.json").read_text())
     assert figures["latent_channels"] == latent_channels
     assert figures["num_parameters"] == sum(parameter.numel() for parameter in vae.parameters())
 
@@ -66,7 +66,7 @@ def test_the_report_accounts_for_every_key(project, capsys):
     content = torch.load("weights.ckpt", weights_only=True)
     torch.save(content | {"dit": {"blocks.0.weight": torch.zeros(2)}}, "weights.ckpt")
     import_vae(settings("weights.ckpt"))
-    report = json.loads((VAE / "import_report.json").read_text())
+    report = json.loads((paths.VAE / "import_report.json").read_text())
     assert [key["target"] for key in report["keys"]] == list(vae.state_dict())
     assert report["ignored"] == {"dit": "not part of the VAE"}
     lines = capsys.readouterr().out.splitlines()
@@ -87,11 +87,11 @@ def test_a_contradiction_names_both_keys(project):
         InputError, match=r"import_vae\.checkpoint \(weights\.ckpt\) has 4 latent .* codebook\.dim is 64"
     ):
         import_vae(settings("weights.ckpt", dim=64))
-    assert not VAE.exists()
+    assert not paths.VAE.exists()
 
 
 def fetched(source: str, sha256: str | None) -> None:
-    shipped = settings(str(FETCHED))
+    shipped = settings(str(paths.FETCHED))
     fetch_vae(shipped.model_copy(update={"fetch_vae": FetchVae(source=source, sha256=sha256)}))
 
 
@@ -100,8 +100,8 @@ def test_weights_from_the_hub_are_imported_from_where_they_were_fetched_to(proje
     file = cache / "models--someone--shapes" / "snapshots" / COMMIT / "vae" / "model.safetensors"
     fetched(f"hf://someone/shapes@{COMMIT}/vae/model.safetensors", hashlib.sha256(file.read_bytes()).hexdigest())
     shutil.rmtree(cache / "models--someone--shapes")
-    import_vae(settings(str(FETCHED)))
-    assert load_vae(VAE).decoder.input_layer.weight.equal(vae.decoder.input_layer.weight)
+    import_vae(settings(str(paths.FETCHED)))
+    assert load_vae(paths.VAE).decoder.input_layer.weight.equal(vae.decoder.input_layer.weight)
 
 
 @pytest.mark.parametrize(
@@ -128,14 +128,14 @@ def test_weights_that_may_change_are_not_fetched(project, cache, revision, file,
     put_vae(cache, "vae")
     with pytest.raises(InputError, match=message):
         fetched(f"hf://someone/shapes{revision}/vae{file}", sha256)
-    assert not FETCHED.exists()
+    assert not paths.FETCHED.exists()
 
 
 def test_export_writes_what_the_import_reads(project, capsys):
     export_vae(random_vae(), Path("weights.ckpt"), layout="published")
     import_vae(settings("weights.ckpt"))
     with pytest.raises(SystemExit, match="0"):
-        shape_tokenizer(["export-vae", str(VAE), "out/again.ckpt"])
+        shape_tokenizer(["export-vae", str(paths.VAE), "out/again.ckpt"])
     assert "the VAE of artifacts/vae in the published layout" in capsys.readouterr().out
     before, after = (torch.load(file, weights_only=True)["vae"] for file in ("weights.ckpt", "out/again.ckpt"))
     assert before.keys() == after.keys()

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.profile_stage2 import PARTS, WHOLE, profile_stage2
-from tasks.run import METRICS, RESUME, TOKENIZER, Settings
+from tasks.run import Settings, paths
 
 
 @pytest.mark.usefixtures("small_project")
@@ -19,6 +19,6 @@ def test_the_parts_of_a_step(small_settings: Settings):
     assert sum(cpu[f"vae.decoder.upsample.{level}"] for level in range(3)) < cpu["vae.decoder"]
     names = {event.get("name") for event in json.loads(Path("profile/trace.json").read_text())["traceEvents"]}
     assert names >= set(PARTS)
-    assert not TOKENIZER.exists()
-    assert not (METRICS / "stage2_history.tsv").exists()
-    assert not RESUME.exists()
+    assert not paths.TOKENIZER.exists()
+    assert not (paths.METRICS / "stage2_history.tsv").exists()
+    assert not paths.RESUME.exists()

@@ -22,7 +22,7 @@ from tasks import stage1 as module
 from tasks.data import CODEBOOK_FILE, choose_views, draw_vectors, encode_views, latents, latents_file, read_vectors
 from tasks.encode import encode
 from tasks.import_vae import import_vae
-from tasks.run import LATENTS, METRICS, RESUME, SDF, VAE, Settings
+from tasks.run import Settings, paths
 from tasks.shards import open_shards
 from tasks.stage1 import stage1
 from tests.tasks.conftest import forget_training
@@ -59,11 +59,11 @@ def codebook() -> torch.Tensor:
 
 
 def metrics() -> dict:
-    return json.loads((METRICS / "stage1.json").read_text())
+    return json.loads((paths.METRICS / "stage1.json").read_text())
 
 
 def history() -> pd.DataFrame:
-    return pd.read_csv(METRICS / "stage1_history.tsv", sep="\t")
+    return pd.read_csv(paths.METRICS / "stage1_history.tsv", sep="\t")
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -75,7 +75,7 @@ def content(folder: Path) -> dict[str, bytes]:
 
 def from_tokenizer(settings: Settings, *codebooks: torch.Tensor) -> Settings:
     """Stage 1 is to begin with the codes of a tokenizer that import_vae is given: the project's VAE and these."""
-    vqvae = VQVAE(load_vae(VAE), ResidualQuantizer.of(codebooks))
+    vqvae = VQVAE(load_vae(paths.VAE), ResidualQuantizer.of(codebooks))
     save_vqvae(vqvae, Path("tokenizer"), dtype=torch.float16)
     changes = {
         "import_vae": settings.import_vae.model_copy(update={"checkpoint": "tokenizer"}),
@@ -89,7 +89,7 @@ def from_tokenizer(settings: Settings, *codebooks: torch.Tensor) -> Settings:
 def test_the_codes_of_a_tokenizer_are_where_its_fine_tuning_begins(small_project: Path, small_settings: Settings):
     codes = (codebook() + 0.05).half().float()
     stage1(from_tokenizer(small_settings, codes))
-    heldout = read_vectors(LATENTS, "val", max_per_view=None, seed=0)
+    heldout = read_vectors(paths.LATENTS, "val", max_per_view=None, seed=0)
     expected = normalised_error(heldout, ResidualQuantizer.of([codes]), reference=heldout)
     assert metrics()["heldout_error_start"] == pytest.approx(expected, rel=1e-6)
     assert metrics()["heldout_error"] < expected
@@ -99,7 +99,7 @@ def test_codes_of_other_sizes_or_none_are_no_start(small_project: Path, small_se
     settings = from_tokenizer(small_settings, codebook()[:8])
     with pytest.raises(InputError, match=r"levels of \[8\] codes but codebook asks for \[16\]; set .*num_codes: \[8\]"):
         stage1(settings)
-    save_vae(load_vae(VAE), Path("vae"))
+    save_vae(load_vae(paths.VAE), Path("vae"))
     import_vae(settings.model_copy(update={"import_vae": settings.import_vae.model_copy(update={"checkpoint": "vae"})}))
     with pytest.raises(InputError, match=r"stage1\.init is imported but import_vae\.checkpoint holds no codes"):
         stage1(settings)
@@ -111,14 +111,14 @@ def test_codes_of_other_sizes_or_none_are_no_start(small_project: Path, small_se
 def test_the_network_is_bit_identical_and_only_the_codebook_has_gradients(
     small_project: Path, small_settings: Settings, monkeypatch: pytest.MonkeyPatch
 ):
-    before, files = load_vae(VAE).state_dict(), content(VAE)
+    before, files = load_vae(paths.VAE).state_dict(), content(paths.VAE)
     watch = Watch(monkeypatch)
     stage1(small_settings)
     (vae,) = watch.networks
     assert vae.state_dict().keys() == before.keys()
     for key, value in vae.state_dict().items():
         assert torch.equal(value, before[key]), key
-    assert content(VAE) == files
+    assert content(paths.VAE) == files
     assert not vae.training
     for name, parameter in vae.named_parameters():
         assert not parameter.requires_grad, name
@@ -146,7 +146,7 @@ def test_a_network_that_changed_would_be_noticed(
 
 def test_the_codebook_is_the_better_of_the_two_on_held_out_shapes(small_project: Path, small_settings: Settings):
     figures = metrics()
-    heldout = read_vectors(LATENTS, "val", max_per_view=None, seed=0)
+    heldout = read_vectors(paths.LATENTS, "val", max_per_view=None, seed=0)
     assert codebook().shape == (small_settings.codebook.num_codes, small_settings.codebook.dim)
     assert figures["heldout_error"] == min(figures["heldout_error_start"], figures["heldout_error_trained"])
     assert figures["heldout_error"] == pytest.approx(
@@ -176,10 +176,10 @@ def test_a_rerun_of_what_has_ended_writes_the_same_without_training(
     expected, figures, table = codebook(), metrics(), history()
     stage1(small_settings)
     assert torch.equal(codebook(), expected)
-    (folder,) = (RESUME / "stage1").iterdir()
+    (folder,) = (paths.RESUME / "stage1").iterdir()
     assert sorted(path.name for path in folder.iterdir()) == ["finished", "start1.pt", "state.pt"]
     shutil.rmtree(CODEBOOK_FILE.parent)
-    shutil.rmtree(METRICS)
+    shutil.rmtree(paths.METRICS)
     monkeypatch.setattr(module, "kmeans", lambda *_, **__: pytest.fail("it starts from nothing"))
     monkeypatch.setattr(module.CodebookSteps, "losses", lambda *_: pytest.fail("it trains"))
     stage1(small_settings)
@@ -207,7 +207,7 @@ def test_a_killed_run_gives_the_same_codes(
         with pytest.raises(ConnectionAbortedError):
             stage1(small_settings)
     assert not CODEBOOK_FILE.exists()
-    assert list(RESUME.glob("stage1/*/state.pt"))
+    assert list(paths.RESUME.glob("stage1/*/state.pt"))
     stage1(small_settings)
     assert torch.equal(codebook(), expected)
     assert metrics() == figures
@@ -280,11 +280,11 @@ def test_a_killed_run_with_averages_gives_the_same_codes(
 def test_latents_of_an_encoder_without_weights_are_refused_before_any_training(
     small_project: Path, small_settings: Settings
 ):
-    before = content(LATENTS)
-    save_vae(SparseSDFVAE(VAEConfig(64, 1, 8)), VAE)  # its last encoder layer is initialised with zeros
+    before = content(paths.LATENTS)
+    save_vae(SparseSDFVAE(VAEConfig(64, 1, 8)), paths.VAE)  # its last encoder layer is initialised with zeros
     with pytest.raises(InputError, match=r"every latent is exactly 0.*zero-initialised.*import_vae\.checkpoint"):
         encode(small_settings)
-    assert content(LATENTS) == before  # and no half of new ones
+    assert content(paths.LATENTS) == before  # and no half of new ones
 
 
 def test_a_codebook_of_another_dimension_is_refused(small_project: Path, small_settings: Settings):
@@ -303,8 +303,8 @@ def test_more_codes_than_distinct_latents_are_refused(small_project: Path, small
 
 
 def test_latents_are_the_posterior_means_of_every_view(small_project: Path, small_settings: Settings):
-    rows = pq.read_table(latents_file(LATENTS, "val")).to_pylist()
-    shards, vae = open_shards(SDF), load_vae(VAE)
+    rows = pq.read_table(latents_file(paths.LATENTS, "val")).to_pylist()
+    shards, vae = open_shards(paths.SDF), load_vae(paths.VAE)
     views = choose_views(shards.names("val"), small_settings.encode.heldout_symmetries)
     assert views[0].symmetry == 0
     assert [(row["name"], row["symmetry"]) for row in rows] == [tuple(view) for view in views]
@@ -321,7 +321,7 @@ def test_latents_are_the_posterior_means_of_every_view(small_project: Path, smal
 
 
 def test_views_encoded_several_at_a_time_have_the_latents_of_one_at_a_time(small_project: Path):
-    shards, vae = open_shards(SDF), load_vae(VAE)
+    shards, vae = open_shards(paths.SDF), load_vae(paths.VAE)
     views = choose_views(shards.names("train"), 2)
     alone = list(encode_views(vae, shards, views, batch_voxels=1))
     together = list(encode_views(vae, shards, views, batch_voxels=3 * int(shards.index.num_voxels.max())))
@@ -332,22 +332,22 @@ def test_views_encoded_several_at_a_time_have_the_latents_of_one_at_a_time(small
 
 
 def test_big_shapes_are_capped(small_project: Path):
-    everything = read_vectors(LATENTS, "train", max_per_view=None, seed=0)
-    capped = read_vectors(LATENTS, "train", max_per_view=5, seed=0)
+    everything = read_vectors(paths.LATENTS, "train", max_per_view=None, seed=0)
+    capped = read_vectors(paths.LATENTS, "train", max_per_view=5, seed=0)
     assert len(capped) == 5 * 5 * 2  # shapes, symmetries
     known = {tuple(row) for row in everything.tolist()}
     assert all(tuple(row) in known for row in capped.tolist())
-    assert torch.equal(read_vectors(LATENTS, "train", max_per_view=5, seed=0), capped)
-    assert not torch.equal(read_vectors(LATENTS, "train", max_per_view=5, seed=1), capped)
+    assert torch.equal(read_vectors(paths.LATENTS, "train", max_per_view=5, seed=0), capped)
+    assert not torch.equal(read_vectors(paths.LATENTS, "train", max_per_view=5, seed=1), capped)
 
 
 def test_more_latents_than_memory_has_room_for_are_drawn_evenly(
     small_project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    everything = read_vectors(LATENTS, "train", max_per_view=None, seed=0)
+    everything = read_vectors(paths.LATENTS, "train", max_per_view=None, seed=0)
     assert "drawn at random" not in capsys.readouterr().out
     monkeypatch.setattr(latents, "MAX_VECTORS", most := len(everything) // 3)
-    fewer = read_vectors(LATENTS, "train", max_per_view=None, seed=0)
+    fewer = read_vectors(paths.LATENTS, "train", max_per_view=None, seed=0)
     assert most / 3 < len(fewer) <= most
     assert f"{len(fewer)} of {len(everything)} latents, drawn at random" in capsys.readouterr().out
     rows = {tuple(row): place for place, row in enumerate(everything.tolist())}

@@ -21,14 +21,14 @@ from tasks import joint_training as joint
 from tasks import stage2 as module
 from tasks.data import CODEBOOK_FILE
 from tasks.joint_training import param_groups
-from tasks.run import METRICS, PASS_TOKEN, RESUME, STAGE2, TWIN, VAE, Settings
+from tasks.run import Settings, paths
 from tasks.stage1 import stage1
 from tasks.stage2 import stage2, start_of_stage2
 from tasks.twin import twin
 from tests.shapes import one_thread, ring_and_box
 from tests.tasks.conftest import copy_of, forget_training
 
-WEIGHTS = STAGE2 / "model.safetensors"
+WEIGHTS = paths.STAGE2 / "model.safetensors"
 
 
 def with_stage2(settings: Settings, **changes) -> Settings:
@@ -45,7 +45,7 @@ def by_gradient(settings: Settings) -> Settings:
 
 def start() -> dict[str, torch.Tensor]:
     """What stage 1 left, under the names of the trained tokenizer."""
-    vae = {f"vae.{key}": value for key, value in load_vae(VAE).state_dict().items()}
+    vae = {f"vae.{key}": value for key, value in load_vae(paths.VAE).state_dict().items()}
     return vae | {"quantizer.levels.0.codebook": load_file(CODEBOOK_FILE)["level1"]}
 
 
@@ -56,11 +56,11 @@ def changed_keys() -> set[str]:
 
 
 def metrics() -> dict:
-    return json.loads((METRICS / "stage2.json").read_text())
+    return json.loads((paths.METRICS / "stage2.json").read_text())
 
 
 def history() -> pd.DataFrame:
-    return pd.read_csv(METRICS / "stage2_history.tsv", sep="\t")
+    return pd.read_csv(paths.METRICS / "stage2_history.tsv", sep="\t")
 
 
 @pytest.fixture
@@ -121,14 +121,14 @@ def test_the_history_shows_the_decay_and_all_terms(trained_project: Path, small_
 
 
 def test_a_codebook_that_did_not_pass_the_gate_is_not_trained_with(small_project: Path, small_settings: Settings):
-    PASS_TOKEN.unlink()
+    paths.PASS_TOKEN.unlink()
     with pytest.raises(InputError, match=r"artifacts/gate/passed is missing: the gate has not passed this codebook"):
         stage2(small_settings)
-    assert not STAGE2.exists()
+    assert not paths.STAGE2.exists()
 
 
 def test_each_validation_shape_is_told_before_and_after(trained_project: Path):
-    told = json.loads((STAGE2 / "validation.json").read_text())
+    told = json.loads((paths.STAGE2 / "validation.json").read_text())
     for time in ("before", "after"):
         assert sorted(told[time]) == ["val/beam", "val/ring"]
         mean = np.mean([figures["val_l1"] for figures in told[time].values()])
@@ -138,12 +138,12 @@ def test_each_validation_shape_is_told_before_and_after(trained_project: Path):
 
 def test_the_twin_trains_the_network_alone(small_project: Path, small_settings: Settings):
     twin(small_settings)
-    before, after = load_vae(VAE).state_dict(), load_vae(TWIN).state_dict()
+    before, after = load_vae(paths.VAE).state_dict(), load_vae(paths.TWIN).state_dict()
     assert after.keys() == before.keys()
     assert not any(torch.equal(after[key], before[key]) for key in before)
-    figures = json.loads((METRICS / "twin.json").read_text())
+    figures = json.loads((paths.METRICS / "twin.json").read_text())
     assert figures["after"]["val_l1"] < figures["before"]["val_l1"]
-    table = pd.read_csv(METRICS / "twin_history.tsv", sep="\t")
+    table = pd.read_csv(paths.METRICS / "twin_history.tsv", sep="\t")
     assert (table.vq_loss == 0).all()
     assert not [column for column in table if "codebook" in column or "perplexity" in column or "codes" in column]
 
@@ -212,7 +212,7 @@ def test_a_killed_run_ends_with_the_same_bits_and_figures(
         with pytest.raises(ConnectionAbortedError):
             stage2(small_settings)
     assert not WEIGHTS.exists()
-    assert list(RESUME.glob("stage2/*/state.pt"))
+    assert list(paths.RESUME.glob("stage2/*/state.pt"))
 
     calls.clear()
     monkeypatch.setattr(joint, "vqvae_loss", lambda *args, **kwargs: (calls.append(1), loss(*args, **kwargs))[1])
@@ -245,11 +245,11 @@ def project_of_two_levels(of_two_levels: Path, tmp_path: Path, monkeypatch: pyte
 
 @pytest.mark.usefixtures("project_of_two_levels")
 def test_the_result_is_a_network_with_the_codes_of_all_levels():
-    vqvae = load_vqvae(STAGE2).vqvae
+    vqvae = load_vqvae(paths.STAGE2).vqvae
     assert vqvae.quantizer.num_codes == [16, 4]
     tokenizer = ShapeTokenizer(vqvae, resolution=32, truncation_voxels=2.0, mode="auto", max_bad_flip_ratio=0.4)
     assert tokenizer.encode(ring_and_box()).indices.shape[1] == 2
-    (folder,) = (RESUME / "stage2").iterdir()
+    (folder,) = (paths.RESUME / "stage2").iterdir()
     assert {path.name for path in folder.iterdir()} == {"finished", "state.pt"}
 
 

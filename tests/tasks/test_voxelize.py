@@ -20,7 +20,7 @@ from model.errors import InputError
 from model.meshes import find_meshes, load_mesh
 from model.sdf import voxelize
 from tasks import voxelize as stage
-from tasks.run import SDF, TIMINGS, VOXELIZE_SCRATCH, Settings, load_settings, run_stage
+from tasks.run import Settings, load_settings, paths, run_stage
 from tasks.shards import open_shards
 from tests.faults import full, left_over, read_only, small_disk
 from tests.model.meshes.gltf_writer import box_writer
@@ -62,7 +62,7 @@ def _exported(mesh: trimesh.Trimesh, kind: str) -> bytes:
 
 def in_scratch() -> dict[str, int]:
     """Finished meshes and when they were written."""
-    finished = (path for path in VOXELIZE_SCRATCH.glob("*/*.*") if path.suffix != ".partial")
+    finished = (path for path in paths.VOXELIZE_SCRATCH.glob("*/*.*") if path.suffix != ".partial")
     return {path.name: path.stat().st_mtime_ns for path in finished}
 
 
@@ -88,7 +88,7 @@ def voxelized(here: Path, made_once: Path, one_worker: None, forked_workers: Non
 
 @pytest.mark.usefixtures("voxelized")
 def test_every_file_becomes_a_shape_and_a_rerun_the_same_bytes() -> None:
-    shards = open_shards(SDF)
+    shards = open_shards(paths.SDF)
     files = find_meshes(Path("meshes"))
     assert sorted(shards.index.index) == sorted(files)
     assert "deep/ball_1" in files
@@ -104,19 +104,19 @@ def test_every_file_becomes_a_shape_and_a_rerun_the_same_bytes() -> None:
     assert (figures["num_meshes"], figures["num_rejected"], figures["num_watertight"]) == (9, 0, 9)
     assert figures["num_train"] + figures["num_val"] + figures["num_test"] == 9
 
-    first = contents(SDF)
-    shutil.rmtree(VOXELIZE_SCRATCH)
+    first = contents(paths.SDF)
+    shutil.rmtree(paths.VOXELIZE_SCRATCH)
     stage.voxelize_meshes(settings_for())
-    assert contents(SDF) == first
+    assert contents(paths.SDF) == first
 
 
 @pytest.mark.usefixtures("voxelized")
 def test_one_more_mesh_costs_one_mesh_and_moves_none() -> None:
-    before = open_shards(SDF).index.split
+    before = open_shards(paths.SDF).index.split
     done = in_scratch()
     trimesh.creation.box((1, 2, 3)).export("meshes/another.stl")
     stage.voxelize_meshes(settings_for())
-    after = open_shards(SDF).index.split
+    after = open_shards(paths.SDF).index.split
     assert set(after.index) - set(before.index) == {"another"}
     assert after[before.index].equals(before)
     now = in_scratch()
@@ -130,7 +130,7 @@ def test_scratch_of_other_parameters_is_cleared() -> None:
     stage.voxelize_meshes(settings_for(truncation_voxels=3.0))
     assert len(in_scratch()) == len(before)
     assert not in_scratch().keys() & before.keys()
-    assert open_shards(SDF).truncation_voxels == 3.0
+    assert open_shards(paths.SDF).truncation_voxels == 3.0
 
 
 @pytest.mark.usefixtures("one_worker", "forked_workers")
@@ -166,15 +166,15 @@ def test_unusable_files_are_listed_with_reasons(here: Path, capsys: pytest.Captu
         InputError, match=r"18 of 27 meshes.*share is 0\).*; the first: meshes/binary\.glb: .*; meshes/comm"
     ):
         stage.voxelize_meshes(settings_for())
-    assert not SDF.exists()
+    assert not paths.SDF.exists()
 
     stage.voxelize_meshes(settings_for(max_rejected_share=0.7))
-    reasons = pd.read_parquet(SDF / "rejects.parquet").set_index("file").reason
+    reasons = pd.read_parquet(paths.SDF / "rejects.parquet").set_index("file").reason
     assert sorted(reasons.index) == sorted(f"meshes/{name}" for name in bad)
     assert reasons.str.len().min() > 20
     assert "can't be opened" in reasons["meshes/gone.stl"]
     assert re.search("reading this file takes about 16000.*max_memory_gb", reasons["meshes/enormous.stl"])
-    assert len(open_shards(SDF).index) == 9
+    assert len(open_shards(paths.SDF).index) == 9
     assert json.loads(Path("metrics/voxelize.json").read_text())["num_rejected"] == 18
     printed = capsys.readouterr().out
     assert all(f"rejected meshes/{name}: " in printed for name in bad)
@@ -197,11 +197,11 @@ def test_odd_names_directories_and_links(here: Path, capsys: pytest.CaptureFixtu
     Path("meshes/link").symlink_to(here / "elsewhere", target_is_directory=True)
     os.mkfifo("meshes/pipe.stl")
     stage.voxelize_meshes(settings_for(max_rejected_share=0.2))
-    rejects = pd.read_parquet(SDF / "rejects.parquet").set_index("file").reason
+    rejects = pd.read_parquet(paths.SDF / "rejects.parquet").set_index("file").reason
     assert "no ordinary file" in rejects.pop("meshes/pipe.stl")
     assert set(rejects.index) == {"meshes/no_\\udcff_text.stl", "meshes/no_\\udcfe_text/ball.stl"}
     assert rejects.str.startswith("its name is not UTF-8").all()  # as DVC can't track them: see .dvcignore
-    names = set(open_shards(SDF).index.index)
+    names = set(open_shards(paths.SDF).index.index)
     assert {"with space", "ünï çødé", ".hidden", "a\\nnewline", "%s{}"} <= names
     assert {"folder.stl/ball", "link/linked"} <= names
     assert len(names) == 9 + 7
@@ -215,14 +215,14 @@ def test_modes_and_provenance_are_in_the_index(here: Path) -> None:
     bowl.update_faces(bowl.triangles_center[:, 2] < 0)
     bowl.export("meshes/bowl.stl")
     stage.voxelize_meshes(settings_for(max_bad_flip_ratio=0.02))
-    index = open_shards(SDF).index
+    index = open_shards(paths.SDF).index
     assert index.loc["bowl", "mode"] == "shell"
     assert not index.loc["bowl", "watertight"]
     assert index.loc["bowl", "bad_flip_ratio"] > 0.02
     assert (index["mode"].drop("bowl") == "solid").all()
-    assert open_shards(SDF).read("bowl").mode == "shell"
+    assert open_shards(paths.SDF).read("bowl").mode == "shell"
     assert {"sha256", "num_faces", "num_dropped_faces", "num_voxels"} <= set(index.columns)
-    seconds = pd.read_parquet(TIMINGS / "voxelize.parquet")
+    seconds = pd.read_parquet(paths.TIMINGS / "voxelize.parquet")
     assert list(seconds.name) == list(index.index)
     assert (seconds.seconds > 0).all()
 
@@ -239,7 +239,7 @@ def test_what_is_too_thin_for_a_voxel_is_kept_or_said_to_be_lost(
     inner.invert()
     trimesh.util.concatenate([trimesh.creation.icosphere(3), inner]).export("meshes/hollow.stl")
     stage.voxelize_meshes(settings_for(max_rejected_share=0.2))
-    index = pd.read_parquet(SDF / "index.parquet").set_index("name")
+    index = pd.read_parquet(paths.SDF / "index.parquet").set_index("name")
     assert index.loc["fin", "mode"] == "mixed"
     assert index.loc["fin", "lost_area_share"] < 0.01
     assert index.loc["hollow", "mode"] == "shell"
@@ -254,7 +254,7 @@ def test_what_is_too_thin_for_a_voxel_is_kept_or_said_to_be_lost(
     assert (metrics["num_shells"], metrics["num_mixed"]) == (1, 1)
 
     stage.voxelize_meshes(settings_for(max_rejected_share=0.3, mode="solid"))
-    index = pd.read_parquet(SDF / "index.parquet").set_index("name")
+    index = pd.read_parquet(paths.SDF / "index.parquet").set_index("name")
     assert index.loc["fin", "mode"] == "solid"
     assert index.loc["fin", "lost_area_share"] == pytest.approx(3 / 10, rel=0.1)  # outside the cube, of both
     said = capsys.readouterr().out
@@ -280,8 +280,8 @@ def test_ctrl_c_ends_the_stage_and_keeps_what_was_finished(here: Path) -> None:
     settings_for(resolution=96)  # so that most of it is still to do, however late the signal comes
     command = [sys.executable, "-m", "tasks.voxelize"]
     process = subprocess.Popen(command, cwd=here, env=os.environ | {"PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE)
-    wait_until(lambda: list(VOXELIZE_SCRATCH.glob("*/*.parquet")) or process.poll() is not None)
-    finished = list(VOXELIZE_SCRATCH.glob("*/*.parquet"))
+    wait_until(lambda: list(paths.VOXELIZE_SCRATCH.glob("*/*.parquet")) or process.poll() is not None)
+    finished = list(paths.VOXELIZE_SCRATCH.glob("*/*.parquet"))
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate()
     assert process.returncode == 130
@@ -289,7 +289,7 @@ def test_ctrl_c_ends_the_stage_and_keeps_what_was_finished(here: Path) -> None:
     assert b"Traceback" not in errors
     assert finished
     assert all(path.exists() for path in finished)
-    assert not SDF.exists()
+    assert not paths.SDF.exists()
 
 
 @pytest.mark.usefixtures("one_worker", "forked_workers")
@@ -299,7 +299,7 @@ def test_the_split_that_the_user_brings_counts(here: Path, capsys: pytest.Captur
     splits = {name: ("train", "val", "test")[i % 3] for i, name in enumerate(names)}
     pd.DataFrame(splits.items(), columns=["name", "split"]).to_csv("meshes/split.csv", index=False)
     stage.voxelize_meshes(settings_for())
-    assert open_shards(SDF).index.split.to_dict() == splits
+    assert open_shards(paths.SDF).index.split.to_dict() == splits
     assert "splits are those that meshes says" in capsys.readouterr().out
 
 
@@ -310,7 +310,7 @@ def test_a_split_without_test_meshes_is_refused_before_any_is_voxelized(here: Pa
     pd.DataFrame(splits.items(), columns=["name", "split"]).to_csv("meshes/split.csv", index=False)
     with pytest.raises(InputError, match=r"^meshes/split\.csv has no mesh of the test split, of 9 in all; .*add some"):
         stage.voxelize_meshes(settings_for())
-    assert not VOXELIZE_SCRATCH.exists()
+    assert not paths.VOXELIZE_SCRATCH.exists()
 
 
 @pytest.mark.usefixtures("one_worker")
@@ -323,10 +323,10 @@ def test_a_full_disk_ends_the_stage_and_drops_no_mesh(here: Path, capsys: pytest
         with full(disk), pytest.raises(SystemExit, match=r"^voxelize: (No space left on device|File too large): "):
             run_stage("voxelize", stage.voxelize_meshes)
         assert "rejected" not in capsys.readouterr().out
-        assert not SDF.exists()
+        assert not paths.SDF.exists()
         assert not left_over(disk)
         stage.voxelize_meshes(settings)
-        assert len(open_shards(SDF).index) == 9
+        assert len(open_shards(paths.SDF).index) == 9
 
 
 def test_a_cache_that_cannot_be_written_to_drops_no_mesh(here: Path) -> None:
@@ -354,7 +354,7 @@ def test_files_of_the_same_content_are_all_there_and_in_one_split(here: Path) ->
     for number in range(16):
         shutil.copy(source, here / "meshes" / f"copy_{number}{source.suffix}")
     stage.voxelize_meshes(settings_for())
-    index = open_shards(SDF).index
+    index = open_shards(paths.SDF).index
     copies = index[index.index.str.startswith("copy_")]
     assert len(copies) == 16
     assert copies.split.nunique() == 1
@@ -377,7 +377,7 @@ def test_what_is_noted_of_files_is_in_the_index_and_said_at_the_end(
     Path("meshes/box.gltf").write_bytes(writer.gltf("box.bin"))
     Path("meshes/box.bin").write_bytes(writer.data)
     stage.voxelize_meshes(settings_for())
-    index = open_shards(SDF).index
+    index = open_shards(paths.SDF).index
     assert {"chair.stl", "chair.obj", "chair.obj.ply"} <= set(index.index)
     assert index.loc["chair.obj", "notes"] == "lines ignored: 2; points ignored: 1"
     assert index.loc["renamed", "notes"] == "named .stl but holds PLY: 1"
@@ -386,9 +386,9 @@ def test_what_is_noted_of_files_is_in_the_index_and_said_at_the_end(
     assert "lines ignored: 1 meshes, such as chair.obj (column notes of data/sdf/index.parquet)" in printed
     assert "named .stl but holds PLY: 1 meshes, such as renamed" in printed
 
-    before, shape = index.loc["box"], open_shards(SDF).read("box")
+    before, shape = index.loc["box"], open_shards(paths.SDF).read("box")
     writer.data[: 8 * 12] = (BOX * [1, 1, 2]).astype("f").tobytes()
     Path("meshes/box.bin").write_bytes(writer.data)
     stage.voxelize_meshes(settings_for())
-    assert open_shards(SDF).index.loc["box", "sha256"] != before.sha256
-    assert len(open_shards(SDF).read("box").coords) != len(shape.coords)
+    assert open_shards(paths.SDF).index.loc["box", "sha256"] != before.sha256
+    assert len(open_shards(paths.SDF).read("box").coords) != len(shape.coords)

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from tasks import voxelize as stage
-from tasks.run import SDF, VOXELIZE_SCRATCH
+from tasks.run import paths
 from tests.tasks.test_voxelize import contents, in_scratch, settings_for, write_balls
 from tests.waiting import SECONDS, wait_until
 
@@ -75,8 +75,8 @@ def scheduler() -> Iterator[str]:
 def test_a_cluster_writes_the_same_bytes_and_outlives_the_death_of_a_worker(here: Path, scheduler: str) -> None:
     write_balls(here / "meshes", num=24)
     stage.voxelize_meshes(settings_for())
-    alone = contents(SDF)
-    shutil.rmtree(VOXELIZE_SCRATCH)
+    alone = contents(paths.SDF)
+    shutil.rmtree(paths.VOXELIZE_SCRATCH)
 
     victims = _pids(scheduler)
     assert len(victims) == 2
@@ -89,9 +89,9 @@ def test_a_cluster_writes_the_same_bytes_and_outlives_the_death_of_a_worker(here
     killer.start()
     stage.voxelize_meshes(settings_for(dask_scheduler=scheduler))
     killer.join()
-    assert contents(SDF) == alone
+    assert contents(paths.SDF) == alone
     assert set(_pids(scheduler)) != set(victims)
-    assert pd.read_parquet(SDF / "rejects.parquet").empty
+    assert pd.read_parquet(paths.SDF / "rejects.parquet").empty
 
 
 def _pids(scheduler: str) -> list[int]:

@@ -13,7 +13,7 @@ from model.sparse import SYMMETRIES
 from tasks.data import dataset, load_targets
 from tasks.data.dataset import ShapeDataset, TrainingView, View, draw_batches, training_batches
 from tasks.data.packed import PackedBatch, collate
-from tasks.run import SDF, Settings
+from tasks.run import Settings, paths
 from tasks.shards import open_shards
 from tests.shapes import by_coords
 
@@ -77,7 +77,7 @@ def test_augmentation_draws_all_symmetries_equally_and_none_without():
 
 
 def test_the_target_is_every_voxel_of_the_bricks_once(small_project: Path):
-    shards = open_shards(SDF)
+    shards = open_shards(paths.SDF)
     for name, target in zip(shards.names("val"), load_targets(shards, shards.names("val"), device=CPU), strict=True):
         covered = torch.cat([target.band.coords, target.beyond.coords])
         assert len(covered) == len(covered.unique(dim=0)) == 512 * len((covered // 8).unique(dim=0))
@@ -85,7 +85,7 @@ def test_the_target_is_every_voxel_of_the_bricks_once(small_project: Path):
 
 
 def sample(*, symmetry: int, outside_share: float, seed: int = 7, shape_voxels: int = 100_000) -> PackedBatch:
-    shards = open_shards(SDF)
+    shards = open_shards(paths.SDF)
     view = View(shards.names("train")[0], symmetry)
     dataset = ShapeDataset(shards.resolution, shape_voxels=shape_voxels, outside_share=outside_share)
     return dataset[shards.locate(view.name), TrainingView(view, seed)]
@@ -130,7 +130,7 @@ def test_a_batch_holds_its_shapes_side_by_side(small_project: Path):
 
 def batches(num: int, settings: Settings, *, start: int = 0):
     params = settings.stage2.model_copy(update={"shape_voxels": 6000, "augment": True, "outside_share": 0.5})
-    return list(islice(training_batches(open_shards(SDF), params, CPU)(start), num))
+    return list(islice(training_batches(open_shards(paths.SDF), params, CPU)(start), num))
 
 
 def test_a_resumed_loader_goes_on_where_the_other_stopped(small_project: Path, small_settings: Settings):

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tasks.run import ALREADY_RUNNING, RESUME, AlreadyRunningError, Settings, code, load_settings, only_one, run_stage
+from tasks.run import ALREADY_RUNNING, AlreadyRunningError, Settings, code, load_settings, only_one, paths, run_stage
 from tasks.training import ResumePoint, fingerprint
 
 ROOT = Path(__file__).parents[3]
@@ -64,7 +64,7 @@ def cut(file: Path, share: float) -> None:
 def test_the_state_of_another_run_is_not_used(capsys):
     for run in ("f00d", "cafe"):
         ResumePoint("stage2", run).save({"step": run})
-    shutil.copy(RESUME / "stage2/cafe/state.pt", RESUME / "stage2/f00d/state.pt")
+    shutil.copy(paths.RESUME / "stage2/cafe/state.pt", paths.RESUME / "stage2/f00d/state.pt")
     assert ResumePoint("stage2", "f00d").load(CPU) is None
     assert ResumePoint("stage2", "cafe").load(CPU) == {"step": "cafe"}
 
@@ -190,7 +190,7 @@ def test_the_lock_is_free_again_afterwards_also_after_a_failure():
     with pytest.raises(RuntimeError), only_one("stage2"):
         raise RuntimeError
     with only_one("stage2"):
-        assert (RESUME / "stage2.lock").read_text() == str(os.getpid())
+        assert (paths.RESUME / "stage2.lock").read_text() == str(os.getpid())
 
 
 def test_the_end_of_training_keeps_the_lock():

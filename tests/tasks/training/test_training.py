@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from model.errors import InputError
-from tasks.run import TIMINGS
+from tasks.run import paths
 from tasks.training import History, ResumePoint, cosine
 from tests.tasks.training.plane import (
     HISTORY,
@@ -65,7 +65,7 @@ def test_one_row_of_means_for_each_log_interval():
     assert table.twice.tolist() == pytest.approx([2 * mean for mean in means], rel=1e-5)
     assert {"lr", "grad_norm"} < set(table.columns)
     assert not any(column.startswith("seconds") for column in table.columns)
-    timings = pd.read_csv(TIMINGS / HISTORY.name, sep="\t")
+    timings = pd.read_csv(paths.TIMINGS / HISTORY.name, sep="\t")
     assert timings.step.tolist() == [5, 10, 12]
     assert (timings.seconds_per_step > timings.seconds_waiting).all()
     assert (timings.seconds_waiting > 0).all()

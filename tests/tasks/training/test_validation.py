@@ -8,14 +8,14 @@ import torch
 from model.errors import InputError
 from model.sparse import SparseTensor
 from model.vae import SDFTarget
-from tasks.run import SDF, Settings
+from tasks.run import Settings, paths
 from tasks.shards import open_shards
 from tasks.stage2 import start_of_stage2
 from tasks.training import validate
 
 
 def test_the_shape_that_memory_is_too_small_for_is_named(small_project: Path, small_settings: Settings):
-    shards = open_shards(SDF)
+    shards = open_shards(paths.SDF)
     names = shards.names("train")
     vqvae = start_of_stage2(small_settings.codebook)
     seen: list[int] = []
