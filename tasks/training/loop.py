@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol, TypeVar
@@ -127,12 +128,13 @@ def train(
     stateful = {"model": model, "optimizer": optimizer, "scheduler": scheduler, "scaler": scaler}
     validation_at = partial(_validation_at, validate, validate_every, settings.steps)
     window = _Window(resume.stage, scaler)
-    step = _restore(resume, stateful, history, window, device, validation_at)
+    step, unsent = _restore(resume, stateful, history, window, device, validation_at)
+    batches = islice(batches_from(step), settings.steps - step)
 
     progress = Progress(settings.steps, description=resume.stage, unit="step", done=step)
-    sends = tracker(history.tracking, resume.stage, resume.directory.name, step)
+    sends = tracker(history.tracking, resume.stage, resume.directory.name, step, unsent)
     with _stop_signals() as stop, progress, sends as send:
-        for batch in window.waiting_for(batches_from(step) if step < settings.steps else iter(())):
+        for batch in window.waiting_for(batches):
             if num_ranks() > 1:  # noise of its own on each rank, the same when the run is resumed
                 torch.manual_seed((settings.seed * settings.steps + step) * num_ranks() + rank())
             try:
@@ -167,7 +169,8 @@ def train(
                     resume.save(_state_of(stateful, history, window, step, on_cuda, validated=False))
                     row |= check()
                     history.write()
-                send(row)
+                if not (check and stopping):  # else the next run sends it, whole
+                    send(row)
             if rank() == 0:
                 progress.advance(note)
             due = step % settings.save_every == 0 or ending or stopping
@@ -176,8 +179,6 @@ def train(
                 resume.save(_state_of(stateful, history, window, step, on_cuda, validated=validated))
             if stopping:
                 raise KeyboardInterrupt
-            if ending:
-                return
 
 
 class _Window:
@@ -288,17 +289,19 @@ def _restore(
     window: _Window,
     device: torch.device,
     validation_at: Callable[[int], Validation | None],
-) -> int:
-    """The step to go on from. A validation that a stop or a kill left out is made up for."""
+) -> tuple[int, list[dict[str, float]]]:
+    """The step to go on from. A validation that a stop or a kill left out is made up for: in the rows returned."""
     state = resume.load(device)
     if state is None:
-        return 0
+        return 0, []
     for key, part in stateful.items():
         part.load_state_dict(state[key])
     history.rows = state["history"]
     window.go_on(state["window"])
+    made_whole = []
     if not state["validated"] and (validate := validation_at(state["step"])):
         history.rows[-1] |= validate()
+        made_whole = history.rows[-1:]
     history.write()
     torch.set_rng_state(state["rng"].cpu())
     if "cuda_rng" in state:
@@ -306,7 +309,7 @@ def _restore(
     if rank() == 0:
         place = f"saved in {resume.directory} (remove it to start from nothing)"
         print(f"going on from step {state['step']}, {place}", file=sys.stderr)
-    return state["step"]
+    return state["step"], made_whole
 
 
 def _state_of(

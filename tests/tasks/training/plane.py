@@ -8,7 +8,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from tasks.run import Training
+from tasks.run import Tracking, Training
 from tasks.training import History, ResumePoint, train
 
 SETTINGS = Training(
@@ -74,6 +74,7 @@ def fit(
     groups: list[dict] | None = None,
     validate: Callable[[], dict[str, float]] | None = None,
     validate_every: int = 0,
+    tracking: Tracking | None = None,
 ) -> None:
     train(
         model,
@@ -82,7 +83,7 @@ def fit(
         points_from,
         settings=settings,
         resume=ResumePoint("regression", "fingerprint"),
-        history=History(HISTORY),
+        history=History(HISTORY, tracking),
         validate=validate,
         validate_every=validate_every,
     )

@@ -1,7 +1,8 @@
 """What each writer keeps of a training is its history. Those that are not installed are skipped."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -11,7 +12,10 @@ import pytest
 from tasks.run import ParameterError, Settings, load_settings, paths
 from tasks.run.settings import Tracking
 from tasks.stage1 import stage1
+from tasks.training.tracking import WRITERS as WRITERS_OF_RUNS
+from tasks.training.tracking import Log, Run
 from tests.dvc_project import ROOT, set_parameter
+from tests.tasks.training.plane import Killed, fit, new_model, regression
 
 WRITERS = ("tensorboard", "dvclive", "wandb", "trackio")
 MISSING = [writer for writer in WRITERS if find_spec(writer) is None]
@@ -63,6 +67,29 @@ def test_a_writer_gets_the_history(
     history = pd.read_csv(paths.METRICS / "stage1_history.tsv", sep="\t").set_index("step")
     (folder,) = (paths.TRACKING / writer).iterdir()
     assert read(folder) == pytest.approx(history.loss.to_dict(), rel=1e-5)
+
+
+def test_a_row_that_a_kill_kept_from_the_writer_is_sent_by_the_next_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    sent: list[list[tuple[float, int]]] = []
+
+    @contextmanager
+    def writer(_run: Run) -> Iterator[Log]:
+        sent.append([])
+        yield lambda figures, step: sent[-1].append((figures.get("val_l1", 0.0), step))
+
+    def killed() -> dict[str, float]:
+        raise Killed
+
+    monkeypatch.setitem(WRITERS_OF_RUNS, "tensorboard", writer)
+    tracking = Tracking.model_construct(writer="tensorboard")
+    for validate in (killed, lambda: {"val_l1": 0.5}):
+        model = new_model()
+        with suppress(Killed):
+            fit(model, regression(model), tracking=tracking, validate=validate, validate_every=8)
+    assert sent == [[(0.0, 5)], [(0.5, 8), (0.0, 10), (0.0, 15), (0.5, 16), (0.5, 20)]]
 
 
 def test_without_a_writer_nothing_is_kept(small_project: Path, small_settings: Settings):
