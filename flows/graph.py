@@ -9,12 +9,15 @@ from dvc.stage.exceptions import StageFileDoesNotExistError, StageNotFound
 from model.errors import InputError
 
 
-def plan(targets: Sequence[str]) -> list[str]:
+def plan(targets: Sequence[str], *, remote: bool = False) -> list[str]:
     """The stages that `dvc repro TARGETS` would look at, by address, each after those that it needs.
 
-    No targets stand for dvc.yaml. Raises InputError for one that is no stage.
+    No targets stand for dvc.yaml. Raises InputError for one that is no stage, and where a default remote is needed and
+    there is none: before anything is trained.
     """
     with Repo() as repo:
+        if remote and not repo.config["core"].get("remote"):
+            raise InputError("remote: there is no default DVC remote; .venv/bin/dvc remote add --default NAME URL")
         graph = repo.index.graph
         try:
             wanted = collect_stages(repo, targets or ["dvc.yaml"])

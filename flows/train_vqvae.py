@@ -74,7 +74,7 @@ def train_vqvae(
     try:
         prepare_dvc()
         with _alone_in_this_checkout(), overridden(params or {}):
-            planned = plan(targets or [])
+            planned = plan(targets or [], remote=remote)
             if "voxelize" in planned:
                 check_inputs()
             for stage in planned:

@@ -50,6 +50,12 @@ def read_table(path: Path, *, remedy: str, ours: bool = True) -> pa.Table:
         return table
 
 
+def one_row(values: Iterable[object], schema: pa.Schema) -> pa.RecordBatch:
+    """A value for each column."""
+    columns = [pa.array([value], column.type) for value, column in zip(values, schema, strict=True)]
+    return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
 def write_rows(path: Path, rows: Iterable[pa.RecordBatch], schema: pa.Schema) -> int:
     """A row group for each batch, which has one row and gets a digest of its own. Returns how many there are.
 

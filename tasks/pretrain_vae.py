@@ -1,6 +1,7 @@
 """Train a VAE on the shards, from nothing or from weights there are; it made the shipped small VAE too."""
 
 import math
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -11,7 +12,8 @@ from model.device import pick_device
 from model.distributed import in_process_group, rank
 from model.errors import InputError
 from model.files import whole_directory
-from model.vae import SparseSDFVAE, VAEConfig, kl_divergence, reconstruction_loss, sample
+from model.sparse import SparseTensor
+from model.vae import SDFTarget, SparseSDFVAE, VAEConfig, kl_divergence, reconstruction_loss, sample
 from tasks.data import ShapeBatch, training_batches
 from tasks.run import PretrainVae, Settings, paths, run_stage, write_metrics
 from tasks.shards import open_shards
@@ -43,14 +45,10 @@ def pretrain_vae(settings: Settings) -> None:
             "sign_errors": fit.sign_errors,
         }
 
-    def check() -> dict[str, float]:
-        return validate(
-            lambda target: vae.decode(vae.encode(target.band).mean, target.plan),
-            shards,
-            shards.names("val"),
-            device=device,
-        )
+    def reconstruct(target: SDFTarget) -> SparseTensor:
+        return vae.decode(vae.encode(target.band).mean, target.plan)
 
+    check = partial(validate, reconstruct, shards, shards.names("val"), device=device)
     resume = ResumePoint("pretrain_vae", fingerprint("pretrain_vae", [params], shards.digest(), inputs))
     train(
         vae,

@@ -23,7 +23,7 @@ from model.bricks import BRICK_SIZE
 from model.errors import InputError
 from model.files import digest_of
 from model.sparse_sdf import SparseSDF, Surface, voxel_coords
-from model.tables import digests_of_rows, metadata_of, read_row, read_table, write_rows, write_table
+from model.tables import digests_of_rows, metadata_of, one_row, read_row, read_table, write_rows, write_table
 
 INDEX = "index.parquet"
 REJECTS = "rejects.parquet"
@@ -91,7 +91,7 @@ def shape_row(name: str, shape: SparseSDF) -> pa.RecordBatch:
         shape.bad_flip_ratio,
         shape.mode,
     ]
-    return _one_row(values, pa.schema(_SHAPE_FIELDS, metadata=metadata))
+    return one_row(values, pa.schema(_SHAPE_FIELDS, metadata=metadata))
 
 
 def packed_of(row: pa.RecordBatch) -> PackedSDF:
@@ -173,14 +173,8 @@ def read_facts(path: Path) -> dict[str, Any]:
 def write_surfaces(path: Path, surfaces: Iterable[tuple[str, Surface]]) -> None:
     """Truth meshes in the [-1, 1] cube, one row group each."""
     schema = pa.schema(_SURFACE_FIELDS, metadata={"frame": _CONVENTIONS["frame"]})
-    rows = (_one_row([name, s.vertices.reshape(-1), s.faces.reshape(-1)], schema) for name, s in surfaces)
+    rows = (one_row([name, s.vertices.reshape(-1), s.faces.reshape(-1)], schema) for name, s in surfaces)
     write_rows(path, rows, schema)
-
-
-def _one_row(values: list, schema: pa.Schema) -> pa.RecordBatch:
-    return pa.RecordBatch.from_arrays(
-        [pa.array([value], field.type) for value, field in zip(values, schema, strict=True)], schema=schema
-    )
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ def voxelize_meshes(settings: Settings) -> None:
     metrics = metrics_of(index, num_rejected=len(rejected))
     with whole_directory(paths.SDF) as directory:
         _write_dataset(directory, usable, files, rejects, index, options)
-    seconds = {"name": index.name, "seconds": [(outcome.facts or {})["seconds"] for outcome in usable]}
+    seconds = {"name": index.name, "seconds": [outcome.facts["seconds"] for outcome in usable]}
     write_table(paths.TIMINGS / "voxelize.parquet", pa.table(seconds))
     write_metrics("voxelize", metrics)
     forget_all_but(usable + rejected)
@@ -69,7 +69,7 @@ def _index(usable: list[Outcome], brought: dict[str, str] | None, options: Voxel
         print(f"voxelize: splits are those that {options.meshes} says")
     rows = []
     for outcome in usable:
-        facts = {key: value for key, value in (outcome.facts or {}).items() if key != "seconds"}
+        facts = {key: value for key, value in outcome.facts.items() if key != "seconds"}
         facts["notes"] = "; ".join(facts["notes"])
         facts["on_edge_of_hash"] &= brought is None  # where no split is drawn, none can move
         drawn = split_of(facts["surface_hash"], val_share=options.val_share, test_share=options.test_share)

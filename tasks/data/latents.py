@@ -14,7 +14,7 @@ from torch import Tensor
 
 from model.distributed import own_part
 from model.errors import InputError
-from model.tables import read_rows, write_rows
+from model.tables import one_row, read_rows, write_rows
 from tasks.run import Stage1
 
 REMEDY = "run dvc repro -f encode"
@@ -64,14 +64,9 @@ def write_latents(file: Path, views: Iterable[ShapeLatents]) -> int:
 
 
 def _row(latents: ShapeLatents) -> pa.RecordBatch:
-    columns = [
-        [latents.name],
-        [latents.symmetry],
-        [latents.coords.numpy().astype(np.uint16).ravel()],
-        [latents.mean.numpy().ravel()],
-        [latents.mean.shape[1]],
-    ]
-    return pa.record_batch([pa.array(c, f.type) for c, f in zip(columns, _SCHEMA, strict=True)], schema=_SCHEMA)
+    name, symmetry, coords, mean = latents
+    values = [name, symmetry, coords.numpy().astype(np.uint16).ravel(), mean.numpy().ravel(), mean.shape[1]]
+    return one_row(values, _SCHEMA)
 
 
 def read_vectors(

@@ -244,10 +244,6 @@ class CodebookThresholds(Section):
     min_tokens_per_code: Positive
 
 
-class Gate(CodebookThresholds):
-    """Of the codebook that stage 1 made."""
-
-
 class FinalGate(CodebookThresholds):
     """Of the finished tokenizer."""
 
@@ -282,7 +278,7 @@ class Settings(Section):
     encode: Encode
     codebook: Codebook
     stage1: Stage1
-    gate: Gate
+    gate: CodebookThresholds
     stage2: Stage2
     evaluate: Evaluate
     final_gate: FinalGate

@@ -31,14 +31,13 @@ def _print_kinds(index: pd.DataFrame) -> None:
         print(
             f"{shells} meshes are shells, {mixed} solids with shells for what is too thin for a voxel (mode in {where})"
         )
-    shares = dict(zip(index.name, index.lost_area_share, strict=True))
-    lost = [name for name, share in shares.items() if share > LOST]
-    if lost:
-        worst = max(lost, key=lambda name: shares[name])
+    lost = index[index.lost_area_share > LOST]
+    if len(lost):
+        worst = lost.loc[lost.lost_area_share.idxmax()]
         print(
             f"{len(lost)} meshes lose more than {LOST:.1%} of their area, in parts too thin for a voxel, at most "
-            f"{shares[worst]:.1%} of {worst} (lost_area_share in {where}); raise voxelize.resolution or set "
-            "voxelize.mode to auto or shell"
+            f"{worst.lost_area_share:.1%} of {worst['name']} (lost_area_share in {where}); raise voxelize.resolution "
+            "or set voxelize.mode to auto or shell"
         )
     ambiguous = int((index.bad_flip_ratio > AMBIGUOUS).sum())
     if ambiguous:

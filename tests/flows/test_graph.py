@@ -33,6 +33,11 @@ def test_a_target_that_is_no_stage_is_refused_with_the_names_of_those_that_are()
         plan(["stage3"])
 
 
+def test_a_remote_that_is_to_be_pushed_to_has_to_be_there():
+    with pytest.raises(InputError, match=r"no default DVC remote; \.venv/bin/dvc remote add --default NAME URL"):
+        plan([], remote=True)
+
+
 def test_git_keeps_locks_metrics_and_plots():
     files = set(kept_by_git())
     assert {"dvc.lock", "metrics/evaluate.json", "metrics/plots", "metrics/stage1_history.tsv"} <= files

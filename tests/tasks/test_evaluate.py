@@ -24,8 +24,8 @@ from model.vae import SparseSDFVAE, VAEConfig
 from model.vqvae import VQVAE
 from tasks.data import save_codebooks
 from tasks.evaluate import evaluate, load_networks
-from tasks.run import Evaluate, Settings, paths, run_stage
-from tasks.run.settings import Upstream
+from tasks.run import Settings, paths, run_stage
+from tasks.run.settings import Evaluate, Upstream
 from tasks.shards import INDEX, SURFACES, open_shards, shape_row, write_index, write_shards, write_surfaces
 from tests.dvc_project import ROOT
 from tests.faults import full, left_over, small_disk

@@ -11,7 +11,7 @@ from model.errors import InputError
 from tasks import data
 from tasks.data import ShapeLatents, latents_file, load_codebooks, read_vectors, save_codebooks
 from tasks.gate import OF_STAGE1, Check, gate, judge, refuse_failed
-from tasks.run import Gate, RefusedError, Settings, load_settings, paths
+from tasks.run import CodebookThresholds, RefusedError, Settings, load_settings, paths
 
 ROOT = Path(__file__).parents[2]
 NUM_CODES, PER_CODE = 8, 25
@@ -56,7 +56,7 @@ def write_latents(split: str, vectors: torch.Tensor) -> None:
 
 def settings(**thresholds: float) -> Settings:
     shipped = load_settings(ROOT / "params.yaml")
-    return shipped.model_copy(update={"gate": Gate(**(THRESHOLDS | thresholds))})
+    return shipped.model_copy(update={"gate": CodebookThresholds(**(THRESHOLDS | thresholds))})
 
 
 def verdict() -> dict:
