@@ -6,7 +6,7 @@ from dvc.repo import Repo
 from dvc.repo.reproduce import collect_stages, get_active_graph, plan_repro
 from dvc.stage.exceptions import StageFileDoesNotExistError, StageNotFound
 
-from model.errors import InputError
+from model.errors import InputError, first_line
 
 
 def plan(targets: Sequence[str], *, remote: bool = False) -> list[str]:
@@ -36,6 +36,10 @@ def kept_by_git() -> list[str]:
 
 
 def push() -> None:
-    """What was made, to the default DVC remote."""
+    """What was made, to the default DVC remote. Raises InputError where that fails: nothing is lost."""
     with Repo() as repo:
-        repo.push()
+        try:
+            repo.push()
+        except Exception as error:
+            told = f"what was made is in DVC's cache here, and could not be pushed ({first_line(error)})"
+            raise InputError(f"{told}; when the remote answers: .venv/bin/dvc push") from error

@@ -319,7 +319,7 @@ def load_settings(path: Path = PARAMS_FILE) -> Settings:
         raise ParameterError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if isinstance(values, dict) and values.get("version") != VERSION:
         raise ParameterError(
-            f"{path} has version {values.get('version', 1)} but this code reads {VERSION}; bring its keys up to date "
+            f"{path} has version {values.get('version', 1)!r} but this code reads {VERSION}; bring its keys up to date "
             f"({WHAT_CHANGED}; git diff params.yaml shows yours) and set version: {VERSION}"
         )
     try:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from dvc.repo import Repo
 
-from flows.graph import kept_by_git, plan
+from flows.graph import kept_by_git, plan, push
 from model.errors import InputError
 from tests.flows.conftest import run
 
@@ -36,6 +36,14 @@ def test_a_target_that_is_no_stage_is_refused_with_the_names_of_those_that_are()
 def test_a_remote_that_is_to_be_pushed_to_has_to_be_there():
     with pytest.raises(InputError, match=r"no default DVC remote; \.venv/bin/dvc remote add --default NAME URL"):
         plan([], remote=True)
+
+
+def test_a_push_that_fails_says_that_nothing_is_lost(checkout: Path):
+    with Repo() as repo, repo.config.edit("repo") as config:
+        config["core"] = {"remote": "store"}
+        config["remote"] = {"store": {"url": str(checkout / "params.yaml" / "store")}}
+    with pytest.raises(InputError, match=r"could not be pushed \(.*Not a directory.*\); .*: \.venv/bin/dvc push"):
+        push()
 
 
 def test_git_keeps_locks_metrics_and_plots():
