@@ -43,8 +43,8 @@ ALLOWED = {
 # Into the path that whole_file gave, or into memory.
 BY_THE_ROOM = {
     "model/checkpoint.py": {"torch.save"},
-    "model/report/codebook_plots.py": {"to_csv"},
-    "model/report/plots.py": {"savefig", "to_csv"},
+    "model/plots/codebook.py": {"to_csv"},
+    "model/plots/curves.py": {"savefig", "to_csv"},
     "model/tables.py": {"ParquetWriter", "pq.write_table"},
     "model/tensors.py": {"save_file"},
     "model/tokens/files.py": {"open"},

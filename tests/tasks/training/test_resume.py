@@ -154,7 +154,7 @@ def copied_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("edited", ["model/vae/losses.py", "model/sdf/grid.py", "tasks/stage2.py"])
+@pytest.mark.parametrize("edited", ["model/vae/losses.py", "model/sparse_sdf.py", "tasks/stage2.py"])
 def test_the_stages_code_changes_the_fingerprint(settings: Settings, copied_code: Path, edited: str):
     before = fingerprint("stage2", [settings.stage2], "", [])
     assert fingerprint("stage2", [settings.stage2], "", []) == before
