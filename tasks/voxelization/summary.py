@@ -31,12 +31,12 @@ def _print_kinds(index: pd.DataFrame) -> None:
         print(
             f"{shells} meshes are shells, {mixed} solids with shells for what is too thin for a voxel (mode in {where})"
         )
-    lost = index[index.lost_area_share > LOST]
+    shares = index.set_index("name").lost_area_share
+    lost = shares[shares > LOST]
     if len(lost):
-        worst = lost.loc[lost.lost_area_share.idxmax()]
         print(
             f"{len(lost)} meshes lose more than {LOST:.1%} of their area, in parts too thin for a voxel, at most "
-            f"{worst.lost_area_share:.1%} of {worst['name']} (lost_area_share in {where}); raise voxelize.resolution "
+            f"{lost.max():.1%} of {lost.idxmax()} (lost_area_share in {where}); raise voxelize.resolution "
             "or set voxelize.mode to auto or shell"
         )
     ambiguous = int((index.bad_flip_ratio > AMBIGUOUS).sum())
