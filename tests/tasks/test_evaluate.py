@@ -16,8 +16,8 @@ from model.checkpoint import save_vae
 from model.errors import InputError
 from model.evaluation import Reconstructor
 from model.metrics.truth import CUBE_DIAGONAL
+from model.plots import usage_table
 from model.quantizer import ResidualQuantizer
-from model.report import usage_table
 from model.sdf import Surface, voxelize
 from model.tokenizer import ShapeTokenizer
 from model.vae import SparseSDFVAE, VAEConfig
