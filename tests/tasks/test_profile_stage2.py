@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.profile_stage2 import PARTS, WHOLE, profile_stage2
+from tasks.profile_stage2 import PARTS, WHOLE, profile_stage2
 from tasks.run import Settings, paths
 
 

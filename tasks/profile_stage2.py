@@ -1,9 +1,10 @@
-"""Where the time of stage 2's steps goes: `python -m benchmarks.profile_stage2 profile`, after `make repro`.
+"""Where the time of stage 2's steps goes: `python -m tasks.profile_stage2 profile`, after `make repro`.
 
 Writes trace.json, for https://ui.perfetto.dev or chrome://tracing, and parts.tsv: milliseconds a step of each part of
 the network's forward pass, of loading and of the optimizer; what is left of the step is mostly the backward pass.
 """
 
+import argparse
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -15,7 +16,6 @@ import pandas as pd
 from torch import nn
 from torch.profiler import ProfilerActivity, profile, record_function, schedule
 
-from benchmarks import command_line
 from model.device import pick_device
 from model.errors import InputError
 from model.files import whole_file, write_whole
@@ -106,7 +106,7 @@ def _milliseconds(events: Any, steps: int) -> pd.DataFrame:
 
 
 def main() -> None:
-    parser = command_line(__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("directory", type=Path)
     parser.add_argument("--steps", type=int, default=20)
     arguments = parser.parse_args()
