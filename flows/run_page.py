@@ -18,7 +18,6 @@ from prefect.runtime import flow_run
 from prefect.states import Running
 
 from flows.stage_process import PROGRESS, StageResult
-from model.report import ROW_TITLES, figures_of
 from tasks.run import paths
 
 FIGURES = ("cd_l1", "fscore_0.01", "normal_consistency", "volume_iou", "surface_iou", "spurious_area")
@@ -76,6 +75,8 @@ def show_evaluation() -> None:
 
 def _figures(evaluation: dict[str, dict[str, Any]]) -> str:
     """The rows of an evaluation as a Markdown table."""
+    from model.report import ROW_TITLES, figures_of  # draws too, with torch, Warp and matplotlib: four seconds
+
     measured = {title: evaluation[row] for row, title in ROW_TITLES.items() if row in evaluation}
     known = {column for values in measured.values() for column in values}
     figures = figures_of([column for column in FIGURES if column in known])

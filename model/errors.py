@@ -1,6 +1,8 @@
 """What goes wrong by the user's hand or for want of the machine, how it is told, and being interrupted."""
 
+import atexit
 import errno
+import gc
 import os
 import signal
 import unicodedata
@@ -23,6 +25,11 @@ def hear_interrupts() -> None:
     """
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def end_at_once() -> None:
+    """Let this process end without Python's last search for cycles, 1.5 s of CPU where torch and Warp are imported."""
+    atexit.register(gc.freeze)
 
 
 def printable(text: Path | str) -> str:

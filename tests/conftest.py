@@ -1,5 +1,6 @@
 """What holds for every test."""
 
+import gc
 import multiprocessing
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,11 @@ from tests.wheel import SPCONV, build_wheel, make_environment
 settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("busy")  # the machine may be: how long an example takes says nothing
 hear_interrupts()  # what tests start is told to stop by SIGINT, also where the caller of pytest ignores it
+
+
+def pytest_collection_finish() -> None:
+    """What the imports made stays: a search for cycles in it takes half a second, and pytest makes five at the end."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

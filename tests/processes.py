@@ -16,7 +16,6 @@ from socket import create_server
 from tempfile import TemporaryDirectory
 
 import pytest
-import torch.distributed as dist
 
 ROOT = Path(__file__).parents[1]
 ONE_THREAD = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -95,6 +94,8 @@ def _run(arguments: Sequence[str], environment: dict[str, str], said: Path) -> N
 
 @contextmanager
 def as_torchrun_says(variables: dict[str, str]) -> Iterator[None]:
+    import torch.distributed as dist  # not by conftest.py, which the process that only hands out the tests reads too
+
     with pytest.MonkeyPatch.context() as here:
         for name, value in variables.items():
             here.setenv(name, value)

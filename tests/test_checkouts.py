@@ -36,7 +36,7 @@ def made_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root.mkdir()
     write_project(root)
     (root / ".venv").symlink_to(sys.prefix)
-    (root / ".gitignore").write_text("/artifacts/\n/data/\n/.venv\n")
+    (root / ".gitignore").write_text("/artifacts/\n/data/\n/.venv\n__pycache__/\n")
     identity = ["-c", "user.name=nobody", "-c", "user.email=nobody@example.org"]
     commands = [["git", "init", "--quiet"], [*DVC, "init", "--quiet"], REPRO, ["git", "add", "--all"]]
     for command in [*commands, ["git", *identity, "commit", "--quiet", "--message", "a first run"]]:

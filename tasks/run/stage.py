@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
-from model.errors import INTERRUPTED, InputError, hear_interrupts, sentence_of
+from model.errors import INTERRUPTED, InputError, end_at_once, hear_interrupts, sentence_of
 from model.files import write_whole
 from tasks.run.paths import METRICS, RESUME
 from tasks.run.processes import End, hand_over, is_launched, launch, num_nodes, num_processes, stop_with_launcher
@@ -33,6 +33,7 @@ def run_stage(name: str, stage: Callable[[Settings], None]) -> None:
     On a machine with several GPUs that is done by a process for each, where the stage can share its work.
     """
     hear_interrupts()
+    end_at_once()
     if is_launched():
         stop_with_launcher()
     end = _end_of(name, stage)

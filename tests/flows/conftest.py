@@ -28,7 +28,7 @@ def run(*command: str) -> str:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     def make(root: Path) -> None:
         write_project(root)
-        (root / ".gitignore").write_text("/artifacts/\n/data/\n")
+        (root / ".gitignore").write_text("/artifacts/\n/data/\n__pycache__/\n")
         with pytest.MonkeyPatch.context() as here:
             enter(here, root)
             run("git", "init", "--quiet", "--initial-branch", "main")
