@@ -67,10 +67,12 @@ lock: $(SETUP) ## resolve pyproject.toml into the lock files (UPGRADE=1: to the 
 # Done once, and again when a lock file changes. The two builds of spconv overwrite each other, so a change of device starts
 # from nothing. pip would compile every file to byte code, one after the other; what is left out here is compiled when it
 # is imported, and what can't be compiled are others' templates. The constraint is for what the lock pins and others ask for
-# with an extra (sqlalchemy[asyncio]): without it, pip 23.2 takes the newest of that, which has no hash.
+# with an extra (sqlalchemy[asyncio]): without it, pip 23.2 takes the newest of that, which has no hash. The lock's own pip
+# comes first: Python 3.11's, 23.2, compares every file of an index with every tag of this machine, for half a minute.
 $(SETUP): $(LOCK) $(TORCH)
 	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14) and "Python 3.11, 3.12 or 3.13 is needed, for which spconv is built, and %s is %s; run make PYTHON=python3.13" % (sys.executable, sys.version.split()[0]))'
 	$(PYTHON) -m venv $(if $(filter-out $(SETUP),$(wildcard .venv/.installed-*)),--clear) .venv
+	$(BIN)/python -m pip install --disable-pip-version-check --no-compile --require-hashes --requirement <(sed -n '/^pip==/,/[^\]$$/p' $(LOCK))
 	$(BIN)/python -m pip install --disable-pip-version-check --no-compile --require-hashes --requirement $(LOCK) --constraint $(LOCK)
 	$(BIN)/python -m pip install --disable-pip-version-check --no-compile --requirement $(TORCH)
 	$(BIN)/python -m compileall -qq -j 0 -x '/(moto|sympy|tests)/' .venv/lib || true
