@@ -65,7 +65,8 @@ def test_a_parameter_reruns_what_it_touches(project: Path, key: str, value: obje
 @pytest.mark.parametrize(
     ("file", "rerun"),
     [
-        ("model/metrics/__init__.py", {"gate", "evaluate", "final_gate"}),
+        ("model/metrics/__init__.py", {"evaluate", "final_gate"}),
+        ("model/plots/__init__.py", {"gate", "evaluate", "final_gate"}),
         (str(SMALL_VAE), {"import_vae", "encode", "stage1", "gate", "stage2", "evaluate", "final_gate"}),
     ],
 )

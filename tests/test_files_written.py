@@ -49,6 +49,7 @@ BY_THE_ROOM = {
     "model/tensors.py": {"save_file"},
     "model/tokens/files.py": {"open"},
     "model/tokens/tokens.py": {"ParquetWriter", "open", "savez_compressed"},
+    "tasks/profile_stage2.py": {"export_chrome_trace", "to_csv"},
     "tasks/training/loop.py": {"to_csv"},
     "tasks/training/resume.py": {"open", "torch.save"},
 }
