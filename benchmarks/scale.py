@@ -34,6 +34,7 @@ import yaml
 from dvc.repo import Repo
 
 from benchmarks import ROOT, command, command_line, processor, write_json
+from model.files import digest_of
 from model.meshes import find_meshes, irregular_files
 from model.sdf import SparseSDF
 from tasks.data import ShapeLatents, dataset, latents_file, read_vectors, write_latents
@@ -95,7 +96,10 @@ def write_dataset(directory: Path, names: list[str], changed: Set[str] = frozens
 
 def write_dataset_of_index(directory: Path, names: list[str]) -> None:
     """The whole index; real shards hold only what the first batches draw, the others a name."""
-    places = [Place(f"shard_{i // SHAPES_PER_SHARD:05d}.parquet", i % SHAPES_PER_SHARD) for i in range(len(names))]
+    places = [
+        Place(f"shard_{i // SHAPES_PER_SHARD:05d}.parquet", i % SHAPES_PER_SHARD, digest_of([name]))
+        for i, name in enumerate(names)
+    ]
     index = index_of(names, places)
     train = index.name[index.split == "train"].sort_values()
     sizes = dict.fromkeys(train, NUM_VOXELS)
@@ -109,7 +113,7 @@ def write_dataset_of_index(directory: Path, names: list[str]) -> None:
     for shard in dict.fromkeys(index.shard):
         (directory / shard).write_text(shard)
     index = index.set_index("name")
-    index.loc[drawn, ["shard", "row_group"]] = real
+    index.loc[drawn, [*Place._fields]] = real
     index = index.reset_index()
     write_index(directory / INDEX, index, resolution=RESOLUTION, truncation_voxels=2.0)
 
@@ -183,6 +187,8 @@ def loading(directory: Path) -> Row:
     with clock(row, "open_index"):
         shards = open_shards(directory)
     row |= {"with_index": memory(), "peak_mb": peak_mb()}
+    with clock(row, "digest"):
+        shards.digest()
     with clock(row, "first_batch"):
         batches = iter(dataset.batch_loader(shards, training(), start=0, device=torch.device("cuda")))
         first = next(batches)
@@ -308,7 +314,7 @@ def meshes(folder: Path, num: int) -> Row:
         assert len(splits_brought(home, found) or {}) == num
     with clock(row, "check_inputs"):
         irregular_files(home)
-    facts: Row = {str(key): value for key, value in index_of(["a"], [Place("", 0)]).iloc[0].items()}
+    facts: Row = {str(key): value for key, value in index_of(["a"], [Place("", 0, digest_of([]))]).iloc[0].items()}
     outcomes = [Outcome(name, hashlib.sha256(name.encode()).hexdigest(), "0" * 64, dict(facts)) for name in names]
     row["with_outcomes"] = memory()
     for part in range(256):

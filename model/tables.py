@@ -5,7 +5,7 @@ The checksums of Parquet's pages cover neither the pages' headers nor the footer
 
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +17,11 @@ from .files import DIGEST, digest_of, is_as_written, whole_file
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+class Row(NamedTuple):
+    values: pa.RecordBatch  # of one row
+    digest: str  # over them, their place, and what stands beside them
 
 
 def write_table(path: Path, table: "pa.Table | pd.DataFrame", metadata: Mapping[str, object] | None = None) -> None:
@@ -56,33 +61,33 @@ def one_row(values: Iterable[object], schema: pa.Schema) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
-def write_rows(path: Path, rows: Iterable[pa.RecordBatch], schema: pa.Schema) -> int:
-    """A row group for each batch, which has one row and gets a digest of its own. Returns how many there are.
+def write_rows(path: Path, rows: Iterable[pa.RecordBatch], schema: pa.Schema) -> list[str]:
+    """A row group for each batch, which has one row and gets a digest of its own. Returns the digests.
 
     They are taken one by one, and have this schema.
     """
     floats = [f"{column.name}.list.element" for column in schema if column.type == pa.list_(pa.float32())]
     options = {"compression": "zstd", "use_dictionary": False, "write_page_checksum": True}
     sealed = schema.append(pa.field(DIGEST, pa.string()))
-    count = 0
+    digests: list[str] = []
     with (
         whole_file(path) as partial,
         pq.ParquetWriter(partial, sealed, use_byte_stream_split=floats, **options) as writer,
     ):
         for row in rows:
-            writer.write_batch(row.append_column(DIGEST, pa.array([digest_of(_parts(row, count))])))
-            count += 1
-    return count
+            digests.append(digest_of(_parts(row, len(digests))))
+            writer.write_batch(row.append_column(DIGEST, pa.array(digests[-1:])))
+    return digests
 
 
-def read_row(path: Path, group: int, *, remedy: str) -> pa.RecordBatch:
+def read_row(path: Path, group: int, *, remedy: str) -> Row:
     """One row of write_rows. Raises InputError, which ends in the remedy, where it is missing or damaged."""
     with reading(path, remedy), pq.ParquetFile(path, page_checksum_verification=True) as file:
         return _row(file, group)
 
 
 def read_rows(path: Path, *, remedy: str) -> Iterator[pa.RecordBatch]:
-    """All of them, one after the other; raises as read_row does."""
+    """The values of all, one after the other; raises as read_row does."""
     with reading(path, remedy):
         file = pq.ParquetFile(path, page_checksum_verification=True)
         if file.metadata.num_rows != file.num_row_groups:  # no digest is over how many there are
@@ -91,22 +96,16 @@ def read_rows(path: Path, *, remedy: str) -> Iterator[pa.RecordBatch]:
         for group in range(file.num_row_groups):
             with reading(path, remedy):
                 row = _row(file, group)
-            yield row
+            yield row.values
 
 
-def digests_of_rows(path: Path, *, remedy: str) -> list[str]:
-    """Those that the rows of write_rows carry, whose content is not read; raises as read_row does."""
-    with reading(path, remedy):
-        return pq.read_table(path, columns=[DIGEST]).column(DIGEST).to_pylist()
-
-
-def _row(file: pq.ParquetFile, group: int) -> pa.RecordBatch:
+def _row(file: pq.ParquetFile, group: int) -> Row:
     (row,) = file.read_row_group(group, use_threads=False).combine_chunks().to_batches()
     carried = row.column(DIGEST)[0].as_py()
     row = row.drop_columns([DIGEST])
     if not is_as_written({DIGEST: carried}, digest_of(_parts(row, group)), required=True):
         raise ValueError(f"the content of row group {group} is not what its digest says")
-    return row
+    return Row(row, carried)
 
 
 def _parts(rows: pa.Table | pa.RecordBatch, place: int = 0) -> Iterator[str | bytes | memoryview]:

@@ -23,7 +23,7 @@ from model.bricks import BRICK_SIZE
 from model.errors import InputError
 from model.files import digest_of
 from model.sparse_sdf import SparseSDF, Surface, voxel_coords
-from model.tables import digests_of_rows, metadata_of, one_row, read_row, read_table, write_rows, write_table
+from model.tables import metadata_of, one_row, read_row, read_table, write_rows, write_table
 
 INDEX = "index.parquet"
 REJECTS = "rejects.parquet"
@@ -63,10 +63,11 @@ class PackedSDF(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where a shape's row is."""
+    """Where a shape's row is, and which."""
 
     shard: str
     row_group: int
+    digest: str  # that the row carries, over every value of the shape
 
 
 class Located(NamedTuple):
@@ -75,6 +76,7 @@ class Located(NamedTuple):
     path: Path
     row_group: int
     name: str
+    digest: str
 
 
 def shape_row(name: str, shape: SparseSDF) -> pa.RecordBatch:
@@ -138,8 +140,8 @@ def write_shards(directory: Path, rows: Iterable[pa.RecordBatch], *, shapes_per_
     rest = iter(rows)
     for number, first in enumerate(rest):
         shard = f"shard_{number:05d}.parquet"
-        num_groups = write_rows(directory / shard, _up_to_an_end(chain([first], rest), shapes_per_shard), first.schema)
-        places.extend(Place(shard, group) for group in range(num_groups))
+        digests = write_rows(directory / shard, _up_to_an_end(chain([first], rest), shapes_per_shard), first.schema)
+        places.extend(Place(shard, group, digest) for group, digest in enumerate(digests))
     return places
 
 
@@ -160,14 +162,14 @@ def write_lone_shape(path: Path, shape: SparseSDF, facts: dict[str, Any]) -> Non
 
 def read_lone_shape(path: Path, name: str) -> pa.RecordBatch:
     """The row of a file of one shape, with a name."""
-    row = read_row(path, 0, remedy=REMEDY)
+    row = read_row(path, 0, remedy=REMEDY).values
     metadata = {key: value for key, value in metadata_of(row).items() if key != _FACTS}
     return row.replace_schema_metadata(metadata).set_column(0, "name", pa.array([name]))
 
 
 def read_facts(path: Path) -> dict[str, Any]:
     """What write_lone_shape was told."""
-    return json.loads(metadata_of(read_row(path, 0, remedy=REMEDY))[_FACTS])
+    return json.loads(metadata_of(read_row(path, 0, remedy=REMEDY).values)[_FACTS])
 
 
 def write_surfaces(path: Path, surfaces: Iterable[tuple[str, Surface]]) -> None:
@@ -182,7 +184,7 @@ class Shards:
     """What voxelize wrote. Files are opened shape by shape."""
 
     directory: Path
-    index: pd.DataFrame = field(repr=False)  # by name: split, shard, row_group, sha256, ...
+    index: pd.DataFrame = field(repr=False)  # by name: split, shard, row_group, digest, sha256, ...
     resolution: int
     truncation_voxels: float
 
@@ -193,18 +195,17 @@ class Shards:
         return sorted(self.index.index[self.index.split == split])
 
     def read(self, name: str) -> SparseSDF:
-        """One shape. Raises InputError naming the file when it is missing or damaged."""
+        """One shape. Raises InputError naming the file when it is missing, damaged, or not what the index is of."""
         return shape_of(_read_named_row(*self.locate(name)))
 
     def locate(self, name: str) -> Located:
         """What read_packed takes."""
-        shard, row_group = self.index.shard[name], self.index.row_group[name]
-        return Located(self.directory / shard, int(row_group), name)
+        shard, row_group, digest = (self.index[column][name] for column in Place._fields)
+        return Located(self.directory / shard, int(row_group), name, digest)
 
     def digest(self) -> str:
-        """Of the index and of every shape, but for surfaces: another one means other data to train and validate on."""
-        shards = [digests_of_rows(self.directory / shard, remedy=REMEDY) for shard in sorted(set(self.index.shard))]
-        return digest_of([(self.directory / INDEX).read_bytes(), *chain.from_iterable(shards)])
+        """Of the index and, by its column of digests, of every shape: another one means other data to train on."""
+        return digest_of([(self.directory / INDEX).read_bytes()])
 
     def read_surface(self, name: str) -> Surface:
         """The truth mesh of a test shape, in the [-1, 1] cube."""
@@ -232,9 +233,10 @@ def open_shards(directory: Path) -> Shards:
     try:
         index = table.to_pandas().set_index("name")
         shards = Shards(directory, index, int(metadata["resolution"]), float(metadata["truncation_voxels"]))
-        listed = sorted(set(index.shard))
-    except (KeyError, ValueError, AttributeError) as error:
-        raise InputError(f"{path} is no index of shapes ({type(error).__name__}: {error}); {REMEDY}") from error
+        listed = sorted(set(index[[*Place._fields]].shard))
+    except (KeyError, ValueError) as error:
+        what = "is no index of shapes, or an older version's"
+        raise InputError(f"{path} {what} ({type(error).__name__}: {error}); {REMEDY}") from error
     for shard in listed:
         if not (directory / shard).is_file():
             raise InputError(f"{directory / shard} is missing although {INDEX} lists it; {REMEDY}")
@@ -246,8 +248,10 @@ def write_index(path: Path, index: pd.DataFrame, *, resolution: int, truncation_
     write_table(path, index, {"resolution": resolution, "truncation_voxels": float(truncation_voxels)})
 
 
-def _read_named_row(path: Path, group: int, name: str) -> pa.RecordBatch:
-    row = read_row(path, group, remedy=REMEDY)
+def _read_named_row(path: Path, group: int, name: str, digest: str | None = None) -> pa.RecordBatch:
+    row, carried = read_row(path, group, remedy=REMEDY)
     if row.column("name")[0].as_py() != name:
         raise InputError(f"{path} holds {row.column('name')[0]} where {INDEX} expects {name}; {REMEDY}")
+    if digest not in (None, carried):
+        raise InputError(f"{path} holds other values of {name} than {INDEX} was written with; {REMEDY}")
     return row

@@ -64,14 +64,22 @@ def test_every_shape_comes_back_bit_by_bit(written: Path, shapes: dict[str, Spar
         assert all(np.array_equal(a, b) for a, b in zip(read.beyond(), shape.beyond(), strict=True))
 
 
-def test_a_distance_that_the_index_does_not_tell_of_changes_the_digest(written: Path, shapes: dict, tmp_path: Path):
+def test_a_distance_of_one_shape_changes_the_digest(written: Path, shapes: dict, tmp_path: Path) -> None:
     """Else training on the shapes of another voxelizer would go on from the state of the one before."""
     nearer = {**shapes, "d": replace(shapes["d"], sdf=shapes["d"].sdf * np.float32(0.5))}
     write(tmp_path / "same", shapes)
     write(tmp_path / "other", nearer)
-    assert (tmp_path / "other/index.parquet").read_bytes() == (written / "index.parquet").read_bytes()
     assert open_shards(tmp_path / "same").digest() == open_shards(written).digest()
     assert open_shards(tmp_path / "other").digest() != open_shards(written).digest()
+    other, before = (open_shards(folder).index for folder in (tmp_path / "other", written))
+    assert list(other.index[other.digest != before.digest]) == ["d"]
+    assert other.drop(columns="digest").equals(before.drop(columns="digest"))
+
+    shutil.copy(written / other.shard["d"], tmp_path / "other")  # whole, but not what the digest above is of
+    mixed = open_shards(tmp_path / "other")
+    with pytest.raises(InputError, match=r"parquet holds other values of d than index\.parquet was.*dvc repro -f vox"):
+        mixed.read("d")
+    assert np.array_equal(mixed.read("a/ball").sdf, shapes["a/ball"].sdf)
 
 
 def test_surfaces_of_the_test_split_are_kept_and_no_others(written: Path, shapes: dict[str, SparseSDF]) -> None:
@@ -165,6 +173,13 @@ def test_an_index_of_something_else_is_named(tmp_path: Path) -> None:
     pd.DataFrame({"name": [], "shard": []}).to_parquet(tmp_path / "index.parquet")
     with pytest.raises(InputError, match=r"index\.parquet.*dvc repro -f voxelize"):
         open_shards(tmp_path)
+
+
+def test_an_index_without_digests_of_the_shapes_is_named(directory: Path) -> None:
+    index = open_shards(directory).index.drop(columns="digest").reset_index()
+    write_index(directory / "index.parquet", index, resolution=16, truncation_voxels=2.0)
+    with pytest.raises(InputError, match=r"index\.parquet is .* an older version's .*'digest'.*dvc repro -f voxelize"):
+        open_shards(directory)
 
 
 WRITE_TO_A_FULL_DISK = """
