@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from ..errors import InputError, reading
+from .png import small_png
 
 DOTS_PER_INCH = 100
-NUM_COLOURS = 64  # of a PNG's palette: it makes the file several times smaller
 
 # What a person looks at while and after training: the columns of each panel, with their labels.
 CURVES: Mapping[str, Mapping[str, str]] = {
@@ -34,10 +34,7 @@ def png_of_figure(figure: Figure) -> bytes:
     buffer = BytesIO()
     figure.savefig(buffer, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})
     coverage = Image.Quantize.MAXCOVERAGE  # the usual median cut merges the colours of thin lines
-    few_colours = Image.open(buffer).convert("RGB").quantize(NUM_COLOURS, method=coverage, dither=Image.Dither.NONE)
-    small = BytesIO()
-    few_colours.save(small, format="PNG", optimize=True)
-    return small.getvalue()
+    return small_png(Image.open(buffer).convert("RGB"), method=coverage)
 
 
 def read_history(path: Path) -> pd.DataFrame:

@@ -2,18 +2,17 @@
 
 from collections.abc import Sequence
 from io import BytesIO
-from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from ..plots import small_png
 from .gallery import Gallery, Ranking
 from .render import WHITE, SheetRow, draw_sheet
 
 BLOCKS = 2  # shapes side by side
 GAP = 24  # pixels between them
-NUM_COLOURS = 64  # of the PNG's palette: it makes the file several times smaller
 WEBP_QUALITY = 82
 
 
@@ -28,17 +27,13 @@ def draw_shapes(ranking: Ranking, shapes: Sequence[str], gallery: Gallery) -> by
     height = -(-len(rows) // BLOCKS)
     titles = tuple(gallery.titles.values())
     sheet = _side_by_side([draw_sheet(titles, rows[i : i + height]) for i in range(0, len(rows), height)])
-    return _encoded(Image.fromarray(sheet).quantize(NUM_COLOURS, dither=Image.Dither.NONE), "PNG", optimize=True)
+    return small_png(Image.fromarray(sheet))
 
 
 def webp(picture: UInt8[np.ndarray, "height width 3"]) -> bytes:
     """A tenth of what PNG takes for a shaded shape."""
-    return _encoded(Image.fromarray(picture), "WEBP", quality=WEBP_QUALITY, method=6)
-
-
-def _encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
     buffer = BytesIO()
-    image.save(buffer, format=kind, **options)
+    Image.fromarray(picture).save(buffer, format="WEBP", quality=WEBP_QUALITY, method=6)
     return buffer.getvalue()
 
 
