@@ -117,6 +117,7 @@ def of_stage1(vectors: Tensor, settings: Settings, rate: float | None, changes: 
             steps.losses,
             lambda step: draw_vectors(vectors, params, step),
             settings=params,
+            section="stage1",
             resume=ResumePoint("stage1", "benchmark"),
             history=History(Path("history.tsv")),
             after_step=steps.after,

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -80,7 +81,7 @@ def _latents(
     return latents
 
 
-def _read_json(path: Any, stage: str) -> dict[str, Any]:
+def _read_json(path: Path, stage: str) -> dict[str, Any]:
     with reading(path, f"run dvc repro -f {stage}"):
         return json.loads(path.read_text())
 

@@ -58,6 +58,7 @@ def train_jointly(
         steps.losses,
         training_batches(shards, params, device),
         settings=params,
+        section="stage2",
         resume=resume,
         history=History(paths.METRICS / f"{stage}_history.tsv", settings.tracking),
         validate=watch,

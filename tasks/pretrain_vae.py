@@ -56,6 +56,7 @@ def pretrain_vae(settings: Settings) -> None:
         losses_of,
         training_batches(shards, params, device),
         settings=params,
+        section="pretrain_vae",
         resume=resume,
         history=History(paths.METRICS / "pretrain_vae_history.tsv", settings.tracking),
         validate=check,

@@ -74,6 +74,7 @@ def profile_stage2(settings: Settings, *, steps: int, directory: Path) -> pd.Dat
             steps_of_stage2.losses,
             labelled_batches,
             settings=params,
+            section="stage2",
             resume=resume,
             history=history,
             after_step=steps_of_stage2.after,

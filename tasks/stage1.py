@@ -64,6 +64,7 @@ def stage1(settings: Settings) -> None:
         steps.losses,
         lambda step: draw_vectors(vectors, params, step),
         settings=params,
+        section="stage1",
         resume=resume,
         history=History(paths.METRICS / "stage1_history.tsv", settings.tracking),
         validate=watch,

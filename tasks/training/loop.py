@@ -104,6 +104,7 @@ def train(
     batches_from: Callable[[int], Iterator[B]],
     *,
     settings: Training,
+    section: str,
     resume: ResumePoint,
     history: History,
     validate: Validation | None = None,
@@ -112,11 +113,12 @@ def train(
 ) -> None:
     """Minimise losses_of(batch)["loss"] with AdamW for settings.steps steps.
 
-    param_groups are torch's, each with an optional "schedule" after warm-up (cosine where absent). On CUDA the forward
-    pass runs in float16 with loss scaling. Several ranks (model/distributed.py) average their gradients, and the first
-    writes. State is saved every settings.save_every steps, at the end, and on SIGINT or SIGTERM, which then raise
-    KeyboardInterrupt. after_step changes what no gradient does, after each step, and returns what to log beside the
-    losses. Raises DivergenceError naming the step and its samples.
+    param_groups are torch's, each with an optional "schedule" after warm-up (cosine where absent); `section` is what
+    params.yaml calls the settings. On CUDA the forward pass runs in float16 with loss scaling. Several ranks
+    (model/distributed.py) average their gradients, and the first writes. State is saved every settings.save_every
+    steps, at the end, and on SIGINT or SIGTERM, which then raise KeyboardInterrupt. after_step changes what no gradient
+    does, after each step, and returns what to log beside the losses. Raises DivergenceError naming the step and its
+    samples, and InputError where one does not fit into a GPU's memory; both say what to lower in the section.
     """
     device = next(model.parameters()).device
     on_cuda = device.type == "cuda"
@@ -127,7 +129,7 @@ def train(
     scaler = torch.amp.GradScaler(device.type, FIRST_LOSS_SCALE, enabled=scales_loss(device))
     stateful = {"model": model, "optimizer": optimizer, "scheduler": scheduler, "scaler": scaler}
     validation_at = partial(_validation_at, validate, validate_every, settings.steps)
-    window = _Window(resume.stage, scaler)
+    window = _Window(section, scaler)
     step, unsent = _restore(resume, stateful, history, window, device, validation_at)
     batches = islice(batches_from(step), settings.steps - step)
 
@@ -149,7 +151,7 @@ def train(
             except torch.OutOfMemoryError as error:
                 raise InputError(
                     f"step {step + 1} does not fit into the GPU's memory: {batch.size}, of {some_of(batch.names)}; "
-                    f"lower {batch.limits} of {resume.stage} in params.yaml"
+                    f"lower {batch.limits} of {section} in params.yaml"
                 ) from error
             scaler.update()
             scheduler.step()
@@ -184,8 +186,8 @@ def train(
 class _Window:
     """Losses since the last row of the history. They stay on the device, so that steps need not wait for each other."""
 
-    def __init__(self, stage: str, scaler: torch.amp.GradScaler) -> None:
-        self._stage = stage
+    def __init__(self, section: str, scaler: torch.amp.GradScaler) -> None:
+        self._section = section
         self._scaler = scaler
         self._skipped_in_a_row = 0
         self.start()
@@ -224,7 +226,7 @@ class _Window:
         values = torch.stack(columns).tolist() if columns else []
         for (step, names, _), (loss, grad_norm) in zip(steps, values, strict=True):
             where = f"at step {step}, on {some_of(names)}"
-            remedy = f"lower {self._stage}.lr, or look at these samples; the last saved state is from before"
+            remedy = f"lower {self._section}.lr, or look at these samples; the last saved state is from before"
             if not math.isfinite(loss):
                 raise DivergenceError(f"the loss became {loss} {where}; {remedy}")
             if math.isfinite(grad_norm):

@@ -148,6 +148,11 @@ def test_the_twin_trains_the_network_alone(small_project: Path, small_settings: 
     assert not [column for column in table if "codebook" in column or "perplexity" in column or "codes" in column]
 
 
+def test_what_the_twin_asks_to_lower_is_in_params_yaml(small_project: Path, small_settings: Settings):
+    with pytest.raises(InputError, match=r"^the (loss|gradient norm) became .*; lower stage2\.lr"):
+        twin(with_stage2(small_settings, lr=1e30, warmup_steps=0))
+
+
 # --- the decoder alone -----------------------------------------------------------------------------------------------
 
 

@@ -82,6 +82,7 @@ def fit(
         losses_of,
         points_from,
         settings=settings,
+        section="regression",
         resume=ResumePoint("regression", "fingerprint"),
         history=History(HISTORY, tracking),
         validate=validate,
