@@ -28,6 +28,7 @@ from ..errors import InputError, end_at_once
 GB = 1e9
 _MAX_ATTEMPTS = 2  # the first may have died of what another job did
 _JOBS_A_WORKER = 4  # under way or waiting there for their turn
+_ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # NumPy's and SciPy's take 40 MB a core, each
 _STARTED = "started"
 _OUT_OF_TIME = "Timeout"  # what faulthandler writes before it ends the process
 
@@ -126,7 +127,8 @@ def _run(
         room = 0 if lost else _JOBS_A_WORKER * place.num_workers - len(under_way)
         for item in islice(jobs, max(room, 0)):
             try:
-                under_way[place.executor.submit(attempt, item)] = item
+                with _one_thread_each():
+                    under_way[place.executor.submit(attempt, item)] = item
             except place.deaths:
                 lost.append(item)
         if not under_way:
@@ -175,6 +177,24 @@ def _own_workers(limits: Limits, at_most: int | None) -> Iterator[Workers]:
         yield Workers(pool, num_workers, (BrokenProcessPool,))
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """For processes that start here: their libraries read it when they load, which is before any job.
+
+    On a machine of many cores their threads took a job's whole memory, and a thousand of them each other's time.
+    """
+    before = {name: os.environ.get(name) for name in _ONE_THREAD}
+    os.environ.update(_ONE_THREAD)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+import scipy.linalg
 
 from model.errors import InputError
 from model.jobs import Failure, Limits, run_all
@@ -37,6 +38,9 @@ def work(job: Job) -> int:
             np.ones(int(1e10), np.uint8)
         case "raise":
             raise ValueError("no")
+        case "count threads":
+            scipy.linalg.lu_factor(np.eye(500))
+            return len(list(Path("/proc/self/task").iterdir()))
     return job.number**2
 
 
@@ -56,6 +60,17 @@ def test_every_job_has_its_result_and_runs_once(tmp_path: Path) -> None:
     assert set(times_run(tmp_path / "diary").values()) == {1}
     (folder,) = (tmp_path / "markers").iterdir()
     assert not list(folder.iterdir())
+
+
+def test_a_worker_has_no_threads_of_its_libraries_whose_memory_would_be_the_job_s(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    jobs = jobs_of(["count threads"], tmp_path / "diary")
+    ((_, threads),) = run_all(work, jobs, limits=LIMITS, markers=tmp_path / "markers")
+    assert threads == 3  # that which works, the clock that ends it, and that which watches for the parent's end
+    assert os.environ["OMP_NUM_THREADS"] == "2"
+    assert "OPENBLAS_NUM_THREADS" not in os.environ
 
 
 def test_what_outlives_a_killed_run_has_no_marker_of_the_next(tmp_path: Path) -> None:
