@@ -34,16 +34,17 @@ def encode(settings: Settings) -> None:
 
 
 def encode_split(vae: SparseSDFVAE, shards: Shards, split: str, views: list[View], directory: Path) -> int:
-    """Write this rank's files: which views are in which file does not depend on how many ranks there are.
+    """Write this rank's files: what is in which, to the bit, does not depend on how many ranks there are.
 
     Returns the number of vectors in them.
     """
     files = [views[i : i + VIEWS_PER_FILE] for i in range(0, len(views), VIEWS_PER_FILE)] or [[]]
     own = own_span([int(shards.index.num_voxels[[view.name for view in of_file]].sum()) for of_file in files])
     own_views = [view for number in own for view in files[number]]
-    encoded = track(encode_views(vae, shards, own_views), len(own_views), description=f"encode {split}", unit="view")
+    encoded = encode_views(vae, shards, own_views, block=VIEWS_PER_FILE)
+    shown = track(encoded, len(own_views), description=f"encode {split}", unit="view")
     return sum(
-        write_latents(latents_file(directory, split, number, len(files)), islice(encoded, len(files[number])))
+        write_latents(latents_file(directory, split, number, len(files)), islice(shown, len(files[number])))
         for number in own
     )
 

@@ -76,11 +76,15 @@ def load_targets(shards: Shards, names: Sequence[str], *, device: torch.device) 
 
 
 def load_bands(
-    shards: Shards, views: Sequence[View], *, batch_voxels: int, device: torch.device
+    shards: Shards, views: Sequence[View], *, batch_voxels: int, block: int, device: torch.device
 ) -> Iterator[SparseTensor]:
-    """The bands of all views on the device, in order, in batches as _filled makes them; loaded ahead for a GPU."""
+    """The bands of all views on the device, in order, several in a batch; loaded ahead for a GPU.
+
+    A batch has as many as `batch_voxels` has room for, or one that is larger, and none of two blocks of `block` views.
+    """
     sizes = shards.index.num_voxels
-    batches = _filled(views, lambda view: sizes[view.name], batch_voxels)
+    blocks = (views[start : start + block] for start in range(0, len(views), block))
+    batches = (batch for views in blocks for batch in _filled(views, lambda view: sizes[view.name], batch_voxels))
     dataset = ShapeDataset(shards.resolution, outside_share=0.0)
     places = ([(shards.locate(view.name), TrainingView(view, 0)) for view in batch] for batch in batches)
     for packed in DataLoader(dataset, batch_sampler=places, collate_fn=collate, **_loading(device)):

@@ -1,5 +1,6 @@
 """Which symmetries of which shapes are encoded, and how."""
 
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain, islice, pairwise
@@ -27,16 +28,22 @@ def choose_views(names: list[str], num_symmetries: int) -> list[View]:
 
 
 def encode_views(
-    vae: SparseSDFVAE, shards: Shards, views: list[View], *, batch_voxels: int | None = None
+    vae: SparseSDFVAE,
+    shards: Shards,
+    views: list[View],
+    *,
+    batch_voxels: int | None = None,
+    block: int = sys.maxsize,
 ) -> Iterator[ShapeLatents]:
     """Posterior means of each view, in order; by default on a GPU, which one shape does not fill, several at a time.
 
-    There a thread encodes the next batch while one is used. Raises InputError where they are all 0.
+    How they round depends on what is encoded together, so never views of two blocks of `block` in all. On a GPU a
+    thread encodes the next batch while one is used. Raises InputError where they are all 0.
     """
     device = next(vae.parameters()).device
     if batch_voxels is None:
         batch_voxels = BATCH_VOXELS if device.type == "cuda" else 1
-    bands = load_bands(shards, views, batch_voxels=batch_voxels, device=device)
+    bands = load_bands(shards, views, batch_voxels=batch_voxels, block=block, device=device)
     encoded = _encoded(vae, bands, views)
     return chain.from_iterable(_one_ahead(encoded, device) if device.type == "cuda" else encoded)
 

@@ -10,8 +10,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from model.sparse import SYMMETRIES
-from tasks.data import dataset, load_targets
-from tasks.data.dataset import ShapeDataset, TrainingView, View, draw_batches, training_batches
+from tasks.data import choose_views, dataset, load_targets
+from tasks.data.dataset import ShapeDataset, TrainingView, View, draw_batches, load_bands, training_batches
 from tasks.data.packed import PackedBatch, collate
 from tasks.run import Settings, paths
 from tasks.shards import open_shards
@@ -123,6 +123,21 @@ def test_a_batch_holds_its_shapes_side_by_side(small_project: Path):
             for coord, value in list(by_coords(getattr(alone, part)).items())[::50]:
                 assert together[(index, *coord[1:])] == value
         assert len(together) == sum(len(getattr(alone, part).coords) for alone in targets[1])
+
+
+def test_bands_come_together_the_same_way_from_the_beginning_of_any_block(small_project: Path):
+    shards = open_shards(paths.SDF)
+    views = choose_views(shards.names("train"), 4)
+    room = 3 * int(shards.index.num_voxels.max())
+
+    def together(views: list[View]) -> list[int]:
+        bands = load_bands(shards, views, batch_voxels=room, block=8, device=CPU)
+        return [band.grid.num_shapes for band in bands]
+
+    blocks = [together(views[start : start + 8]) for start in (0, 8, 16)]
+    assert [sum(block) for block in blocks] == [8, 8, 4]
+    assert max(blocks[0]) >= 3
+    assert together(views) == blocks[0] + blocks[1] + blocks[2]
 
 
 # --- batches from shards ---------------------------------------------------------------------------------------------
