@@ -1,6 +1,6 @@
 """What does quantisation cost after stage 2, against the same network trained as long without codes?
 
-    .venv/bin/python -m benchmarks.stage2_variants train FOLDER [--seeds 0 1] [--only NAME...]
+    .venv/bin/python -m benchmarks.stage2_variants train FOLDER [--seeds 0 1] [--only NAME...] [--steps 2000]
     .venv/bin/python -m benchmarks.stage2_variants compare FOLDER [--json FILE]
 
 `train`, in a checkout where `dvc repro gate` has run with presets/resolution_128.yaml, trains each variant of VARIANTS
@@ -49,7 +49,10 @@ VARIANTS: dict[str, dict[str, Any]] = {  # what differs from params.yaml
     "revive_tenth": {"codebook": {"revive_below": 0.1}},
     "two_levels": {"codebook": {"num_levels": 2, "revive_below": 0.1}},
     "twin": {},
-    "gradient": {"codebook": {"update": "gradient", "revive_below": 0.0}},
+    "gradient": {  # what was the way before
+        "codebook": {"update": "gradient", "revive_below": 0.0},
+        "stage2": {"lambda_commitment": 4.0, "encoder_lr_ratio": 0.1},
+    },
     "units_of_variance": {"stage2": {"commitment_unit": "variance"}},
     "decoder_alone": {"stage2": {"train": "decoder"}},
 }
@@ -71,6 +74,7 @@ def main() -> None:
     train_parser = commands.add_parser("train")
     train_parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     train_parser.add_argument("--only", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    train_parser.add_argument("--steps", type=int, help="in place of those in params.yaml")
     compare_parser = commands.add_parser("compare")
     add_json(compare_parser, "stage2_variants.json")
     for each in (train_parser, compare_parser):
@@ -97,16 +101,17 @@ def train(options: argparse.Namespace) -> None:
         finally:
             gpus.put(gpu)
 
-    runs = [write_run(options.folder, name, seed) for seed in options.seeds for name in options.only]
+    steps = {"stage2": {"steps": options.steps}} if options.steps else {}
+    runs = [write_run(options.folder, name, seed, steps) for seed in options.seeds for name in options.only]
     with ThreadPoolExecutor(gpus.qsize()) as threads:
         list(threads.map(on_a_gpu, runs))
 
 
-def write_run(folder: Path, name: str, seed: int) -> Path:
+def write_run(folder: Path, name: str, seed: int, steps: Mapping[str, Any]) -> Path:
     """The folder of a variant: its parameters, and links to what all share."""
     run = folder / f"{name}_seed{seed}"
     run.mkdir(parents=True, exist_ok=True)
-    params = merged(yaml.safe_load((ROOT / "params.yaml").read_text()), VARIANTS[name])
+    params = merged(merged(yaml.safe_load((ROOT / "params.yaml").read_text()), VARIANTS[name]), steps)
     (run / "params.yaml").write_text(yaml.safe_dump(merged(params, {"stage2": {"seed": seed}})))
     own_codebook = "num_levels" in VARIANTS[name].get("codebook", {})
     for path in (*SHARED, *(() if own_codebook else (Path("artifacts/codebook"), paths.PASS_TOKEN.parent))):
