@@ -1,8 +1,8 @@
 """Can the tokens be learnt? Bits a shape of a small GPT on held-out shapes, beside codes that only count.
 
     .venv/bin/python -m benchmarks.language_model                            (after make repro, on a CPU)
-    .venv/bin/python -m benchmarks.language_model --tokenizer pretrained/tokenizer_128 --dim 512 --layers 8 --steps 4000
-        --warmup 200 --batch-tokens 65536 --context 2048                                                 (on one GPU)
+    .venv/bin/python -m benchmarks.language_model --tokenizer pretrained/tokenizer_128 --dim 512 --layers 8 --steps 3000
+        --warmup 200 --batch-tokens 65536 --context 2048 --lr 0.001        (on one GPU)
 
 The training split's shapes, each under some of the cube's symmetries, become sequences; a causal transformer learns to
 continue them, the grammar's mask over its logits; those longer than its context are left out. Its bits a shape on the
