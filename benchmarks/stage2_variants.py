@@ -53,7 +53,6 @@ VARIANTS: dict[str, dict[str, Any]] = {  # what differs from params.yaml
         "codebook": {"update": "gradient", "revive_below": 0.0},
         "stage2": {"lambda_commitment": 4.0, "encoder_lr_ratio": 0.1},
     },
-    "units_of_variance": {"stage2": {"commitment_unit": "variance"}},
     "decoder_alone": {"stage2": {"train": "decoder"}},
 }
 APART = 500  # bits, of points in the picture

@@ -22,7 +22,6 @@ from .checkpoint import (
     read_architecture,
     save_weights,
 )
-from .distributed import global_variance
 from .errors import InputError, reading
 from .files import digest_of, write_whole
 from .quantizer import Quantized, ResidualQuantizer
@@ -177,14 +176,9 @@ def vqvae_loss(
     lambda_outside: float,
     lambda_vq: float,
     lambda_commitment: float,
-    in_units_of_variance: bool = False,
 ) -> VQVAELoss:
-    """recon + lambda_outside * outside + lambda_vq * |sg(z_e) - e|^2 + lambda_commitment * |z_e - sg(e)|^2.
-
-    In units of the variance that the batch's latents have now, the commitment does not depend on their scale.
-    """
+    """recon + lambda_outside * outside + lambda_vq * |sg(z_e) - e|^2 + lambda_commitment * |z_e - sg(e)|^2."""
     fit = reconstruction_loss(output.decoded, target, kind=recon)
     vq, commitment = output.quantized.vq_loss, output.quantized.commitment_loss
-    unit = global_variance(output.z_e.feats.detach()) if in_units_of_variance else 1.0
-    total = fit.recon + lambda_outside * fit.outside + lambda_vq * vq + lambda_commitment / unit * commitment
+    total = fit.recon + lambda_outside * fit.outside + lambda_vq * vq + lambda_commitment * commitment
     return VQVAELoss(total, fit.recon, fit.outside, vq, commitment, fit.sign_errors, fit.matched)

@@ -93,7 +93,6 @@ class JointSteps:
             lambda_outside=params.lambda_outside,
             lambda_vq=self._settings.codebook.lambda_vq,
             lambda_commitment=params.lambda_commitment,
-            in_units_of_variance=params.commitment_unit == "variance",
         )
         self._num_vectors = len(output.quantized.indices)
         return {

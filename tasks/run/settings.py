@@ -254,7 +254,6 @@ class Stage2(ShapeTraining):
     train: Literal["all", "decoder"]
     encoder_lr_ratio: Annotated[float, Field(gt=0, le=1)]
     lambda_commitment: NotNegative
-    commitment_unit: Literal[1, "variance"]
 
 
 class Evaluate(Section):
