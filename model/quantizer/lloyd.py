@@ -11,8 +11,7 @@ from ..errors import InputError
 from .quantizer import nearest_codes
 
 SEEDING_CANDIDATES_PER_CODE = 32  # k-means++ looks at a subsample of this size
-BLOCK = 2**18  # vectors summed at a time: their copies stay small
-CPU_BLOCK = 2**15  # the same in seeding: larger copies are fresh pages at each code, and take twelve times as long
+BLOCK = 2**15  # vectors summed at a time: on a CPU larger copies are fresh pages each, and take twelve times as long
 
 
 class Lloyd(NamedTuple):
@@ -117,7 +116,7 @@ def _seed(distinct: Tensor, size: int, generator: torch.Generator) -> Tensor:
     draws = torch.rand(size, generator=generator, dtype=torch.float64).to(candidates.device)
     codes = torch.empty_like(candidates[:size])
     nearest = torch.full((len(candidates),), torch.inf, device=candidates.device)
-    block = CPU_BLOCK if candidates.device.type == "cpu" else len(candidates)
+    block = BLOCK if candidates.device.type == "cpu" else len(candidates)
     blocks = list(zip(candidates.split(block), nearest.split(block), strict=True))
     weights = torch.ones_like(nearest)
     for k in range(size):

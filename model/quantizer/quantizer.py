@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..distributed import global_mean
 from ..operators import operator
 
-MAX_SCORES = 2**20  # of one block on the CPU: 4 MB of float32 stay in a core's cache
+MAX_SCORES = 2**21  # of one block on the CPU: 8 MB of float32 stay in its cache
 MAX_SCORES_ON_GPU = 2**24  # enough to fill it: 64 MB of float32, 128 MB of float64
 SCORES_OF_A_GROUP = 64  # codes whose least score is found first: a minimum is ten times as fast as its place
 MAX_KERNEL_DIM = 256
@@ -212,7 +212,7 @@ def nearest_by_blocks(
     for start in range(0, len(z), block):
         rows = slice(start, start + block)
         x = z[rows].float() - origin
-        torch.mm(-x, codes.T, out=scores[: len(x)]).add_(half_squares)
+        torch.addmm(half_squares, x, codes.T, alpha=-1, out=scores[: len(x)])
         indices[rows], best, second = _two_least(scores[: len(x)])
         gap = second - best
         doubtful[rows] = ~(gap > max_rounding(x.shape[1]) * _reach(x, best).square() + UNDERFLOW)

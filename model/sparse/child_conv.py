@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..operators import operator
 from .conv import COLUMN_ELEMENTS, ROWS_PER_PRODUCT, Convolution, Products, SubMConv3d, sum_dtype, sum_of_products
-from .neighbours import NUM_OFFSETS
+from .neighbours import NUM_OFFSETS, pad_absent
 from .tensor import NUM_CHILDREN, SparseTensor, Subdivision, neighbour_table
 
 NUM_TAPS = 8  # parents that a child reads
@@ -58,7 +58,7 @@ def convolve_children(
 ) -> Float[Tensor, "num_outputs out_channels"]:
     """Parents are the leading rows of the neighbour table; its others count as absent."""
     output = feats.new_empty(num_outputs, len(summed))
-    padded = torch.nn.functional.pad(feats, (0, 0, 0, 1))
+    padded = pad_absent(feats, neighbours)
     for octant, kernel in enumerate(summed.unflatten(1, (NUM_CHILDREN, NUM_TAPS)).unbind(1)):
         for parents in _present(children[octant], NUM_TAPS * feats.shape[1]):
             columns = _read_parents(padded, neighbours, octant, parents)
@@ -79,16 +79,16 @@ def convolve_children_input_gradient(
 ) -> Float[Tensor, "num_parents in_channels"]:
     """What a child read from a parent at some offset, that parent finds with the mirrored one."""
     total = grad_output.new_zeros(num_parents, summed.shape[2])
+    readers = neighbours.flip(0)[:, :num_parents] + 1
     for octant, kernel in enumerate(summed.unflatten(1, (NUM_CHILDREN, NUM_TAPS)).unbind(1)):
         present = (children[octant] >= 0).nonzero()[:, 0]
-        given = grad_output.index_select(0, children[octant, present]) @ kernel.flatten(1)
-        given = torch.nn.functional.pad(given, (0, 0, 0, 1)).unflatten(1, (NUM_TAPS, -1))  # the last row is for none
-        row = torch.full((num_parents + 1,), len(present))
-        row[present] = torch.arange(len(present))
-        for tap, offset in enumerate(PARENT_OFFSETS[octant].tolist()):
-            reader = neighbours[NUM_OFFSETS - 1 - offset, :num_parents].long()
-            reader = torch.where((reader >= 0) & (reader < num_parents), reader, num_parents)
-            total += given[:, tap].index_select(0, row[reader])
+        given = grad_output.new_zeros(1 + len(present), NUM_TAPS * total.shape[1])  # the first row is for none
+        torch.mm(grad_output.index_select(0, children[octant, present]), kernel.flatten(1), out=given[1:])
+        row = torch.zeros(1 + neighbours.shape[1], dtype=torch.int32)
+        row[1 + present] = torch.arange(1, len(given), dtype=torch.int32)
+        for tap, reader in enumerate(readers[PARENT_OFFSETS[octant]]):
+            places = row.index_select(0, reader) * NUM_TAPS + tap
+            total += given.view(-1, total.shape[1]).index_select(0, places)
     return total
 
 
@@ -102,7 +102,7 @@ def convolve_children_kernel_gradient(
     """Added up in float32 or more."""
     shape = (NUM_CHILDREN, grad_output.shape[1], NUM_TAPS * feats.shape[1])
     total = torch.zeros(shape, dtype=sum_dtype(feats.dtype))
-    padded = torch.nn.functional.pad(feats, (0, 0, 0, 1))
+    padded = pad_absent(feats, neighbours)
     for octant in range(NUM_CHILDREN):
         for parents in _present(children[octant], NUM_TAPS * feats.shape[1]):
             grads = grad_output.index_select(0, children[octant, parents])
@@ -119,13 +119,11 @@ def _present(children: Int[Tensor, " num_parents"], width: int) -> tuple[Int[Ten
 
 
 def _read_parents(
-    padded: Float[Tensor, "num_parents_plus_1 channels"],
+    padded: Float[Tensor, "num_rows_plus_1 channels"],
     neighbours: Int[Tensor, "27 num_rows"],
     octant: int,
     parents: Int[Tensor, " num_read"],
 ) -> Float[Tensor, "num_read 8*channels"]:
     """The features of the parents that a child in this octant reads, side by side; absent ones are zeros."""
-    absent = len(padded) - 1
-    rows = neighbours[PARENT_OFFSETS[octant][:, None], parents].T
-    rows = torch.where((rows >= 0) & (rows < absent), rows, absent).flatten()
+    rows = neighbours.T[parents[:, None], PARENT_OFFSETS[octant]].flatten() + 1
     return padded.index_select(0, rows).view(len(parents), -1)

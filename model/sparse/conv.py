@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ..operators import operator
-from .neighbours import KERNEL_SIZE, NUM_OFFSETS
+from .neighbours import KERNEL_SIZE, NUM_OFFSETS, pad_absent
 from .tensor import SparseTensor, neighbour_table
 
 COLUMN_ELEMENTS = 2**23  # gathered at a time: 32 MB of float32
@@ -151,11 +151,9 @@ def _columns(
     feats: Float[Tensor, "num_inputs channels"], neighbours: Int[Tensor, "27 num_rows"], num_outputs: int
 ) -> Iterator[tuple[slice, Float[Tensor, "num_rows 27*channels"]]]:
     """Blocks of output rows, the features of each one's 27 neighbours side by side; absent neighbours are zeros."""
-    num_inputs, channels = feats.shape
-    padded = torch.nn.functional.pad(feats, (0, 0, 0, 1))
+    padded, channels = pad_absent(feats, neighbours), feats.shape[1]
     block = max(ROWS_PER_PRODUCT, COLUMN_ELEMENTS // (NUM_OFFSETS * channels))
     for start in range(0, num_outputs, block):
         rows = slice(start, min(start + block, num_outputs))
-        index = neighbours[:, rows].T
-        index = torch.where(index < 0, num_inputs, index).clamp_(max=num_inputs).flatten()
+        index = neighbours[:, rows].T.flatten() + 1
         yield rows, padded.index_select(0, index).view(-1, NUM_OFFSETS * channels)

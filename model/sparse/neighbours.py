@@ -1,8 +1,9 @@
 """Which voxels lie next to each other: spconv's search where there is a wheel of it, else one in plain torch."""
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn import functional as F
 
 from ..errors import InputError
 
@@ -32,6 +33,13 @@ def find_neighbours(
         return find_by_keys(coords, extent=extent)
     find = _find_by_spconv_on_cuda if coords.is_cuda else _find_by_spconv_on_cpu
     return find(coords, num_shapes, extent)
+
+
+def pad_absent(
+    feats: Float[Tensor, "num_inputs channels"], neighbours: Int[Tensor, "27 num_rows"]
+) -> Float[Tensor, "num_rows_plus_1 channels"]:
+    """Features where 1 + an entry of the table finds them: zeros first, for -1, and last, for rows without features."""
+    return F.pad(feats, (0, 0, 1, neighbours.shape[1] - len(feats)))
 
 
 def find_by_keys(coords: Int[Tensor, "num_voxels 4"], *, extent: int) -> Int[Tensor, "27 num_voxels"]:
