@@ -176,8 +176,7 @@ class _ReconstructionWatch:
         def reconstruct(target: SDFTarget) -> SparseTensor:
             return self._vqvae(target.band, target.plan).decoded
 
-        figures = validate(reconstruct, self._shards, self._names, device=self._device)
-        return {"recon_loss": figures["val_l1"], **figures}
+        return validate(reconstruct, self._shards, self._names, device=self._device)
 
     def check_frozen(self) -> None:
         changed = [key for key, value in self._vae.state_dict().items() if not torch.equal(value, self._before[key])]
