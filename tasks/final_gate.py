@@ -17,7 +17,7 @@ from model.tokenizer import ShapeTokenizer
 from model.vae import SparseSDFVAE
 from model.vqvae import load_vqvae
 from tasks.data import VALIDATION_FILE, choose_views, encode_views
-from tasks.gate import Check, Remedies, judge, refuse_failed, verdict
+from tasks.judging import Check, Remedies, judge, refuse_failed, verdict
 from tasks.run import FinalGate, Settings, paths, run_stage, write_metrics
 from tasks.shards import Shards, open_shards
 

@@ -10,7 +10,8 @@ import torch
 from model.errors import InputError
 from tasks import data
 from tasks.data import ShapeLatents, latents_file, load_codebooks, read_vectors, save_codebooks
-from tasks.gate import OF_STAGE1, Check, gate, judge, refuse_failed
+from tasks.gate import OF_STAGE1, gate
+from tasks.judging import Check, judge, refuse_failed
 from tasks.run import CodebookThresholds, RefusedError, Settings, load_settings, paths
 
 ROOT = Path(__file__).parents[2]
