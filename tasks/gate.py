@@ -3,7 +3,7 @@
 from model.files import whole_directory, write_whole
 from model.plots import draw_codebook
 from tasks.data import load_codebooks, read_vectors
-from tasks.judging import Remedies, judge, nearest, refuse_failed, verdict
+from tasks.judging import Remedies, judge, lloyd_passes, refuse_failed, verdict
 from tasks.run import Settings, paths, run_stage, write_metrics
 
 OF_STAGE1 = Remedies(
@@ -20,9 +20,10 @@ def gate(settings: Settings) -> None:
     paths.PASS_TOKEN.unlink(missing_ok=True)
     seen, heldout = (read_vectors(paths.LATENTS, split, max_per_view=None, seed=0) for split in ("train", "val"))
     codebooks = load_codebooks()
-    checks = judge(settings.gate, "gate", codebooks, OF_STAGE1, seen=seen, heldout=heldout)
+    of_seen, of_heldout = (lloyd_passes(codebooks, vectors) for vectors in (seen, heldout))
+    checks = judge(settings.gate, "gate", codebooks, OF_STAGE1, seen=of_seen, heldout=of_heldout)
     with whole_directory(paths.CODEBOOK_PLOTS) as directory:
-        for name, content in draw_codebook(heldout, nearest(heldout, codebooks[0]).indices, codebooks[0]).items():
+        for name, content in draw_codebook(heldout, of_heldout[0].indices, codebooks[0]).items():
             write_whole(directory / name, content)
     write_metrics("gate", verdict(checks))
     refuse_failed(checks, "the codebook")

@@ -56,10 +56,14 @@ def refuse_failed(checks: Sequence[Check], what: str) -> None:
         raise RefusedError(f"{what} is not good enough: " + "; ".join(f"{c}: {c.remedy}" for c in failed))
 
 
-def nearest(vectors: Float[Tensor, "num_vectors dim"], codes: Float[Tensor, "codebook_size dim"]) -> Lloyd:
-    """On the GPU where there is one; the result is on the CPU."""
+def lloyd_passes(codebooks: Sequence[Float[Tensor, "_ dim"]], vectors: Float[Tensor, "num_vectors dim"]) -> list[Lloyd]:
+    """Of each level, over what the levels before it leave; on the GPU where there is one, the results on the CPU."""
     device = pick_device()
-    return Lloyd(*(part.cpu() for part in lloyd_pass(vectors.to(device), codes.to(device))))
+    passes: list[Lloyd] = []
+    for codes in codebooks:
+        passes.append(Lloyd(*(part.cpu() for part in lloyd_pass(vectors.to(device), codes.to(device)))))
+        vectors = vectors - codes[passes[-1].indices]
+    return passes
 
 
 def judge(
@@ -68,12 +72,12 @@ def judge(
     codebooks: Sequence[Float[Tensor, "_ dim"]],
     remedies: Remedies,
     *,
-    seen: Float[Tensor, "num_train dim"],
-    heldout: Float[Tensor, "num_heldout dim"],
+    seen: Sequence[Lloyd],
+    heldout: Sequence[Lloyd],
 ) -> list[Check]:
-    """Every figure of each level beside its threshold; seen and heldout are latents of training and validation shapes.
+    """Every figure of each level beside its threshold; a further level's are named level2_usage and so on.
 
-    A further level is judged on what the levels before it leave; its figures are named level2_usage and so on.
+    seen and heldout are the lloyd_passes of training and of validation shapes' latents.
     """
     checks: list[Check] = []
 
@@ -81,10 +85,9 @@ def judge(
         threshold, at_least = getattr(params, parameter), parameter.startswith("min_")
         checks.append(Check(prefix + figure, value, threshold, f"{section}.{parameter}", at_least, remedy))
 
-    for level, codes in enumerate(codebooks, start=1):
+    for level, (codes, of_seen, of_heldout) in enumerate(zip(codebooks, seen, heldout, strict=True), start=1):
         prefix = "" if level == 1 else f"level{level}_"
-        size, of_seen, of_heldout = len(codes), nearest(seen, codes), nearest(heldout, codes)
-        use = codebook_statistics(of_heldout.counts)
+        size, use = len(codes), codebook_statistics(of_heldout.counts)
         more_tokens = (
             f"too few held-out tokens to judge by (of codes in even use, {1 - math.exp(-use.num_tokens / size):.1%} "
             "would occur); raise encode.heldout_symmetries or voxelize.val_share"
@@ -98,5 +101,4 @@ def judge(
         check("error_ratio", error_ratio, "max_error_ratio", remedies.no_carry_over)
         duplicates = Check(prefix + "duplicate_codes", num_duplicates, 0, "never allowed", False, remedies.duplicates)
         checks.append(duplicates)
-        seen, heldout = seen - codes[of_seen.indices], heldout - codes[of_heldout.indices]
     return checks
