@@ -24,13 +24,18 @@ class CodebookStatistics:
     top_share: float  # share of the tokens taken by the most frequent code
 
 
+def entropy_of(frequency: Float[Tensor, " codebook_size"]) -> Float[Tensor, ""]:
+    """In nats, of frequencies that add up to 1; its exponential is the perplexity."""
+    return -torch.special.xlogy(frequency, frequency).sum()
+
+
 def codebook_statistics(counts: Int[Tensor, " codebook_size"]) -> CodebookStatistics:
     """From how often each code occurs. Raises ValueError where there are no tokens."""
     num_tokens = int(counts.sum())
     if num_tokens == 0:
         raise ValueError("no tokens were counted; codebook usage is undefined")
     frequency = counts.double() / num_tokens
-    entropy = -torch.special.xlogy(frequency, frequency).sum()
+    entropy = entropy_of(frequency)
     return CodebookStatistics(
         num_tokens=num_tokens,
         usage=float((counts > 0).double().mean()),
@@ -46,8 +51,7 @@ def usage_of_batch(indices: Int[Tensor, " num_vectors"], codebook_size: int) -> 
     counts.scatter_add_(0, indices, torch.ones_like(indices, dtype=counts.dtype))
     counts = all_reduce_sum(counts)
     frequency = counts / counts.sum()
-    entropy = -torch.special.xlogy(frequency, frequency).sum()
-    return (frequency > 0).float().mean(), entropy.exp()
+    return (frequency > 0).float().mean(), entropy_of(frequency).exp()
 
 
 def numbers_of_levels(num_levels: int) -> list[str]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..distributed import all_gather, all_reduce_sum
 from .lloyd import race
 from .quantizer import Quantized, ResidualQuantizer
-from .statistics import numbers_of_levels
+from .statistics import entropy_of, numbers_of_levels
 
 REVIVE_EVERY = 10  # steps
 LAST_REVIVAL = 0.8  # of the steps: what is revived has time to find its place
@@ -99,7 +99,7 @@ class TrainedCodebook(ResidualQuantizer):
         for number, averages in zip(numbers_of_levels(len(self.levels)), self.averages, strict=True):
             share = averages.shares / averages.shares.sum()
             figures[f"codebook_usage{number}"] = (1 - (1 - share) ** (WINDOW * len(share))).mean()
-            figures[f"perplexity{number}"] = (-torch.special.xlogy(share, share).sum()).exp()
+            figures[f"perplexity{number}"] = entropy_of(share).exp()
         return figures
 
     def _revive(
