@@ -23,7 +23,7 @@ from model.quantizer import (
     lloyd_pass,
     normalised_error,
     spectrum,
-    usage_of_levels,
+    statistics_of_levels,
 )
 from model.sparse import SparseTensor
 from model.vae import SDFTarget
@@ -60,7 +60,7 @@ def stage1(settings: Settings) -> None:
 
     train(
         codebook,
-        parameter_groups(codebook),
+        param_groups(codebook),
         steps.losses,
         lambda step: draw_vectors(vectors, params, step),
         settings=params,
@@ -88,7 +88,7 @@ def stage1(settings: Settings) -> None:
         **{f"heldout_error_{name}": error for name, error in errors.items()},
         "gaussian_bound": gaussian_error_bound(vectors, bits=quantizer.bits),
         "heldout": {
-            f"level{level}": asdict(use) for level, use in enumerate(usage_of_levels(quantizer, heldout), start=1)
+            f"level{level}": asdict(use) for level, use in enumerate(statistics_of_levels(quantizer, heldout), start=1)
         },
         "variance_in_first": spectrum(vectors),
     }
@@ -131,7 +131,7 @@ def start_codes(
             raise AssertionError("imported codes are not drawn")
 
 
-def parameter_groups(codebook: TrainedCodebook) -> list[dict[str, Any]]:
+def param_groups(codebook: TrainedCodebook) -> list[dict[str, Any]]:
     """For the optimizer, which has to leave codes alone that follow their averages."""
     rate = {} if codebook.by_gradient else {"lr": 0.0}
     return [{"params": list(codebook.codebooks)} | rate]

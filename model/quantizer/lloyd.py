@@ -69,7 +69,7 @@ def _squared_errors(vectors: Tensor, codes: Tensor, indices: Tensor) -> Float[Te
     return errors
 
 
-def race(
+def arrival_times(
     squared_errors: Float[Tensor, " num_vectors"], draws: Float64[Tensor, " num_vectors"]
 ) -> Float64[Tensor, " num_vectors"]:
     """Exponential arrival times of these rates, from uniform draws: the first is a draw in proportion to the errors.
@@ -98,7 +98,7 @@ def _update(
     totals = all_reduce_sum(errors)
     crowded = totals.argsort(descending=True, stable=True)[: len(empty)]
     crowded = crowded[totals[crowded] > 0]  # else every vector sits on its code: nothing left to split
-    times = race(squared_errors, draws)
+    times = arrival_times(squared_errors, draws)
     first = torch.full_like(totals, torch.inf).scatter_reduce_(0, result.indices, times, "amin")
     won = (times == all_reduce_min(first)[result.indices]) & times.isfinite()
     winners = torch.zeros_like(codes)

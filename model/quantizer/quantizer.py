@@ -15,7 +15,6 @@ from ..operators import operator
 MAX_SCORES = 2**20  # of one block on the CPU: 4 MB of float32 stay in a core's cache
 MAX_SCORES_ON_GPU = 2**24  # enough to fill it: 64 MB of float32, 128 MB of float64
 SCORES_OF_A_GROUP = 64  # codes whose least score is found first: a minimum is ten times as fast as its place
-MAX_KERNEL_DIM = 256
 LARGEST_HALF = 2.0**14  # what numbers are scaled to before they are split: float16 ends at 2^16
 UNDERFLOW = 1e-30  # of squares: far below it float32 loses digits
 

@@ -59,7 +59,7 @@ def numbers_of_levels(num_levels: int) -> list[str]:
     return ["", *(f"_{level}" for level in range(2, num_levels + 1))][:num_levels]
 
 
-def use_of_levels(indices: Int[Tensor, "num_vectors num_levels"], sizes: Sequence[int]) -> dict[str, Tensor]:
+def history_columns(indices: Int[Tensor, "num_vectors num_levels"], sizes: Sequence[int]) -> dict[str, Tensor]:
     """Usage and perplexity of each level among these indices, for a history."""
     figures = {}
     for number, column, size in zip(numbers_of_levels(len(sizes)), indices.unbind(1), sizes, strict=True):
@@ -67,7 +67,7 @@ def use_of_levels(indices: Int[Tensor, "num_vectors num_levels"], sizes: Sequenc
     return figures
 
 
-def usage_of_levels(
+def statistics_of_levels(
     quantizer: ResidualQuantizer, vectors: Float[Tensor, "num_vectors dim"]
 ) -> list[CodebookStatistics]:
     """How these vectors use the codes of each level."""

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor, nn
 
 from ..distributed import all_gather, all_reduce_sum
-from .lloyd import race
+from .lloyd import arrival_times
 from .quantizer import Quantized, ResidualQuantizer
 from .statistics import entropy_of, numbers_of_levels
 
@@ -164,7 +164,7 @@ class _Averages(nn.Module):
 
 def _drawn_by_error(vectors: Tensor, squared_errors: Tensor, draws: Tensor, count: int) -> Tensor:
     """At most `count` vectors of all ranks, no two alike, none where a code is already."""
-    times, rows = race(squared_errors, draws).sort()
+    times, rows = arrival_times(squared_errors, draws).sort()
     rows = rows[times.isfinite()][:count]
     entry = torch.full((count, 1 + vectors.shape[1]), torch.inf, dtype=torch.float64, device=vectors.device)
     entry[: len(rows), 0] = times[: len(rows)]
