@@ -38,9 +38,9 @@ from model.evaluation import CodeUse, Reconstructor, Sampling, measure_shapes
 from model.quantizer import ResidualQuantizer, codebook_statistics, statistics_of_levels
 from model.report import Gallery, compare_rows
 from model.tokens import Tokens, Vocabulary
-from model.vqvae import VQVAE, load_vqvae
+from model.vqvae import VQVAE, load_vqvae, unquantized
 from tasks.data import choose_views, encode_views, load_codebooks
-from tasks.evaluate import true_shapes, unquantized
+from tasks.evaluate import true_shapes
 from tasks.run import load_settings, paths
 from tasks.shards import Shards, open_shards
 

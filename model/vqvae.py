@@ -68,6 +68,11 @@ class VQVAE(nn.Module):
         return VQVAEOutput(z_e, quantized, self.vae.decode(z_e.with_feats(quantized.z_q), plan))
 
 
+def unquantized(vae: SparseSDFVAE) -> VQVAE:
+    """With no codes between encoder and decoder: what codes cost is against that."""
+    return VQVAE(vae, ResidualQuantizer([], vae.config.latent_channels))
+
+
 class _VAEConfig(BaseModel):
     model_config = _STRICT
     model_channels: Annotated[int, Field(ge=HEAD_CHANNELS, le=MAX_CHANNELS, multiple_of=HEAD_CHANNELS)]
