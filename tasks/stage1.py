@@ -12,7 +12,6 @@ from torch import Tensor
 from model.checkpoint import load_vae
 from model.device import pick_device
 from model.distributed import in_process_group, rank
-from model.errors import InputError
 from model.files import whole_directory
 from model.quantizer import (
     ResidualQuantizer,
@@ -43,11 +42,6 @@ def stage1(settings: Settings) -> None:
     # a pattern that every shape has must not draw all codes
     vectors = distinct_vectors(cached.to(device), max(sizes))
     heldout = read_vectors(paths.LATENTS, "val", max_per_view=None, seed=params.seed).to(device)
-    dim = vectors.shape[1]
-    if settings.codebook.dim not in ("auto", dim):
-        raise InputError(
-            f"latents have {dim} channels but codebook.dim is {settings.codebook.dim}; set codebook.dim: auto"
-        )
 
     shards = open_shards(paths.SDF)
     inputs = [*paths.LATENTS.iterdir(), *paths.VAE.iterdir()]

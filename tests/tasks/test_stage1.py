@@ -287,12 +287,6 @@ def test_latents_of_an_encoder_without_weights_are_refused_before_any_training(
     assert content(paths.LATENTS) == before  # and no half of new ones
 
 
-def test_a_codebook_of_another_dimension_is_refused(small_project: Path, small_settings: Settings):
-    section = small_settings.codebook.model_copy(update={"dim": 16})
-    with pytest.raises(InputError, match=r"latents have 8 channels but codebook\.dim is 16"):
-        stage1(small_settings.model_copy(update={"codebook": section}))
-
-
 def test_more_codes_than_distinct_latents_are_refused(small_project: Path, small_settings: Settings):
     section = small_settings.codebook.model_copy(update={"num_codes": 10_000})
     with pytest.raises(InputError, match=r"distinct latent vectors for 10000 codes; set codebook\.num_codes lower"):
