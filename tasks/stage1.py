@@ -19,7 +19,7 @@ from model.quantizer import (
     distinct_vectors,
     gaussian_error_bound,
     kmeans,
-    lloyd_pass,
+    nearest_codes,
     normalised_error,
     spectrum,
     statistics_of_levels,
@@ -93,17 +93,19 @@ def stage1(settings: Settings) -> None:
 def start_levels(
     vectors: Float[Tensor, "num_vectors dim"], sizes: Sequence[int], params: Stage1, resume: ResumePoint
 ) -> Codebooks:
-    """Codes of each level, from what the levels before it leave; made once, however often the run is interrupted."""
+    """Codes of each level, from what the levels before it leave; made once, however often the run is interrupted.
+
+    The vectors are distinct. Raises InputError where what is left of them is less than a level's codes.
+    """
     if params.init == "imported":
         return [codes.to(vectors.device) for codes in imported_codes(sizes)]
     codebooks: Codebooks = []
     left = vectors
     for level, size in enumerate(sizes, start=1):
-        distinct = distinct_vectors(left, size)
-        codes = resume.remember(f"start{level}", partial(start_codes, distinct, size, params)).to(vectors.device)
+        codes = resume.remember(f"start{level}", partial(start_codes, left, size, params)).to(vectors.device)
         codebooks.append(codes)
         if level < len(sizes):
-            left = left - codes[lloyd_pass(left, codes).indices]
+            left = distinct_vectors(left - codes[nearest_codes(left, codes)], sizes[level])
     return codebooks
 
 
