@@ -14,7 +14,7 @@ from model.quantizer import LAST_MOVE, ResidualQuantizer, TrainedCodebook, histo
 from model.sparse import SparseTensor
 from model.vae import SDFTarget
 from model.vqvae import VQVAE, VQVAEOutput, vqvae_loss
-from tasks.data import VALIDATION_FILE, ShapeBatch, training_batches
+from tasks.data import ShapeBatch, training_batches
 from tasks.run import Settings, Stage2, paths, write_metrics
 from tasks.shards import Shards, open_shards
 from tasks.training import (
@@ -70,7 +70,7 @@ def train_jointly(
         return
     with whole_directory(directory) as folder:
         save(folder)
-        write_whole(folder / VALIDATION_FILE, json.dumps(by_shape, indent=1) + "\n")
+        write_whole(folder / paths.VALIDATION_FILE, json.dumps(by_shape, indent=1) + "\n")
     write_metrics(stage, {time: mean_figures(shapes) for time, shapes in by_shape.items()})
     resume.finish()
 
