@@ -165,12 +165,12 @@ def _read_config(file: Path) -> Config:
 
 
 class VQVAELoss(NamedTuple):
-    total: Tensor
-    recon: Tensor
-    outside: Tensor
-    vq: Tensor
-    commitment: Tensor
-    sign_errors: Tensor  # share of the band's voxels; watched, not minimised
+    total: Float[Tensor, ""]
+    recon: Float[Tensor, ""]
+    outside: Float[Tensor, ""]
+    vq: Float[Tensor, ""]
+    commitment: Float[Tensor, ""]
+    sign_errors: Float[Tensor, ""]  # share of the band's voxels; watched, not minimised
     matched: Float[Tensor, "num_band 1"]
 
 

@@ -62,7 +62,9 @@ def lloyd_pass(vectors: Float[Tensor, "num_vectors dim"], codes: Float[Tensor, "
     return Lloyd(counts, sums, _squared_errors(vectors, codes, indices), indices)
 
 
-def _squared_errors(vectors: Tensor, codes: Tensor, indices: Tensor) -> Float[Tensor, " num_vectors"]:
+def _squared_errors(
+    vectors: Float[Tensor, "num_vectors dim"], codes: Float[Tensor, "size dim"], indices: Int[Tensor, " num_vectors"]
+) -> Float[Tensor, " num_vectors"]:
     errors = vectors.new_empty(len(vectors))
     for part, error, of in zip(vectors.split(BLOCK), errors.split(BLOCK), indices.split(BLOCK), strict=True):
         torch.sum((part - codes[of]).square(), 1, out=error)
@@ -80,7 +82,10 @@ def arrival_times(
 
 
 def _update(
-    codes: Tensor, vectors: Tensor, result: Lloyd, draws: Float64[Tensor, " num_vectors"]
+    codes: Float[Tensor, "size dim"],
+    vectors: Float[Tensor, "num_vectors dim"],
+    result: Lloyd,
+    draws: Float64[Tensor, " num_vectors"],
 ) -> Float[Tensor, "size dim"]:
     """Codes to the means of their members; each empty one into a code of largest total squared error instead.
 
@@ -107,7 +112,9 @@ def _update(
     return codes
 
 
-def _seed(distinct: Tensor, size: int, generator: torch.Generator) -> Tensor:
+def _seed(
+    distinct: Float[Tensor, "num_distinct dim"], size: int, generator: torch.Generator
+) -> Float[Tensor, "size dim"]:
     """Each next code is one of the candidates, drawn by its squared distance to the codes so far.
 
     Nothing is copied to the CPU in between.

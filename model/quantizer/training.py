@@ -162,7 +162,12 @@ class _Averages(nn.Module):
         return torch.where(known, self.sums / self.shares[:, None], codes.double()).to(codes.dtype)
 
 
-def _drawn_by_error(vectors: Tensor, squared_errors: Tensor, draws: Tensor, count: int) -> Tensor:
+def _drawn_by_error(
+    vectors: Float[Tensor, "num_vectors dim"],
+    squared_errors: Float[Tensor, " num_vectors"],
+    draws: Float64[Tensor, " num_vectors"],
+    count: int,
+) -> Float[Tensor, "num_drawn dim"]:
     """At most `count` vectors of all ranks, no two alike, none where a code is already."""
     times, rows = arrival_times(squared_errors, draws).sort()
     rows = rows[times.isfinite()][:count]
