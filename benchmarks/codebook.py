@@ -113,7 +113,7 @@ def of_stage1(vectors: Tensor, settings: Settings, rate: float | None, changes: 
     with tempfile.TemporaryDirectory() as folder, chdir(folder):
         train(
             codebook,
-            stage1.parameter_groups(codebook),
+            stage1.param_groups(codebook),
             steps.losses,
             lambda step: draw_vectors(vectors, params, step),
             settings=params,

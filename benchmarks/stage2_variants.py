@@ -35,12 +35,12 @@ from benchmarks.tokens import bits_of_places
 from model.checkpoint import load_vae
 from model.device import pick_device
 from model.evaluation import CodeUse, Reconstructor, Sampling, measure_shapes
-from model.quantizer import ResidualQuantizer, codebook_statistics, usage_of_levels
+from model.quantizer import ResidualQuantizer, codebook_statistics, statistics_of_levels
 from model.report import Gallery, compare_rows
 from model.tokens import Tokens, Vocabulary
-from model.vqvae import VQVAE, load_vqvae
+from model.vqvae import VQVAE, load_vqvae, unquantized
 from tasks.data import choose_views, encode_views, load_codebooks
-from tasks.evaluate import true_shapes, unquantized
+from tasks.evaluate import true_shapes
 from tasks.run import load_settings, paths
 from tasks.shards import Shards, open_shards
 
@@ -182,7 +182,7 @@ def heldout_codes(network: VQVAE, shards: Shards, num_symmetries: int) -> list[d
     """Use of each level's codes on validation shapes under the cube's symmetries, as the gates judge it."""
     views = choose_views(shards.names("val"), num_symmetries)
     latents = torch.cat([view.mean for view in encode_views(network.vae, shards, views)])
-    return [asdict(use) for use in usage_of_levels(network.quantizer, latents.to(network.quantizer.device))]
+    return [asdict(use) for use in statistics_of_levels(network.quantizer, latents.to(network.quantizer.device))]
 
 
 def bits_a_shape(use: CodeUse, shards: Shards) -> dict[str, float]:

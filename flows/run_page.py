@@ -75,7 +75,8 @@ def show_evaluation() -> None:
 
 def _figures(evaluation: dict[str, dict[str, Any]]) -> str:
     """The rows of an evaluation as a Markdown table."""
-    from model.report import ROW_TITLES, figures_of  # draws too, with torch, Warp and matplotlib: four seconds
+    from model.evaluation import REPORT  # with torch, Warp and matplotlib, as the next: four seconds
+    from model.report import ROW_TITLES, figures_of
 
     measured = {title: evaluation[row] for row, title in ROW_TITLES.items() if row in evaluation}
     known = {column for values in measured.values() for column in values}
@@ -86,7 +87,7 @@ def _figures(evaluation: dict[str, dict[str, Any]]) -> str:
     ]
     head = ["row", *(figure.label for figure in figures), "failed"]
     lines = [head, ["---"] * len(head), *rows]
-    report = (paths.EVALUATION / "report.html").resolve()
+    report = (paths.EVALUATION / REPORT).resolve()
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     return f"{table}\n\nEvery shape, to turn in 3D: [{report.name}]({report.as_uri()}), on the machine that ran this.\n"
 

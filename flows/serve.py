@@ -17,11 +17,11 @@ from typing import NoReturn
 
 import yaml
 
+from flows import keeper
 from flows.credentials import SETTINGS, ensure_credentials
 from flows.local_server import ON_ITS_OWN, LocalServer, bypass_proxies, local_server
 from model.errors import INTERRUPTED, InputError
 
-KEEPER = Path(__file__).with_name("keeper.py")
 START_SECONDS = 600.0  # a first start makes the database; a server that fails ends the wait at once
 REQUEST_SECONDS = 10.0  # for the server to finish what it is asked
 TRAINER_SECONDS = 40.0  # for a worker to end its run, whose trainer saves its state first
@@ -92,9 +92,9 @@ def _kept(command: list[str], environment: Mapping[str, str], patience: float) -
 
     It is told to stop by SIGINT, and after so many seconds of patience by what it can't overhear.
     """
-    keeper = [sys.executable, str(KEEPER), "--patience", str(patience), *command]
+    command_line = [sys.executable, keeper.__file__, "--patience", str(patience), *command]
     # Of its own session, which Ctrl-C does not reach.
-    with subprocess.Popen(keeper, stdin=subprocess.PIPE, start_new_session=True, env=environment) as process:
+    with subprocess.Popen(command_line, stdin=subprocess.PIPE, start_new_session=True, env=environment) as process:
         try:
             yield process
         finally:

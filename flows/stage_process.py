@@ -13,10 +13,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
+from flows import keeper
 from model.errors import INTERRUPTED, printable
 from tasks.run import ALREADY_RUNNING, REFUSED
 
-KEEPER, REPRO = Path(__file__).with_name("keeper.py"), Path(__file__).with_name("repro.py")
+REPRO = Path(__file__).with_name("repro.py")
 LOOK_AROUND_SECONDS = 1.0
 
 PROGRESS = re.compile(r"(?P<stage>[\w -]+): (?P<done>\d+) of (?P<total>\d+) \w+s, ")  # as model/progress.py writes it
@@ -60,7 +61,7 @@ def reproduce(
     lines: list[str] = []
     with TemporaryDirectory() as scratch:
         end = Path(scratch, "end.json")
-        command = [sys.executable, str(KEEPER), sys.executable, "-P", str(REPRO), str(end), stage]
+        command = [sys.executable, keeper.__file__, sys.executable, "-P", str(REPRO), str(end), stage]
         command += [*(["--force"] if force else []), *(["--remote"] if remote else [])]
         with subprocess.Popen(
             command,

@@ -27,7 +27,7 @@ def hear_interrupts() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def end_at_once() -> None:
+def skip_last_collection() -> None:
     """Let this process end without Python's last search for cycles, 1.5 s of CPU where torch and Warp are imported."""
     atexit.register(gc.freeze)
 

@@ -67,6 +67,11 @@ class VQVAE(nn.Module):
         return VQVAEOutput(z_e, quantized, self.vae.decode(z_e.with_feats(quantized.z_q), plan))
 
 
+def unquantized(vae: SparseSDFVAE) -> VQVAE:
+    """With no codes between encoder and decoder: what codes cost is against that."""
+    return VQVAE(vae, ResidualQuantizer([], vae.config.latent_channels))
+
+
 class _VAEConfig(BaseModel):
     model_config = _STRICT
     model_channels: Annotated[int, Field(ge=HEAD_CHANNELS, le=MAX_CHANNELS, multiple_of=HEAD_CHANNELS)]
@@ -159,12 +164,12 @@ def _read_config(file: Path) -> Config:
 
 
 class VQVAELoss(NamedTuple):
-    total: Tensor
-    recon: Tensor
-    outside: Tensor
-    vq: Tensor
-    commitment: Tensor
-    sign_errors: Tensor  # share of the band's voxels; watched, not minimised
+    total: Float[Tensor, ""]
+    recon: Float[Tensor, ""]
+    outside: Float[Tensor, ""]
+    vq: Float[Tensor, ""]
+    commitment: Float[Tensor, ""]
+    sign_errors: Float[Tensor, ""]  # share of the band's voxels; watched, not minimised
     matched: Float[Tensor, "num_band 1"]
 
 

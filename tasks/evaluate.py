@@ -34,8 +34,7 @@ from model.report import (
     report_page,
 )
 from model.tables import write_table
-from model.vae import SparseSDFVAE
-from model.vqvae import VQVAE, load_vqvae
+from model.vqvae import VQVAE, load_vqvae, unquantized
 from tasks.data import load_codebooks
 from tasks.run import Settings, paths, run_stage, write_metrics
 from tasks.shards import Shards, open_shards
@@ -104,10 +103,6 @@ def load_networks(*, twin: bool) -> dict[str, VQVAE]:
     if twin:
         networks["twin"] = unquantized(load_vae(paths.TWIN))
     return networks
-
-
-def unquantized(vae: SparseSDFVAE) -> VQVAE:
-    return VQVAE(vae, ResidualQuantizer([], vae.config.latent_channels))
 
 
 def true_shapes(shards: Shards, names: Sequence[str]) -> Iterator[TrueShape]:

@@ -16,8 +16,8 @@ from model.metrics import summarise_change
 from model.tokenizer import ShapeTokenizer
 from model.vae import SparseSDFVAE
 from model.vqvae import load_vqvae
-from tasks.data import VALIDATION_FILE, choose_views, encode_views
-from tasks.gate import Check, Remedies, judge, refuse_failed, verdict
+from tasks.data import choose_views, encode_views
+from tasks.judging import Check, Remedies, judge, lloyd_passes, refuse_failed, verdict
 from tasks.run import FinalGate, Settings, paths, run_stage, write_metrics
 from tasks.shards import Shards, open_shards
 
@@ -36,10 +36,10 @@ def final_gate(settings: Settings) -> None:
     params, shards = settings.final_gate, open_shards(paths.SDF)
     vqvae, _ = load_vqvae(paths.STAGE2, device=pick_device())
     codebooks = [codes.detach().cpu() for codes in vqvae.quantizer.codebooks]
-    seen = _latents(vqvae.vae, shards, "train", 1)
-    heldout = _latents(vqvae.vae, shards, "val", settings.encode.heldout_symmetries)
+    seen = lloyd_passes(codebooks, _latents(vqvae.vae, shards, "train", 1))
+    heldout = lloyd_passes(codebooks, _latents(vqvae.vae, shards, "val", settings.encode.heldout_symmetries))
     checks = judge(params, "final_gate", codebooks, OF_STAGE2, seen=seen, heldout=heldout)
-    checks.append(gain_over_stage1(_read_json(paths.STAGE2 / VALIDATION_FILE, "stage2"), params))
+    checks.append(gain_over_stage1(_read_json(paths.STAGE2 / paths.VALIDATION_FILE, "stage2"), params))
     figures = verdict(checks)
     write_metrics("final_gate", figures)
     refuse_failed(checks, "the tokenizer")

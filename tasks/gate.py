@@ -1,49 +1,10 @@
 """Decide on held-out shapes whether the codebook is good enough to train the whole network with."""
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-
-from jaxtyping import Float
-from torch import Tensor
-
-from model.device import pick_device
 from model.files import whole_directory, write_whole
 from model.plots import draw_codebook
-from model.quantizer import Lloyd, codebook_statistics, lloyd_pass
 from tasks.data import load_codebooks, read_vectors
-from tasks.run import CodebookThresholds, RefusedError, Settings, paths, run_stage, write_metrics
-
-
-@dataclass(frozen=True)
-class Check:
-    """One figure held against its threshold."""
-
-    figure: str
-    value: float
-    threshold: float
-    parameter: str
-    at_least: bool
-    remedy: str
-
-    @property
-    def passed(self) -> bool:
-        return self.value >= self.threshold if self.at_least else self.value <= self.threshold
-
-    def __str__(self) -> str:
-        relation = ">=" if self.at_least else "<="
-        return f"{self.figure} {self.value:.4g} ({self.parameter}: {relation} {self.threshold:.4g})"
-
-
-@dataclass(frozen=True)
-class Remedies:
-    """What to do about a codebook; it depends on what made it."""
-
-    unused: str
-    one_takes_all: str
-    no_carry_over: str
-    duplicates: str
-
+from tasks.judging import Remedies, judge, lloyd_passes, refuse_failed, verdict
+from tasks.run import Settings, paths, run_stage, write_metrics
 
 OF_STAGE1 = Remedies(
     unused="set stage1.init: kmeans, raise stage1.kmeans_iterations or encode.train_symmetries, add meshes, or lower "
@@ -59,74 +20,15 @@ def gate(settings: Settings) -> None:
     paths.PASS_TOKEN.unlink(missing_ok=True)
     seen, heldout = (read_vectors(paths.LATENTS, split, max_per_view=None, seed=0) for split in ("train", "val"))
     codebooks = load_codebooks()
-    checks = judge(settings.gate, "gate", codebooks, OF_STAGE1, seen=seen, heldout=heldout)
+    of_seen, of_heldout = (lloyd_passes(codebooks, vectors) for vectors in (seen, heldout))
+    checks = judge(settings.gate, "gate", codebooks, OF_STAGE1, seen=of_seen, heldout=of_heldout)
     with whole_directory(paths.CODEBOOK_PLOTS) as directory:
-        for name, content in draw_codebook(heldout, _nearest(heldout, codebooks[0]).indices, codebooks[0]).items():
+        for name, content in draw_codebook(heldout, of_heldout[0].indices, codebooks[0]).items():
             write_whole(directory / name, content)
     write_metrics("gate", verdict(checks))
     refuse_failed(checks, "the codebook")
     # Constant, so that a threshold that still passes retrains nothing downstream.
     write_whole(paths.PASS_TOKEN, "The codebook passed the gate; metrics/gate.json has the figures.\n")
-
-
-def verdict(checks: Sequence[Check]) -> dict[str, float]:
-    """For a metrics file."""
-    return {check.figure: check.value for check in checks} | {"passed": all(check.passed for check in checks)}
-
-
-def refuse_failed(checks: Sequence[Check], what: str) -> None:
-    """Print every check; raise RefusedError with figure, threshold and remedy of those that failed."""
-    for check in checks:
-        print(f"{'pass' if check.passed else 'FAIL'}  {check}")
-    failed = [check for check in checks if not check.passed]
-    if failed:
-        raise RefusedError(f"{what} is not good enough: " + "; ".join(f"{c}: {c.remedy}" for c in failed))
-
-
-def _nearest(vectors: Float[Tensor, "num_vectors dim"], codes: Float[Tensor, "codebook_size dim"]) -> Lloyd:
-    """On the GPU where there is one; the result is on the CPU."""
-    device = pick_device()
-    return Lloyd(*(part.cpu() for part in lloyd_pass(vectors.to(device), codes.to(device))))
-
-
-def judge(
-    params: CodebookThresholds,
-    section: str,
-    codebooks: Sequence[Float[Tensor, "_ dim"]],
-    remedies: Remedies,
-    *,
-    seen: Float[Tensor, "num_train dim"],
-    heldout: Float[Tensor, "num_heldout dim"],
-) -> list[Check]:
-    """Every figure of each level beside its threshold; seen and heldout are latents of training and validation shapes.
-
-    A further level is judged on what the levels before it leave; its figures are named level2_usage and so on.
-    """
-    checks: list[Check] = []
-
-    def check(figure: str, value: float, parameter: str, remedy: str) -> None:
-        threshold, at_least = getattr(params, parameter), parameter.startswith("min_")
-        checks.append(Check(prefix + figure, value, threshold, f"{section}.{parameter}", at_least, remedy))
-
-    for level, codes in enumerate(codebooks, start=1):
-        prefix = "" if level == 1 else f"level{level}_"
-        size, of_seen, of_heldout = len(codes), _nearest(seen, codes), _nearest(heldout, codes)
-        use = codebook_statistics(of_heldout.counts)
-        more_tokens = (
-            f"too few held-out tokens to judge by (of codes in even use, {1 - math.exp(-use.num_tokens / size):.1%} "
-            "would occur); raise encode.heldout_symmetries or voxelize.val_share"
-        )
-        error_ratio = float(of_heldout.squared_errors.mean() / of_seen.squared_errors.mean())
-        num_duplicates = size - len(codes.unique(dim=0))
-        check("tokens_per_code", use.num_tokens / size, "min_tokens_per_code", more_tokens)
-        check("usage", use.usage, "min_usage", remedies.unused)
-        check("perplexity_ratio", use.perplexity / size, "min_perplexity_ratio", remedies.unused)
-        check("top_share", use.top_share, "max_top_share", remedies.one_takes_all)
-        check("error_ratio", error_ratio, "max_error_ratio", remedies.no_carry_over)
-        duplicates = Check(prefix + "duplicate_codes", num_duplicates, 0, "never allowed", False, remedies.duplicates)
-        checks.append(duplicates)
-        seen, heldout = seen - codes[of_seen.indices], heldout - codes[of_heldout.indices]
-    return checks
 
 
 if __name__ == "__main__":

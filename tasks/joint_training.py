@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from model.distributed import global_variance, rank
 from model.files import whole_directory, write_whole
-from model.quantizer import LAST_MOVE, ResidualQuantizer, TrainedCodebook, use_of_levels
+from model.quantizer import LAST_MOVE, ResidualQuantizer, TrainedCodebook, history_columns
 from model.sparse import SparseTensor
 from model.vae import SDFTarget
 from model.vqvae import VQVAE, VQVAEOutput, vqvae_loss
-from tasks.data import VALIDATION_FILE, ShapeBatch, training_batches
+from tasks.data import ShapeBatch, training_batches
 from tasks.run import Settings, Stage2, paths, write_metrics
 from tasks.shards import Shards, open_shards
 from tasks.training import (
@@ -70,7 +70,7 @@ def train_jointly(
         return
     with whole_directory(directory) as folder:
         save(folder)
-        write_whole(folder / VALIDATION_FILE, json.dumps(by_shape, indent=1) + "\n")
+        write_whole(folder / paths.VALIDATION_FILE, json.dumps(by_shape, indent=1) + "\n")
     write_metrics(stage, {time: mean_figures(shapes) for time, shapes in by_shape.items()})
     resume.finish()
 
@@ -106,7 +106,7 @@ class JointSteps:
         }
 
     def after(self, step: int, optimizer: torch.optim.Optimizer) -> Losses:
-        codebook, params = _trained(self._network.quantizer), self._settings.stage2
+        codebook, params = _codebook_of(self._network.quantizer), self._settings.stage2
         if codebook is None:
             return {}
         draws = torch.rand(self._num_vectors, dtype=torch.float64, device=codebook.device)
@@ -128,7 +128,7 @@ class Watch:
 
     def __call__(self) -> Figures:
         figures = mean_figures(self.by_shape())
-        columns = use_of_levels(torch.cat(self._indices), self._network.quantizer.num_codes)
+        columns = history_columns(torch.cat(self._indices), self._network.quantizer.num_codes)
         return figures | {f"val_{name}": float(value) for name, value in columns.items()}
 
     def _decoded(self, target: SDFTarget) -> SparseTensor:
@@ -139,7 +139,7 @@ class Watch:
 
 def param_groups(network: VQVAE, params: Stage2) -> list[dict[str, Any]]:
     """What is trained by gradients and how fast; all else is left alone by them."""
-    codebook = _trained(network.quantizer)
+    codebook = _codebook_of(network.quantizer)
     network.requires_grad_(False)
     groups: list[dict[str, Any]] = [{"params": _unfrozen(network.vae.decoder)}]
     if params.train == "decoder":
@@ -161,6 +161,6 @@ def _unfrozen(module: nn.Module) -> list[nn.Parameter]:
     return list(module.requires_grad_(True).parameters())
 
 
-def _trained(quantizer: ResidualQuantizer) -> TrainedCodebook | None:
+def _codebook_of(quantizer: ResidualQuantizer) -> TrainedCodebook | None:
     """None where there are no codes, as in the twin."""
     return quantizer if isinstance(quantizer, TrainedCodebook) else None

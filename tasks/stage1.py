@@ -12,7 +12,6 @@ from torch import Tensor
 from model.checkpoint import load_vae
 from model.device import pick_device
 from model.distributed import in_process_group, rank
-from model.errors import InputError
 from model.files import whole_directory
 from model.quantizer import (
     ResidualQuantizer,
@@ -20,10 +19,10 @@ from model.quantizer import (
     distinct_vectors,
     gaussian_error_bound,
     kmeans,
-    lloyd_pass,
+    nearest_codes,
     normalised_error,
     spectrum,
-    usage_of_levels,
+    statistics_of_levels,
 )
 from model.sparse import SparseTensor
 from model.vae import SDFTarget
@@ -43,11 +42,6 @@ def stage1(settings: Settings) -> None:
     # a pattern that every shape has must not draw all codes
     vectors = distinct_vectors(cached.to(device), max(sizes))
     heldout = read_vectors(paths.LATENTS, "val", max_per_view=None, seed=params.seed).to(device)
-    dim = vectors.shape[1]
-    if settings.codebook.dim not in ("auto", dim):
-        raise InputError(
-            f"latents have {dim} channels but codebook.dim is {settings.codebook.dim}; set codebook.dim: auto"
-        )
 
     shards = open_shards(paths.SDF)
     inputs = [*paths.LATENTS.iterdir(), *paths.VAE.iterdir()]
@@ -60,7 +54,7 @@ def stage1(settings: Settings) -> None:
 
     train(
         codebook,
-        parameter_groups(codebook),
+        param_groups(codebook),
         steps.losses,
         lambda step: draw_vectors(vectors, params, step),
         settings=params,
@@ -88,7 +82,7 @@ def stage1(settings: Settings) -> None:
         **{f"heldout_error_{name}": error for name, error in errors.items()},
         "gaussian_bound": gaussian_error_bound(vectors, bits=quantizer.bits),
         "heldout": {
-            f"level{level}": asdict(use) for level, use in enumerate(usage_of_levels(quantizer, heldout), start=1)
+            f"level{level}": asdict(use) for level, use in enumerate(statistics_of_levels(quantizer, heldout), start=1)
         },
         "variance_in_first": spectrum(vectors),
     }
@@ -99,17 +93,19 @@ def stage1(settings: Settings) -> None:
 def start_levels(
     vectors: Float[Tensor, "num_vectors dim"], sizes: Sequence[int], params: Stage1, resume: ResumePoint
 ) -> Codebooks:
-    """Codes of each level, from what the levels before it leave; made once, however often the run is interrupted."""
+    """Codes of each level, from what the levels before it leave; made once, however often the run is interrupted.
+
+    The vectors are distinct. Raises InputError where what is left of them is less than a level's codes.
+    """
     if params.init == "imported":
         return [codes.to(vectors.device) for codes in imported_codes(sizes)]
     codebooks: Codebooks = []
     left = vectors
     for level, size in enumerate(sizes, start=1):
-        distinct = distinct_vectors(left, size)
-        codes = resume.remember(f"start{level}", partial(start_codes, distinct, size, params)).to(vectors.device)
+        codes = resume.remember(f"start{level}", partial(start_codes, left, size, params)).to(vectors.device)
         codebooks.append(codes)
         if level < len(sizes):
-            left = left - codes[lloyd_pass(left, codes).indices]
+            left = distinct_vectors(left - codes[nearest_codes(left, codes)], sizes[level])
     return codebooks
 
 
@@ -131,7 +127,7 @@ def start_codes(
             raise AssertionError("imported codes are not drawn")
 
 
-def parameter_groups(codebook: TrainedCodebook) -> list[dict[str, Any]]:
+def param_groups(codebook: TrainedCodebook) -> list[dict[str, Any]]:
     """For the optimizer, which has to leave codes alone that follow their averages."""
     rate = {} if codebook.by_gradient else {"lr": 0.0}
     return [{"params": list(codebook.codebooks)} | rate]
@@ -176,8 +172,7 @@ class _ReconstructionWatch:
         def reconstruct(target: SDFTarget) -> SparseTensor:
             return self._vqvae(target.band, target.plan).decoded
 
-        figures = validate(reconstruct, self._shards, self._names, device=self._device)
-        return {"recon_loss": figures["val_l1"], **figures}
+        return validate(reconstruct, self._shards, self._names, device=self._device)
 
     def check_frozen(self) -> None:
         changed = [key for key, value in self._vae.state_dict().items() if not torch.equal(value, self._before[key])]

@@ -7,8 +7,7 @@ import torch
 from model.checkpoint import load_vae, save_vae
 from model.device import pick_device
 from model.distributed import in_process_group
-from model.quantizer import ResidualQuantizer
-from model.vqvae import VQVAE
+from model.vqvae import unquantized
 from tasks.joint_training import train_jointly
 from tasks.run import Settings, paths, run_stage
 
@@ -16,8 +15,7 @@ from tasks.run import Settings, paths, run_stage
 @in_process_group()
 def twin(settings: Settings) -> None:
     torch.manual_seed(settings.stage2.seed)
-    vae = load_vae(paths.VAE)
-    network = VQVAE(vae, ResidualQuantizer([], vae.config.latent_channels)).to(pick_device())
+    network = unquantized(load_vae(paths.VAE)).to(pick_device())
     save = partial(save_vae, network.vae)
     train_jointly(network, settings, stage="twin", inputs=paths.VAE.iterdir(), directory=paths.TWIN, save=save)
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..errors import INTERRUPTED, end_at_once, hear_interrupts, sentence_of
+from ..errors import INTERRUPTED, hear_interrupts, sentence_of, skip_last_collection
 
 if TYPE_CHECKING:
     from ..checkpoint import Layout
@@ -88,7 +88,7 @@ class _Commands(click.Group):
 def main(arguments: list[str] | None = None) -> None:
     """Run the command with these arguments, by default those of the process. Raises SystemExit with the exit code."""
     hear_interrupts()
-    end_at_once()
+    skip_last_collection()
     commands.main(arguments, prog_name=PROGRAM)
 
 

@@ -23,7 +23,7 @@ from threading import Thread
 from typing import Generic, NamedTuple, TypeVar
 from uuid import uuid4
 
-from ..errors import InputError, end_at_once
+from ..errors import InputError, skip_last_collection
 
 GB = 1e9
 _MAX_ATTEMPTS = 2  # the first may have died of what another job did
@@ -220,7 +220,7 @@ def _dask_workers(scheduler: str) -> Iterator[Workers]:
 def _begin_worker(max_bytes: int) -> None:
     """Ctrl-C is the parent's to handle; no worker outlives a parent that was killed; none takes all memory."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    end_at_once()
+    skip_last_collection()
     _, allowed = resource.getrlimit(resource.RLIMIT_DATA)
     most = max_bytes if allowed == resource.RLIM_INFINITY else min(max_bytes, allowed)
     resource.setrlimit(resource.RLIMIT_DATA, (most, most))

@@ -18,7 +18,7 @@ DOTS_PER_INCH = 100
 
 # What a person looks at while and after training: the columns of each panel, with their labels.
 CURVES: Mapping[str, Mapping[str, str]] = {
-    "reconstruction": {"recon_loss": "training", "val_l1": "validation"},
+    "reconstruction": {"recon_loss": "training", "val_l1": "validation L1"},
     "codebook losses": {"vq_loss": "vq", "commitment_loss": "commitment"},
     "codebook usage": {"codebook_usage": "training", "val_codebook_usage": "held out"},
     "perplexity": {"perplexity": "training", "val_perplexity": "held out"},

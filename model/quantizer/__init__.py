@@ -9,10 +9,10 @@ from .statistics import (
     CodebookStatistics,
     codebook_statistics,
     gaussian_error_bound,
+    history_columns,
     normalised_error,
     spectrum,
-    usage_of_levels,
-    use_of_levels,
+    statistics_of_levels,
     water_level,
 )
 from .training import LAST_MOVE, TrainedCodebook
@@ -28,12 +28,12 @@ __all__ = [
     "codebook_statistics",
     "distinct_vectors",
     "gaussian_error_bound",
+    "history_columns",
     "kmeans",
     "lloyd_pass",
     "nearest_codes",
     "normalised_error",
     "spectrum",
-    "usage_of_levels",
-    "use_of_levels",
+    "statistics_of_levels",
     "water_level",
 ]

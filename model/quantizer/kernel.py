@@ -14,7 +14,7 @@ import triton.language as tl
 from jaxtyping import Float
 from torch import Tensor
 
-from .quantizer import LARGEST_HALF, MAX_KERNEL_DIM, UNDERFLOW, Nearest, halves, max_rounding, nearest_by_blocks
+from .quantizer import LARGEST_HALF, UNDERFLOW, Nearest, halves, max_rounding, nearest_by_blocks
 
 
 class Tile(NamedTuple):
@@ -122,7 +122,7 @@ def _nearest_kernel(
 def nearest(
     z: Float[Tensor, "num_vectors dim"], codebook: Float[Tensor, "codebook_size dim"], origin: Float[Tensor, " dim"]
 ) -> Nearest:
-    return (nearest_by_kernel if z.shape[1] <= MAX_KERNEL_DIM else nearest_by_blocks)(z, codebook, origin)
+    return (nearest_by_kernel if z.shape[1] <= max(TILES) else nearest_by_blocks)(z, codebook, origin)
 
 
 def nearest_by_kernel(

@@ -61,14 +61,16 @@ def lloyd_pass(vectors: Float[Tensor, "num_vectors dim"], codes: Float[Tensor, "
     return Lloyd(counts, sums, _squared_errors(vectors, codes, indices), indices)
 
 
-def _squared_errors(vectors: Tensor, codes: Tensor, indices: Tensor) -> Float[Tensor, " num_vectors"]:
+def _squared_errors(
+    vectors: Float[Tensor, "num_vectors dim"], codes: Float[Tensor, "size dim"], indices: Int[Tensor, " num_vectors"]
+) -> Float[Tensor, " num_vectors"]:
     errors = vectors.new_empty(len(vectors))
     for part, error, of in zip(vectors.split(BLOCK), errors.split(BLOCK), indices.split(BLOCK), strict=True):
         torch.sum((part - codes[of]).square(), 1, out=error)
     return errors
 
 
-def race(
+def arrival_times(
     squared_errors: Float[Tensor, " num_vectors"], draws: Float64[Tensor, " num_vectors"]
 ) -> Float64[Tensor, " num_vectors"]:
     """Exponential arrival times of these rates, from uniform draws: the first is a draw in proportion to the errors.
@@ -79,7 +81,10 @@ def race(
 
 
 def _update(
-    codes: Tensor, vectors: Tensor, result: Lloyd, draws: Float64[Tensor, " num_vectors"]
+    codes: Float[Tensor, "size dim"],
+    vectors: Float[Tensor, "num_vectors dim"],
+    result: Lloyd,
+    draws: Float64[Tensor, " num_vectors"],
 ) -> Float[Tensor, "size dim"]:
     """Codes to the means of their members; each empty one into a code of largest total squared error instead.
 
@@ -97,7 +102,7 @@ def _update(
     totals = all_reduce_sum(errors)
     crowded = totals.argsort(descending=True, stable=True)[: len(empty)]
     crowded = crowded[totals[crowded] > 0]  # else every vector sits on its code: nothing left to split
-    times = race(squared_errors, draws)
+    times = arrival_times(squared_errors, draws)
     first = torch.full_like(totals, torch.inf).scatter_reduce_(0, result.indices, times, "amin")
     won = (times == all_reduce_min(first)[result.indices]) & times.isfinite()
     winners = torch.zeros_like(codes)
@@ -106,7 +111,9 @@ def _update(
     return codes
 
 
-def _seed(distinct: Tensor, size: int, generator: torch.Generator) -> Tensor:
+def _seed(
+    distinct: Float[Tensor, "num_distinct dim"], size: int, generator: torch.Generator
+) -> Float[Tensor, "size dim"]:
     """Each next code is one of the candidates, drawn by its squared distance to the codes so far.
 
     Nothing is copied to the CPU in between.

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Float16, Int
+from jaxtyping import Bool, Float, Float16, Float64, Int
 from torch import Tensor, nn
 
 from ..distributed import global_mean
@@ -15,7 +15,6 @@ from ..operators import operator
 MAX_SCORES = 2**21  # of one block on the CPU: 8 MB of float32 stay in its cache
 MAX_SCORES_ON_GPU = 2**24  # enough to fill it: 64 MB of float32, 128 MB of float64
 SCORES_OF_A_GROUP = 64  # codes whose least score is found first: a minimum is ten times as fast as its place
-MAX_KERNEL_DIM = 256
 LARGEST_HALF = 2.0**14  # what numbers are scaled to before they are split: float16 ends at 2^16
 UNDERFLOW = 1e-30  # of squares: far below it float32 loses digits
 
@@ -23,8 +22,8 @@ UNDERFLOW = 1e-30  # of squares: far below it float32 loses digits
 class Quantized(NamedTuple):
     z_q: Float[Tensor, "num_vectors dim"]  # value: the nearest code; gradient: that of z_e, exactly
     indices: Int[Tensor, "num_vectors ..."]  # a column for each level of a ResidualQuantizer
-    vq_loss: Tensor  # mean |sg(z_e) - e|^2: moves the codes only
-    commitment_loss: Tensor  # mean |z_e - sg(e)|^2: moves the encoder only
+    vq_loss: Float[Tensor, ""]  # mean |sg(z_e) - e|^2: moves the codes only
+    commitment_loss: Float[Tensor, ""]  # mean |z_e - sg(e)|^2: moves the encoder only
 
 
 class VectorQuantizer(nn.Module):
@@ -174,7 +173,12 @@ def nearest_codes(
     return indices
 
 
-def _nearest_in_float64(z: Tensor, rows: Tensor, codebook: Tensor, origin: Tensor) -> Tensor:
+def _nearest_in_float64(
+    z: Float[Tensor, "num_vectors dim"],
+    rows: Int[Tensor, " num_rows"],
+    codebook: Float64[Tensor, "codebook_size dim"],
+    origin: Float64[Tensor, " dim"],
+) -> Int[Tensor, " num_rows"]:
     """Of rows of z. Products with equal codes may differ in the last digit: the first code within that is compared."""
     codes = codebook - origin
     half_squares = codes.square().sum(1) / 2
@@ -233,7 +237,7 @@ def _two_least(scores: Float[Tensor, "rows num_scores"]) -> tuple[Tensor, Tensor
     return group * SCORES_OF_A_GROUP + place[:, 0], best, second
 
 
-def _reach(x: Tensor, score: Tensor) -> Tensor:
+def _reach(x: Float[Tensor, "rows dim"], score: Float[Tensor, " rows"]) -> Float[Tensor, " rows"]:
     """|x| + |x - c|, c being the code with this score."""
     square = x.square().sum(1)
     return square.sqrt() + (square + 2 * score).clamp(min=0).sqrt()

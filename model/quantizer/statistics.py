@@ -24,13 +24,18 @@ class CodebookStatistics:
     top_share: float  # share of the tokens taken by the most frequent code
 
 
+def entropy_of(frequency: Float[Tensor, " codebook_size"]) -> Float[Tensor, ""]:
+    """In nats, of frequencies that add up to 1; its exponential is the perplexity."""
+    return -torch.special.xlogy(frequency, frequency).sum()
+
+
 def codebook_statistics(counts: Int[Tensor, " codebook_size"]) -> CodebookStatistics:
     """From how often each code occurs. Raises ValueError where there are no tokens."""
     num_tokens = int(counts.sum())
     if num_tokens == 0:
         raise ValueError("no tokens were counted; codebook usage is undefined")
     frequency = counts.double() / num_tokens
-    entropy = -torch.special.xlogy(frequency, frequency).sum()
+    entropy = entropy_of(frequency)
     return CodebookStatistics(
         num_tokens=num_tokens,
         usage=float((counts > 0).double().mean()),
@@ -46,8 +51,7 @@ def usage_of_batch(indices: Int[Tensor, " num_vectors"], codebook_size: int) -> 
     counts.scatter_add_(0, indices, torch.ones_like(indices, dtype=counts.dtype))
     counts = all_reduce_sum(counts)
     frequency = counts / counts.sum()
-    entropy = -torch.special.xlogy(frequency, frequency).sum()
-    return (frequency > 0).float().mean(), entropy.exp()
+    return (frequency > 0).float().mean(), entropy_of(frequency).exp()
 
 
 def numbers_of_levels(num_levels: int) -> list[str]:
@@ -55,7 +59,7 @@ def numbers_of_levels(num_levels: int) -> list[str]:
     return ["", *(f"_{level}" for level in range(2, num_levels + 1))][:num_levels]
 
 
-def use_of_levels(indices: Int[Tensor, "num_vectors num_levels"], sizes: Sequence[int]) -> dict[str, Tensor]:
+def history_columns(indices: Int[Tensor, "num_vectors num_levels"], sizes: Sequence[int]) -> dict[str, Tensor]:
     """Usage and perplexity of each level among these indices, for a history."""
     figures = {}
     for number, column, size in zip(numbers_of_levels(len(sizes)), indices.unbind(1), sizes, strict=True):
@@ -63,7 +67,7 @@ def use_of_levels(indices: Int[Tensor, "num_vectors num_levels"], sizes: Sequenc
     return figures
 
 
-def usage_of_levels(
+def statistics_of_levels(
     quantizer: ResidualQuantizer, vectors: Float[Tensor, "num_vectors dim"]
 ) -> list[CodebookStatistics]:
     """How these vectors use the codes of each level."""

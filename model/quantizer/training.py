@@ -9,9 +9,9 @@ from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor, nn
 
 from ..distributed import all_gather, all_reduce_sum
-from .lloyd import race
+from .lloyd import arrival_times
 from .quantizer import Quantized, ResidualQuantizer
-from .statistics import numbers_of_levels
+from .statistics import entropy_of, numbers_of_levels
 
 REVIVE_EVERY = 10  # steps
 LAST_REVIVAL = 0.8  # of the steps: what is revived has time to find its place
@@ -99,7 +99,7 @@ class TrainedCodebook(ResidualQuantizer):
         for number, averages in zip(numbers_of_levels(len(self.levels)), self.averages, strict=True):
             share = averages.shares / averages.shares.sum()
             figures[f"codebook_usage{number}"] = (1 - (1 - share) ** (WINDOW * len(share))).mean()
-            figures[f"perplexity{number}"] = (-torch.special.xlogy(share, share).sum()).exp()
+            figures[f"perplexity{number}"] = entropy_of(share).exp()
         return figures
 
     def _revive(
@@ -162,9 +162,14 @@ class _Averages(nn.Module):
         return torch.where(known, self.sums / self.shares[:, None], codes.double()).to(codes.dtype)
 
 
-def _drawn_by_error(vectors: Tensor, squared_errors: Tensor, draws: Tensor, count: int) -> Tensor:
+def _drawn_by_error(
+    vectors: Float[Tensor, "num_vectors dim"],
+    squared_errors: Float[Tensor, " num_vectors"],
+    draws: Float64[Tensor, " num_vectors"],
+    count: int,
+) -> Float[Tensor, "num_drawn dim"]:
     """At most `count` vectors of all ranks, no two alike, none where a code is already."""
-    times, rows = race(squared_errors, draws).sort()
+    times, rows = arrival_times(squared_errors, draws).sort()
     rows = rows[times.isfinite()][:count]
     entry = torch.full((count, 1 + vectors.shape[1]), torch.inf, dtype=torch.float64, device=vectors.device)
     entry[: len(rows), 0] = times[: len(rows)]

@@ -2,7 +2,6 @@
 
 from tasks.data.codebook import (
     CODEBOOK_FILE,
-    VALIDATION_FILE,
     Codebooks,
     imported_codes,
     load_codebooks,

@@ -13,8 +13,6 @@ from tasks.run import paths
 CODEBOOK_FILE = paths.CODEBOOK / "codebook.safetensors"
 IMPORTED_CODES = paths.VAE / "codebook.safetensors"
 REMEDY = "run dvc repro -f stage1"
-VALIDATION_FILE = "validation.json"  # beside trained weights: figures of each validation shape, before and after
-
 
 Codebooks = list[Float[Tensor, "_ dim"]]  # a tensor for each residual level, each with a size of its own
 

@@ -14,6 +14,7 @@ STAGE2 = Path("artifacts/stage2")
 TOKENIZER = Path("artifacts/tokenizer")
 TWIN = Path("artifacts/twin")
 EVALUATION = Path("artifacts/evaluation")
+VALIDATION_FILE = "validation.json"  # beside trained weights: figures of each validation shape, before and after
 
 METRICS = Path("metrics")
 HEADLINE = METRICS / "headline.json"  # evaluate's, few figures: what `dvc metrics` and `dvc exp show` print

@@ -64,7 +64,7 @@ def num_processes(stage: str, settings: Settings) -> int:
         raise InputError(f"{LIMIT} is {limit!r}; it takes a number of processes, 1 or more: set that or unset it")
     wanted = min(int(limit), num_gpus or int(limit))
     if wanted > most:
-        print(f"{most} of {wanted} processes work on {stage}: a batch may have no more shapes", file=sys.stderr)
+        print(f"{most} of {wanted} processes work on {stage}: a batch may have no more to share", file=sys.stderr)
     return min(wanted, most)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
-from model.errors import INTERRUPTED, InputError, end_at_once, hear_interrupts, sentence_of
+from model.errors import INTERRUPTED, InputError, hear_interrupts, sentence_of, skip_last_collection
 from model.files import write_whole
 from tasks.run.paths import METRICS, RESUME
 from tasks.run.processes import End, hand_over, is_launched, launch, num_nodes, num_processes, stop_with_launcher
@@ -33,7 +33,7 @@ def run_stage(name: str, stage: Callable[[Settings], None]) -> None:
     On a machine with several GPUs that is done by a process for each, where the stage can share its work.
     """
     hear_interrupts()
-    end_at_once()
+    skip_last_collection()
     if is_launched():
         stop_with_launcher()
     end = _end_of(name, stage)
@@ -79,16 +79,19 @@ def write_metrics(stage: str, figures: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def only_one(stage: str) -> Iterator[None]:
-    """Hold the stage's lock. Raises AlreadyRunningError where another process has it, as after DVC alone was killed."""
+def only_one(name: str) -> Iterator[None]:
+    """Hold the lock of this name, a stage's or the flow's.
+
+    Raises AlreadyRunningError where another process has it, as after DVC alone was killed.
+    """
     RESUME.mkdir(parents=True, exist_ok=True)
-    with (RESUME / f"{stage}.lock").open("a+") as lock:
+    with (RESUME / f"{name}.lock").open("a+") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             lock.seek(0)
             holder = lock.read().strip() or "unknown"
-            raise AlreadyRunningError(f"{stage}: process {holder} runs it already; wait for it or stop it") from None
+            raise AlreadyRunningError(f"{name}: process {holder} runs it already; wait for it or stop it") from None
         lock.truncate(0)
         lock.write(str(os.getpid()))
         lock.flush()

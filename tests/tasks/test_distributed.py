@@ -159,5 +159,5 @@ def test_torchrun_is_refused_more_processes_than_shapes_and_the_stage_itself_sta
 
     monkeypatch.setenv(LIMIT, "2")
     run_stage("stage2", stage2)
-    assert "1 of 2 processes work on stage2: a batch may have no more shapes" in capsys.readouterr().err
+    assert "1 of 2 processes work on stage2: a batch may have no more to share" in capsys.readouterr().err
     assert paths.STAGE2.is_dir()

@@ -12,6 +12,7 @@ import trimesh
 import yaml
 from PIL import Image
 
+from flows.run_page import FIGURES, PICTURES
 from model.checkpoint import save_vae
 from model.errors import InputError
 from model.evaluation import Reconstructor
@@ -247,6 +248,12 @@ def test_plots_are_small_pictures(project: Path):
     assert sum(sizes.values()) < 600_000
     sheet = np.asarray(Image.open(paths.PLOTS / "shapes.png").convert("RGB"))
     assert len(np.unique(sheet)) > 10
+
+
+def test_a_run_page_shows_what_there_is(project: Path, metrics: dict):
+    """What it does not find it leaves out silently."""
+    assert {f"{name}.png" for name in PICTURES} < {path.name for path in paths.PLOTS.iterdir()}
+    assert set(FIGURES) < metrics["stage2"].keys()
 
 
 def test_usage_table_lists_every_code_by_frequency(project: Path):

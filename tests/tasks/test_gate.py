@@ -10,7 +10,8 @@ import torch
 from model.errors import InputError
 from tasks import data
 from tasks.data import ShapeLatents, latents_file, load_codebooks, read_vectors, save_codebooks
-from tasks.gate import OF_STAGE1, Check, gate, judge, refuse_failed
+from tasks.gate import OF_STAGE1, gate
+from tasks.judging import Check, judge, lloyd_passes, refuse_failed
 from tasks.run import CodebookThresholds, RefusedError, Settings, load_settings, paths
 
 ROOT = Path(__file__).parents[2]
@@ -155,8 +156,10 @@ def test_duplicate_codes():
 
 def judged(wanted: Settings) -> list[Check]:
     """What the gate finds, without its pictures, which take a second."""
-    seen, heldout = (read_vectors(paths.LATENTS, split, max_per_view=None, seed=0) for split in ("train", "val"))
-    return judge(wanted.gate, "gate", load_codebooks(), OF_STAGE1, seen=seen, heldout=heldout)
+    codebooks = load_codebooks()
+    vectors = (read_vectors(paths.LATENTS, split, max_per_view=None, seed=0) for split in ("train", "val"))
+    seen, heldout = (lloyd_passes(codebooks, latents) for latents in vectors)
+    return judge(wanted.gate, "gate", codebooks, OF_STAGE1, seen=seen, heldout=heldout)
 
 
 def fails(wanted: Settings, figure: str, comparison: str, remedy: str, also: list[str] | None = None) -> None:

@@ -14,7 +14,7 @@ from model.quantizer import ResidualQuantizer
 from model.report import Gallery
 from model.sdf import normalised_surface
 from model.sparse import SparseTensor, tensor
-from model.vqvae import VQVAE
+from model.vqvae import unquantized
 from tests.shapes import ring_and_box
 from tests.small_tokenizer import small_tokenizer
 
@@ -45,8 +45,8 @@ def test_every_row_pays_for_finding_its_own_neighbours(monkeypatch: pytest.Monke
     monkeypatch.setattr(tensor, "find_neighbours", watched)
     tokenizer = small_tokenizer()
     shape = tokenizer.voxelize(trimesh.creation.box())
-    unquantized = VQVAE(tokenizer.vqvae.vae, ResidualQuantizer([], tokenizer.vqvae.quantizer.dim))
-    rows = Reconstructor({"vae": unquantized, "stage2": tokenizer.vqvae}, CPU).rows(shape)
+    networks = {"vae": unquantized(tokenizer.vqvae.vae), "stage2": tokenizer.vqvae}
+    rows = Reconstructor(networks, CPU).rows(shape)
     of_row = []
     for _ in rows:
         of_row.append(sorted(searched))

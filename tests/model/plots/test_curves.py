@@ -31,7 +31,7 @@ def test_panels_are_those_that_some_stage_can_fill_with_each_stage_one_wide(monk
     assert list(panels) == ["reconstruction", "codebook losses", "learning rate"]
     of_vq = [line for line in panels["codebook losses"].lines if line.get_label() == "vq"]
     assert [line.get_xdata().tolist() for line in of_vq] == [[0.25, 0.5, 1.0]]
-    validation = [line for line in panels["reconstruction"].lines if line.get_label() == "validation"]
+    validation = [line for line in panels["reconstruction"].lines if line.get_label() == "validation L1"]
     assert [(line.get_xdata().tolist(), line.get_ydata().tolist()) for line in validation] == [([2.0], [0.3])]
     labels = [text.get_text() for text in panels["learning rate"].get_legend().get_texts()]
     assert labels == ["decoder"]  # once, for both stages
