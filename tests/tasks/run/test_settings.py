@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[3]
 SMALL = ROOT / "params.yaml"
 PUBLISHED = ROOT / "presets/published.yaml"
 PRESETS = sorted((ROOT / "presets").glob("*.yaml"))
+OF_THE_TOKENIZER = ROOT / "pretrained/tokenizer_128/params.yaml"  # what the shipped one was trained with
 
 Parameters = dict[str, dict[str, Any]]
 
@@ -47,7 +48,9 @@ def keys(parameters: Parameters) -> dict[str, list[str]]:
     return {section: list(values) if isinstance(values, dict) else [] for section, values in parameters.items()}
 
 
-@pytest.mark.parametrize("file", [SMALL, *PRESETS], ids=lambda file: file.stem)
+@pytest.mark.parametrize(
+    "file", [SMALL, *PRESETS, OF_THE_TOKENIZER], ids=lambda file: f"{file.parent.name}/{file.stem}"
+)
 def test_shipped_settings_load(file: Path):
     assert load_settings(file).codebook.dim == "auto"
 
