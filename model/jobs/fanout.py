@@ -183,7 +183,7 @@ def _own_workers(limits: Limits, at_most: int | None) -> Iterator[Workers]:
 def _one_thread_each() -> Iterator[None]:
     """For processes that start here: their libraries read it when they load, which is before any job.
 
-    On a machine of many cores their threads took a job's whole memory, and a thousand of them each other's time.
+    On a machine of 32 cores the libraries' threads took a job's whole memory.
     """
     before = {name: os.environ.get(name) for name in _ONE_THREAD}
     os.environ.update(_ONE_THREAD)
