@@ -75,7 +75,7 @@ def show_evaluation() -> None:
 
 def _figures(evaluation: dict[str, dict[str, Any]]) -> str:
     """The rows of an evaluation as a Markdown table."""
-    from model.evaluation import REPORT  # with torch, Warp and matplotlib, as the next: four seconds
+    from model.evaluation import REPORT  # both bring torch, Warp and matplotlib, which take seconds
     from model.report import ROW_TITLES, figures_of
 
     measured = {title: evaluation[row] for row, title in ROW_TITLES.items() if row in evaluation}

@@ -34,7 +34,7 @@ def encode(settings: Settings) -> None:
 
 
 def encode_split(vae: SparseSDFVAE, shards: Shards, split: str, views: list[View], directory: Path) -> int:
-    """Write this rank's files: what is in which, to the bit, does not depend on how many ranks there are.
+    """Write this rank's files: neither they nor what is encoded together depend on how many ranks there are.
 
     Returns the number of vectors in them.
     """

@@ -183,7 +183,7 @@ def _own_workers(limits: Limits, at_most: int | None) -> Iterator[Workers]:
 def _one_thread_each() -> Iterator[None]:
     """For processes that start here: their libraries read it when they load, which is before any job.
 
-    On a machine of 32 cores the libraries' threads took a job's whole memory.
+    Threads for 32 cores would take 2.5 GB of the memory that a job may have.
     """
     before = {name: os.environ.get(name) for name in _ONE_THREAD}
     os.environ.update(_ONE_THREAD)

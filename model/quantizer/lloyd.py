@@ -11,7 +11,7 @@ from ..errors import InputError
 from .quantizer import nearest_codes
 
 SEEDING_CANDIDATES_PER_CODE = 32  # k-means++ looks at a subsample of this size
-BLOCK = 2**15  # vectors summed at a time: on a CPU larger copies are fresh pages each, and take twelve times as long
+BLOCK = 2**15  # vectors summed at a time: larger copies are fresh pages on a CPU, and seeding took twelve times as long
 
 
 class Lloyd(NamedTuple):

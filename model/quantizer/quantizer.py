@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..distributed import global_mean
 from ..operators import operator
 
-MAX_SCORES = 2**21  # of one block on the CPU: 8 MB of float32 stay in its cache
+MAX_SCORES = 2**21  # of one block on the CPU: 8 MB of float32
 MAX_SCORES_ON_GPU = 2**24  # enough to fill it: 64 MB of float32, 128 MB of float64
 SCORES_OF_A_GROUP = 64  # codes whose least score is found first: a minimum is ten times as fast as its place
 LARGEST_HALF = 2.0**14  # what numbers are scaled to before they are split: float16 ends at 2^16

@@ -84,7 +84,7 @@ def load_bands(
     """
     sizes = shards.index.num_voxels
     blocks = (views[start : start + block] for start in range(0, len(views), block))
-    batches = (batch for views in blocks for batch in _filled(views, lambda view: sizes[view.name], batch_voxels))
+    batches = (batch for part in blocks for batch in _filled(part, lambda view: sizes[view.name], batch_voxels))
     dataset = ShapeDataset(shards.resolution, outside_share=0.0)
     places = ([(shards.locate(view.name), TrainingView(view, 0)) for view in batch] for batch in batches)
     for packed in DataLoader(dataset, batch_sampler=places, collate_fn=collate, **_loading(device)):

@@ -37,8 +37,8 @@ def encode_views(
 ) -> Iterator[ShapeLatents]:
     """Posterior means of each view, in order; by default on a GPU, which one shape does not fill, several at a time.
 
-    How they round depends on what is encoded together, so never views of two blocks of `block` in all. On a GPU a
-    thread encodes the next batch while one is used. Raises InputError where they are all 0.
+    What is encoded together may change how they round: it is never views of two blocks, each of `block` views. On a GPU
+    a thread encodes the next batch while one is used. Raises InputError where they are all 0.
     """
     device = next(vae.parameters()).device
     if batch_voxels is None:
